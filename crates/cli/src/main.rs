@@ -1,0 +1,3 @@
+//! The `tritrain` program.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Corpora, tokenizer, token shards and the resumable batch plan.

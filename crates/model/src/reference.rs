@@ -1,0 +1,1 @@
+//! The whole model in plain f64 loops, forward and backward.

@@ -1,0 +1,1 @@
+//! From gradients to updated weights: directions, schedules, the guard against bad steps.

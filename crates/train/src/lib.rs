@@ -1,0 +1,1 @@
+//! Run state, the training loop, checkpoint policy, metrics and signals.

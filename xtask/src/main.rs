@@ -1,0 +1,3 @@
+//! What developers run: `cargo xtask ci|test|tidy`.
+
+fn main() {}
