@@ -1,1 +1,5 @@
 //! From gradients to updated weights: directions, schedules, the guard against bad steps.
+
+mod config;
+
+pub use config::{DirectionKind, OptimConfig, ScheduleKind};

@@ -1,0 +1,57 @@
+//! How long to train and what to keep: the `[run]` section of the configuration file.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// The `[run]` section. Everything counted in steps unless it says otherwise.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RunConfig {
+    /// Seed of initialisation and data order.
+    pub seed: u64,
+    /// Steps to train; 0 leaves the bound to run.tokens.
+    #[schemars(range(min = 0, max = 1_000_000_000_u64))]
+    pub steps: u64,
+    /// Tokens to train on; 0 leaves the bound to run.steps. With both, the smaller one ends the run.
+    #[schemars(range(min = 0, max = 1_000_000_000_000_000_u64))]
+    pub tokens: u64,
+    /// Sequences in a batch.
+    #[schemars(range(min = 1, max = 65536))]
+    pub batch: usize,
+    /// Threads; 0 takes every core. The result does not depend on it.
+    #[schemars(range(min = 0, max = 1024))]
+    pub threads: usize,
+    /// Evaluate on the validation split this often; 0 only at the end.
+    pub eval_every: u64,
+    /// Validation tokens of one evaluation.
+    #[schemars(range(min = 1, max = 1_000_000_000_u64))]
+    pub eval_tokens: u64,
+    /// Print a sample this often; 0 only at the end.
+    pub sample_every: u64,
+    /// Tokens in a sample.
+    #[schemars(range(min = 1, max = 4096))]
+    pub sample_tokens: usize,
+    /// Save a checkpoint this often; 0 only at the end. Signals always save.
+    pub checkpoint_every: u64,
+    /// Newest checkpoints kept beside the best one.
+    #[schemars(range(min = 1, max = 1000))]
+    pub keep: usize,
+}
+
+impl Default for RunConfig {
+    fn default() -> Self {
+        RunConfig {
+            seed: 1,
+            steps: 0,
+            tokens: 1_000_000,
+            batch: 8,
+            threads: 0,
+            eval_every: 100,
+            eval_tokens: 32_768,
+            sample_every: 100,
+            sample_tokens: 60,
+            checkpoint_every: 200,
+            keep: 2,
+        }
+    }
+}
