@@ -1,1 +1,211 @@
 //! The Backend trait, the operations a model and an optimizer need, and its CPU implementation.
+//!
+//! A training step is a list of calls on device buffers. Nothing returns a value to the host except
+//! [`Backend::download`], so a GPU can queue a whole step and be waited for once.
+
+mod cpu;
+
+pub use cpu::{Cpu, CpuError, Int8Rows, TernaryMatrix};
+pub use tritrain_kernels::{
+    Tier,
+    attention::{Shape, rope_table},
+    elementwise::Gate,
+    ternary::Store,
+    update::{Adam, Factored},
+};
+
+/// Device buffers and the operations on them.
+///
+/// Matrices are row-major; a buffer's length is part of its type of use, and operations panic when
+/// lengths do not fit together: shapes are the caller's business, checked before any buffer is made.
+/// "tokens" below is the number of rows of activations, batch × time.
+pub trait Backend: Send + Sync {
+    /// Buffer of f32.
+    type Floats: Send + Sync;
+    /// Buffer of token ids.
+    type Tokens: Send + Sync;
+    /// Int8 rows, [rows][cols], with one f32 scale each.
+    type Rows: Send + Sync;
+    /// Ternary codes, [outputs][inputs], with one scale, packed for this device.
+    type Ternary: Send + Sync;
+
+    /// `len` zeros.
+    fn floats(&self, len: usize) -> Self::Floats;
+    /// Room for `len` token ids.
+    fn tokens(&self, len: usize) -> Self::Tokens;
+    /// Room for int8 rows.
+    fn rows(&self, rows: usize, cols: usize) -> Self::Rows;
+    /// Room for a ternary matrix; `gradient` when [`Backend::ternary_input_gradient`] will be called.
+    fn ternary(&self, outputs: usize, inputs: usize, gradient: bool) -> Self::Ternary;
+
+    /// Copies host floats into a buffer of the same length.
+    fn upload(&self, from: &[f32], to: &mut Self::Floats);
+    /// Copies host token ids into a buffer of the same length.
+    fn upload_tokens(&self, from: &[u32], to: &mut Self::Tokens);
+    /// Waits for everything queued, then copies a buffer to the host.
+    fn download(&self, from: &Self::Floats, to: &mut [f32]);
+    /// Waits, then gives the codes, [outputs][inputs] in {-1, 0, 1}, and the scale.
+    fn download_ternary(&self, from: &Self::Ternary) -> (Vec<i8>, f32);
+    /// `to = from`, same length.
+    fn copy(&self, from: &Self::Floats, to: &mut Self::Floats);
+    /// `to = 0`.
+    fn clear(&self, to: &mut Self::Floats);
+
+    /// `x[t] = table[tokens[t]]`; `table` [vocab][dim], `x` [tokens][dim].
+    fn embed(&self, tokens: &Self::Tokens, table: &Self::Floats, dim: usize, x: &mut Self::Floats);
+    /// `d_table[tokens[t]] += dx[t]`.
+    fn embed_backward(
+        &self,
+        tokens: &Self::Tokens,
+        dx: &Self::Floats,
+        dim: usize,
+        d_table: &mut Self::Floats,
+    );
+
+    /// `h = gain · x / rms(x)` by rows; `rstd` [tokens] for the backward pass.
+    fn rmsnorm(
+        &self,
+        x: &Self::Floats,
+        gain: &Self::Floats,
+        eps: f32,
+        h: &mut Self::Floats,
+        rstd: &mut Self::Floats,
+    );
+    /// [`Backend::rmsnorm`] with the result quantised to int8 by rows.
+    fn rmsnorm_quantize(
+        &self,
+        x: &Self::Floats,
+        gain: &Self::Floats,
+        eps: f32,
+        h: &mut Self::Rows,
+        rstd: &mut Self::Floats,
+    );
+    /// Gradients of RMSNorm; rounding passes straight through. `dx` is replaced or added to, `d_gain`
+    /// replaced.
+    #[expect(clippy::too_many_arguments, reason = "the operands of one backward pass")]
+    fn rmsnorm_backward(
+        &self,
+        dh: &Self::Floats,
+        x: &Self::Floats,
+        gain: &Self::Floats,
+        rstd: &Self::Floats,
+        store: Store,
+        dx: &mut Self::Floats,
+        d_gain: &mut Self::Floats,
+    );
+    /// Int8 rows: `scale = max|x| / 127`, round half to even.
+    fn quantize_rows(&self, x: &Self::Floats, rows: &mut Self::Rows);
+
+    /// `y = x·wᵀ`, or added to `y`; `x` [tokens][inputs], `w` [outputs][inputs].
+    fn matmul(&self, x: &Self::Floats, w: &Self::Floats, inputs: usize, store: Store, y: &mut Self::Floats);
+    /// `dx = dy·w`.
+    fn matmul_input_gradient(
+        &self,
+        dy: &Self::Floats,
+        w: &Self::Floats,
+        inputs: usize,
+        dx: &mut Self::Floats,
+    );
+    /// `dw = dyᵀ·x`.
+    fn matmul_weight_gradient(
+        &self,
+        dy: &Self::Floats,
+        x: &Self::Floats,
+        inputs: usize,
+        dw: &mut Self::Floats,
+    );
+
+    /// Codes and fp16 scale of latent weights: `scale = fp16(mean|w|)`, `code = sign(w)` where
+    /// `|w| > scale/2`. Weights that are not finite give the scale NaN.
+    fn ternarize(&self, latent: &Self::Floats, w: &mut Self::Ternary);
+    /// `y = x·wᵀ`, exact in i32 before the scales, or added to `y`.
+    fn ternary_matmul(&self, x: &Self::Rows, w: &Self::Ternary, store: Store, y: &mut Self::Floats);
+    /// `dx = dy·w`, with `dy` int8 by rows.
+    fn ternary_input_gradient(&self, dy: &Self::Rows, w: &Self::Ternary, dx: &mut Self::Floats);
+    /// `dw = (dy · scales of x)ᵀ · codes of x`, with the first factor int16 by output column.
+    fn ternary_weight_gradient(&self, dy: &Self::Floats, x: &Self::Rows, dw: &mut Self::Floats);
+
+    /// Rotates the q and k rows of `qkv` in place, row 0 at position `first`; `inverse` rotates back.
+    fn rope(&self, qkv: &mut Self::Floats, table: &Self::Floats, shape: Shape, first: usize, inverse: bool);
+    /// Causal attention over rotated `qkv`; `lse` [batch][heads][time] for the backward pass.
+    fn attention(&self, qkv: &Self::Floats, shape: Shape, out: &mut Self::Floats, lse: &mut Self::Floats);
+    /// Gradient of [`Backend::attention`], written to `d_qkv`.
+    #[expect(clippy::too_many_arguments, reason = "the operands of one backward pass")]
+    fn attention_backward(
+        &self,
+        qkv: &Self::Floats,
+        out: &Self::Floats,
+        lse: &Self::Floats,
+        d_out: &Self::Floats,
+        shape: Shape,
+        d_qkv: &mut Self::Floats,
+    );
+    /// Attention of new rows of one sequence at positions from `start`, whose keys and values are
+    /// first added to the caches, [capacity][kv_heads · head_dim].
+    #[expect(clippy::too_many_arguments, reason = "the operands of one decoding step")]
+    fn attention_decode(
+        &self,
+        qkv: &Self::Floats,
+        shape: Shape,
+        start: usize,
+        k_cache: &mut Self::Floats,
+        v_cache: &mut Self::Floats,
+        out: &mut Self::Floats,
+    );
+
+    /// `a = act(gate) · up`; `gate_up` [tokens][gate, up], `a` [tokens][width].
+    fn glu(&self, gate: Gate, gate_up: &Self::Floats, width: usize, a: &mut Self::Floats);
+    /// Gradient of [`Backend::glu`], written to `d_gate_up`.
+    fn glu_backward(
+        &self,
+        gate: Gate,
+        gate_up: &Self::Floats,
+        da: &Self::Floats,
+        width: usize,
+        d_gate_up: &mut Self::Floats,
+    );
+
+    /// Cross entropy of `softmax(hidden·headᵀ)` in nats per token, into `losses` [tokens].
+    fn head_loss(
+        &self,
+        hidden: &Self::Floats,
+        head: &Self::Floats,
+        targets: &Self::Tokens,
+        dim: usize,
+        losses: &mut Self::Floats,
+    );
+    /// [`Backend::head_loss`], and the gradients of the mean loss: `d_hidden` replaced, `d_head` added to.
+    #[expect(clippy::too_many_arguments, reason = "forward and backward in one pass over the logits")]
+    fn head_loss_backward(
+        &self,
+        hidden: &Self::Floats,
+        head: &Self::Floats,
+        targets: &Self::Tokens,
+        dim: usize,
+        losses: &mut Self::Floats,
+        d_hidden: &mut Self::Floats,
+        d_head: &mut Self::Floats,
+    );
+    /// `logits = hidden·headᵀ`, [rows][vocab].
+    fn head_logits(&self, hidden: &Self::Floats, head: &Self::Floats, dim: usize, logits: &mut Self::Floats);
+
+    /// `out[at] = Σ x`.
+    fn sum(&self, x: &Self::Floats, out: &mut Self::Floats, at: usize);
+    /// `out[at] += Σ x²`.
+    fn add_sum_squares(&self, x: &Self::Floats, out: &mut Self::Floats, at: usize);
+
+    /// Turns a gradient into the Adam update in place and advances the moments.
+    fn adam(&self, g: &mut Self::Floats, m: &mut Self::Floats, v: &mut Self::Floats, with: Adam);
+    /// Turns the gradient of a matrix into the factored update in place and advances its state;
+    /// `row` [rows], `col` [cols], `momentum` as `g`, or empty for none.
+    fn factored(
+        &self,
+        g: &mut Self::Floats,
+        row: &mut Self::Floats,
+        col: &mut Self::Floats,
+        momentum: &mut Self::Floats,
+        with: Factored,
+    );
+    /// `w -= rate · (u + decay · w)`.
+    fn apply(&self, w: &mut Self::Floats, u: &Self::Floats, rate: f32, decay: f32);
+}

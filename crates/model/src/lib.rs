@@ -1,8 +1,20 @@
 //! The decoder: configuration, forward, hand-written backward, generation with a KV cache, and its f64 reference.
 
+mod activations;
+mod block;
 mod config;
+mod generate;
+mod init;
 mod layout;
+mod linear;
+mod model;
 pub mod reference;
+mod sample;
 
+pub use activations::Activations;
 pub use config::{ConfigError, Gate, ModelConfig, Precision};
-pub use layout::{Layout, TensorKind, TensorSpec};
+pub use generate::{Generator, PromptError};
+pub use init::initial_weights;
+pub use layout::{BlockIds, Layout, TensorKind, TensorSpec};
+pub use model::Model;
+pub use sample::{Sampling, sample};

@@ -1,0 +1,303 @@
+//! The backend on CPU kernels: buffers are vectors, operations run at once.
+
+use std::sync::{Mutex, PoisonError};
+
+use tritrain_kernels::{
+    Context, ContextError, Tier, attention, elementwise, embed, loss,
+    matmul::{self, View},
+    norm, outer, rows, ternary, update,
+};
+
+use crate::{Adam, Backend, Factored, Gate, Shape, Store};
+
+/// Why the CPU backend cannot start.
+pub type CpuError = ContextError;
+
+/// CPU kernels of one tier on one pool of threads.
+#[derive(Debug)]
+pub struct Cpu {
+    cx: Context,
+    outer: Mutex<outer::Scratch>,
+}
+
+impl Cpu {
+    /// The fastest tier of this machine (or the one `TRITRAIN_TIER` names) on `threads` threads, 0 for
+    /// one per core. The number of threads changes no result.
+    ///
+    /// # Errors
+    /// The tier is not available, or the threads cannot be started.
+    pub fn new(threads: usize) -> Result<Cpu, CpuError> {
+        Cpu::with_tier(Tier::detect()?, threads)
+    }
+
+    /// A given tier.
+    ///
+    /// # Errors
+    /// The threads cannot be started.
+    pub fn with_tier(tier: Tier, threads: usize) -> Result<Cpu, CpuError> {
+        Ok(Cpu { cx: Context::new(tier, threads)?, outer: Mutex::default() })
+    }
+
+    /// The instructions in use.
+    pub fn tier(&self) -> Tier {
+        self.cx.tier()
+    }
+
+    /// The threads in use.
+    pub fn threads(&self) -> usize {
+        self.cx.threads()
+    }
+}
+
+/// Int8 rows in memory.
+#[derive(Clone, Debug)]
+pub struct Int8Rows {
+    codes: Vec<i8>,
+    scales: Vec<f32>,
+}
+
+/// A ternary matrix in memory: codes packed for the forward product and, while training, for the
+/// gradient of its input.
+#[derive(Clone, Debug)]
+pub struct TernaryMatrix {
+    scale: f32,
+    codes: Vec<i8>,
+    forward: ternary::Panels,
+    backward: Option<ternary::Panels>,
+}
+
+impl Backend for Cpu {
+    type Floats = Vec<f32>;
+    type Tokens = Vec<u32>;
+    type Rows = Int8Rows;
+    type Ternary = TernaryMatrix;
+
+    fn floats(&self, len: usize) -> Vec<f32> {
+        vec![0.0; len]
+    }
+
+    fn tokens(&self, len: usize) -> Vec<u32> {
+        vec![0; len]
+    }
+
+    fn rows(&self, rows: usize, cols: usize) -> Int8Rows {
+        Int8Rows { codes: vec![0; rows * cols], scales: vec![0.0; rows] }
+    }
+
+    fn ternary(&self, outputs: usize, inputs: usize, gradient: bool) -> TernaryMatrix {
+        TernaryMatrix {
+            scale: 0.0,
+            codes: vec![0; outputs * inputs],
+            forward: ternary::Panels::zeros(outputs, inputs),
+            backward: gradient.then(|| ternary::Panels::zeros(inputs, outputs)),
+        }
+    }
+
+    fn upload(&self, from: &[f32], to: &mut Vec<f32>) {
+        to.copy_from_slice(from);
+    }
+
+    fn upload_tokens(&self, from: &[u32], to: &mut Vec<u32>) {
+        to.copy_from_slice(from);
+    }
+
+    fn download(&self, from: &Vec<f32>, to: &mut [f32]) {
+        to.copy_from_slice(from);
+    }
+
+    fn download_ternary(&self, from: &TernaryMatrix) -> (Vec<i8>, f32) {
+        (from.codes.clone(), from.scale)
+    }
+
+    fn copy(&self, from: &Vec<f32>, to: &mut Vec<f32>) {
+        to.copy_from_slice(from);
+    }
+
+    fn clear(&self, to: &mut Vec<f32>) {
+        to.fill(0.0);
+    }
+
+    fn embed(&self, tokens: &Vec<u32>, table: &Vec<f32>, dim: usize, x: &mut Vec<f32>) {
+        embed::gather(&self.cx, tokens, table, dim, x);
+    }
+
+    fn embed_backward(&self, tokens: &Vec<u32>, dx: &Vec<f32>, dim: usize, d_table: &mut Vec<f32>) {
+        embed::scatter_add(&self.cx, tokens, dx, dim, d_table);
+    }
+
+    fn rmsnorm(&self, x: &Vec<f32>, gain: &Vec<f32>, eps: f32, h: &mut Vec<f32>, rstd: &mut Vec<f32>) {
+        norm::forward(&self.cx, x, gain, eps, h, rstd);
+    }
+
+    fn rmsnorm_quantize(
+        &self,
+        x: &Vec<f32>,
+        gain: &Vec<f32>,
+        eps: f32,
+        h: &mut Int8Rows,
+        rstd: &mut Vec<f32>,
+    ) {
+        norm::forward_quantize(&self.cx, x, gain, eps, &mut h.codes, &mut h.scales, rstd);
+    }
+
+    fn rmsnorm_backward(
+        &self,
+        dh: &Vec<f32>,
+        x: &Vec<f32>,
+        gain: &Vec<f32>,
+        rstd: &Vec<f32>,
+        store: Store,
+        dx: &mut Vec<f32>,
+        d_gain: &mut Vec<f32>,
+    ) {
+        norm::backward(&self.cx, dh, x, gain, rstd, store == Store::Add, dx, d_gain);
+    }
+
+    fn quantize_rows(&self, x: &Vec<f32>, to: &mut Int8Rows) {
+        rows::quantize(&self.cx, x, &mut to.codes, &mut to.scales);
+    }
+
+    fn matmul(&self, x: &Vec<f32>, w: &Vec<f32>, inputs: usize, store: Store, y: &mut Vec<f32>) {
+        let (tokens, outputs) = (x.len() / inputs, w.len() / inputs);
+        let beta = if store == Store::Add { 1.0 } else { 0.0 };
+        matmul::matmul(&self.cx, View::new(x, tokens, inputs), View::new(w, outputs, inputs).t(), beta, y);
+    }
+
+    fn matmul_input_gradient(&self, dy: &Vec<f32>, w: &Vec<f32>, inputs: usize, dx: &mut Vec<f32>) {
+        let (tokens, outputs) = (dx.len() / inputs, w.len() / inputs);
+        matmul::matmul(&self.cx, View::new(dy, tokens, outputs), View::new(w, outputs, inputs), 0.0, dx);
+    }
+
+    fn matmul_weight_gradient(&self, dy: &Vec<f32>, x: &Vec<f32>, inputs: usize, dw: &mut Vec<f32>) {
+        let (tokens, outputs) = (x.len() / inputs, dw.len() / inputs);
+        matmul::matmul(&self.cx, View::new(dy, tokens, outputs).t(), View::new(x, tokens, inputs), 0.0, dw);
+    }
+
+    fn ternarize(&self, latent: &Vec<f32>, w: &mut TernaryMatrix) {
+        let total = elementwise::sum_abs(&self.cx, latent);
+        w.scale = tritrain_trit::ternary::scale_from_total(total, latent.len()).unwrap_or(f32::NAN);
+        elementwise::ternarize(&self.cx, latent, w.scale, &mut w.codes);
+        w.forward.pack(&self.cx, &w.codes);
+        if let Some(backward) = &mut w.backward {
+            backward.pack_transposed(&self.cx, &w.codes);
+        }
+    }
+
+    fn ternary_matmul(&self, x: &Int8Rows, w: &TernaryMatrix, store: Store, y: &mut Vec<f32>) {
+        ternary::matmul(&self.cx, &x.codes, &x.scales, &w.forward, w.scale, store, y);
+    }
+
+    fn ternary_input_gradient(&self, dy: &Int8Rows, w: &TernaryMatrix, dx: &mut Vec<f32>) {
+        let Some(backward) = &w.backward else {
+            panic!("this ternary matrix was made without room for gradients");
+        };
+        ternary::matmul(&self.cx, &dy.codes, &dy.scales, backward, w.scale, Store::Replace, dx);
+    }
+
+    fn ternary_weight_gradient(&self, dy: &Vec<f32>, x: &Int8Rows, dw: &mut Vec<f32>) {
+        let mut scratch = self.outer.lock().unwrap_or_else(PoisonError::into_inner);
+        outer::weight_gradient(&self.cx, dy, &x.scales, &x.codes, Store::Replace, &mut scratch, dw);
+    }
+
+    fn rope(&self, qkv: &mut Vec<f32>, table: &Vec<f32>, shape: Shape, first: usize, inverse: bool) {
+        attention::rope(&self.cx, qkv, table, shape, first, inverse);
+    }
+
+    fn attention(&self, qkv: &Vec<f32>, shape: Shape, out: &mut Vec<f32>, lse: &mut Vec<f32>) {
+        attention::forward(&self.cx, qkv, shape, out, lse);
+    }
+
+    fn attention_backward(
+        &self,
+        qkv: &Vec<f32>,
+        out: &Vec<f32>,
+        lse: &Vec<f32>,
+        d_out: &Vec<f32>,
+        shape: Shape,
+        d_qkv: &mut Vec<f32>,
+    ) {
+        attention::backward(&self.cx, qkv, out, lse, d_out, shape, d_qkv);
+    }
+
+    fn attention_decode(
+        &self,
+        qkv: &Vec<f32>,
+        shape: Shape,
+        start: usize,
+        k_cache: &mut Vec<f32>,
+        v_cache: &mut Vec<f32>,
+        out: &mut Vec<f32>,
+    ) {
+        attention::decode(&self.cx, qkv, shape, start, k_cache, v_cache, out);
+    }
+
+    fn glu(&self, gate: Gate, gate_up: &Vec<f32>, width: usize, a: &mut Vec<f32>) {
+        elementwise::glu(&self.cx, gate, gate_up, width, a);
+    }
+
+    fn glu_backward(
+        &self,
+        gate: Gate,
+        gate_up: &Vec<f32>,
+        da: &Vec<f32>,
+        width: usize,
+        d_gate_up: &mut Vec<f32>,
+    ) {
+        elementwise::glu_backward(&self.cx, gate, gate_up, da, width, d_gate_up);
+    }
+
+    fn head_loss(
+        &self,
+        hidden: &Vec<f32>,
+        head: &Vec<f32>,
+        targets: &Vec<u32>,
+        dim: usize,
+        losses: &mut Vec<f32>,
+    ) {
+        loss::head_cross_entropy(&self.cx, hidden, head, targets, dim, losses, None);
+    }
+
+    fn head_loss_backward(
+        &self,
+        hidden: &Vec<f32>,
+        head: &Vec<f32>,
+        targets: &Vec<u32>,
+        dim: usize,
+        losses: &mut Vec<f32>,
+        d_hidden: &mut Vec<f32>,
+        d_head: &mut Vec<f32>,
+    ) {
+        loss::head_cross_entropy(&self.cx, hidden, head, targets, dim, losses, Some((d_hidden, d_head)));
+    }
+
+    fn head_logits(&self, hidden: &Vec<f32>, head: &Vec<f32>, dim: usize, logits: &mut Vec<f32>) {
+        loss::head_logits(&self.cx, hidden, head, dim, logits);
+    }
+
+    fn sum(&self, x: &Vec<f32>, out: &mut Vec<f32>, at: usize) {
+        out[at] = elementwise::sum(&self.cx, x) as f32;
+    }
+
+    fn add_sum_squares(&self, x: &Vec<f32>, out: &mut Vec<f32>, at: usize) {
+        out[at] += elementwise::sum_squares(&self.cx, x) as f32;
+    }
+
+    fn adam(&self, g: &mut Vec<f32>, m: &mut Vec<f32>, v: &mut Vec<f32>, with: Adam) {
+        update::adam(&self.cx, g, m, v, with);
+    }
+
+    fn factored(
+        &self,
+        g: &mut Vec<f32>,
+        row: &mut Vec<f32>,
+        col: &mut Vec<f32>,
+        momentum: &mut Vec<f32>,
+        with: Factored,
+    ) {
+        update::factored(&self.cx, g, row, col, momentum, with);
+    }
+
+    fn apply(&self, w: &mut Vec<f32>, u: &Vec<f32>, rate: f32, decay: f32) {
+        update::apply(&self.cx, w, u, rate, decay);
+    }
+}

@@ -1,0 +1,125 @@
+//! RMSNorm (Zhang and Sennrich, 1910.07467), forward and backward, alone or fused with int8 rows.
+
+use crate::{Context, lanes, rows};
+
+/// Rows of one task, and of one partial sum of the gain's gradient.
+const ROWS: usize = 32;
+
+/// `h[r] = gain · x[r] / rms(x[r])`, and the reciprocal root mean squares for the backward pass.
+///
+/// `x`, `h` [rows][cols], `gain` [cols], `rstd` [rows].
+///
+/// # Panics
+/// The lengths do not fit together.
+pub fn forward(cx: &Context, x: &[f32], gain: &[f32], eps: f32, h: &mut [f32], rstd: &mut [f32]) {
+    let cols = gain.len();
+    assert!(x.len() == h.len() && x.len() == rstd.len() * cols);
+    cx.chunks2((h, ROWS * cols), (rstd, ROWS), |index, h, rstd| {
+        let x = &x[index * ROWS * cols..][..h.len()];
+        for ((x, h), rstd) in x.chunks_exact(cols).zip(h.chunks_exact_mut(cols)).zip(rstd) {
+            *rstd = normalise_row(cx.tier(), x, gain, eps, h);
+        }
+    });
+}
+
+tiered! {
+    fn normalise_row(x: &[f32], gain: &[f32], eps: f32, h: &mut [f32]) -> f32 {
+        let rstd = 1.0 / (lanes::dot(x, x) / x.len() as f32 + eps).sqrt();
+        for ((h, x), gain) in h.iter_mut().zip(x).zip(gain) {
+            *h = x * rstd * gain;
+        }
+        rstd
+    }
+}
+
+/// [`forward`] and [`rows::quantize`] in one pass: `codes` [rows][cols], `scales` [rows].
+///
+/// # Panics
+/// The lengths do not fit together.
+pub fn forward_quantize(
+    cx: &Context,
+    x: &[f32],
+    gain: &[f32],
+    eps: f32,
+    codes: &mut [i8],
+    scales: &mut [f32],
+    rstd: &mut [f32],
+) {
+    let cols = gain.len();
+    assert!(x.len() == codes.len() && x.len() == rstd.len() * cols && rstd.len() == scales.len());
+    cx.chunks3((codes, ROWS * cols), (scales, ROWS), (rstd, ROWS), |index, codes, scales, rstd| {
+        let x = &x[index * ROWS * cols..][..codes.len()];
+        let mut h = vec![0.0; cols];
+        for (((x, codes), scale), rstd) in
+            x.chunks_exact(cols).zip(codes.chunks_exact_mut(cols)).zip(scales).zip(rstd)
+        {
+            *rstd = normalise_row(cx.tier(), x, gain, eps, &mut h);
+            *scale = quantize_row(cx.tier(), &h, codes);
+        }
+    });
+}
+
+tiered! {
+    fn quantize_row(x: &[f32], codes: &mut [i8]) -> f32 {
+        rows::row(x, codes)
+    }
+}
+
+/// Gradients of [`forward`]: added to `dx`, written to `d_gain`.
+///
+/// `dh`, `x`, `dx` [rows][cols], `rstd` [rows], `gain`, `d_gain` [cols]. With `add` false `dx` is
+/// replaced.
+///
+/// # Panics
+/// The lengths do not fit together.
+#[expect(clippy::too_many_arguments, reason = "the operands of one backward pass")]
+pub fn backward(
+    cx: &Context,
+    dh: &[f32],
+    x: &[f32],
+    gain: &[f32],
+    rstd: &[f32],
+    add: bool,
+    dx: &mut [f32],
+    d_gain: &mut [f32],
+) {
+    let cols = gain.len();
+    assert!(
+        x.len() == dh.len() && x.len() == dx.len() && x.len() == rstd.len() * cols && d_gain.len() == cols
+    );
+    let mut partial = vec![0.0; rstd.len().div_ceil(ROWS) * cols];
+    cx.chunks2((dx, ROWS * cols), (&mut partial, cols), |index, dx, partial| {
+        let start = index * ROWS * cols;
+        let (x, dh) = (&x[start..][..dx.len()], &dh[start..][..dx.len()]);
+        let rows = x.chunks_exact(cols).zip(dh.chunks_exact(cols)).zip(&rstd[index * ROWS..]);
+        for (((x, dh), rstd), dx) in rows.zip(dx.chunks_exact_mut(cols)) {
+            backward_row(cx.tier(), dh, x, gain, *rstd, add, dx, partial);
+        }
+    });
+    d_gain.fill(0.0);
+    for partial in partial.chunks_exact(cols) {
+        for (total, part) in d_gain.iter_mut().zip(partial) {
+            *total += part;
+        }
+    }
+}
+
+tiered! {
+    fn backward_row(
+        dh: &[f32], x: &[f32], gain: &[f32], rstd: f32, add: bool, dx: &mut [f32], d_gain: &mut [f32],
+    ) {
+        let n = x.len();
+        let (dh, gain, dx, d_gain) = (&dh[..n], &gain[..n], &mut dx[..n], &mut d_gain[..n]);
+        let mut acc = [0.0; lanes::LANES];
+        for i in 0..n {
+            let lane = i % lanes::LANES;
+            acc[lane] = (dh[i] * gain[i]).mul_add(x[i], acc[lane]);
+        }
+        let mean = lanes::total(acc) * rstd * rstd / n as f32;
+        for i in 0..n {
+            let value = rstd * (dh[i] * gain[i] - x[i] * mean);
+            dx[i] = if add { dx[i] + value } else { value };
+            d_gain[i] = (dh[i] * rstd).mul_add(x[i], d_gain[i]);
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! The dispatch point: which instructions a kernel may use, and the threads it runs on.
+
+use rayon::prelude::*;
+
+/// A set of instructions, known to exist on this machine.
+///
+/// The field is private: a `Tier` above scalar can only come from [`Tier::available`], which asked the
+/// processor. That is what makes calling the `target_feature` functions sound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tier(Level);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Level {
+    Scalar,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+}
+
+impl Tier {
+    /// Plain Rust, on every machine.
+    pub const SCALAR: Tier = Tier(Level::Scalar);
+
+    /// Every tier this machine can run, slowest first.
+    pub fn available() -> Vec<Tier> {
+        #[cfg_attr(not(target_arch = "x86_64"), expect(unused_mut, reason = "the scalar tier is alone"))]
+        let mut tiers = vec![Tier::SCALAR];
+        #[cfg(target_arch = "x86_64")]
+        if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
+            tiers.push(Tier(Level::Avx2));
+        }
+        tiers
+    }
+
+    /// The fastest tier, or the one that the environment variable `TRITRAIN_TIER` names.
+    ///
+    /// # Errors
+    /// The variable names a tier that is unknown or that this machine lacks.
+    pub fn detect() -> Result<Tier, ContextError> {
+        let tiers = Tier::available();
+        let Ok(wanted) = std::env::var("TRITRAIN_TIER") else {
+            return Ok(tiers[tiers.len() - 1]);
+        };
+        tiers.iter().copied().find(|tier| tier.name() == wanted).ok_or_else(|| ContextError::Tier {
+            found: wanted,
+            available: tiers.iter().map(|tier| tier.name()).collect::<Vec<_>>().join(", "),
+        })
+    }
+
+    /// Name in logs and in `TRITRAIN_TIER`.
+    pub fn name(self) -> &'static str {
+        match self.0 {
+            Level::Scalar => "scalar",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => "avx2",
+        }
+    }
+
+    pub(crate) fn level(self) -> Level {
+        self.0
+    }
+}
+
+/// Why kernels cannot run as asked.
+#[derive(Debug, thiserror::Error)]
+pub enum ContextError {
+    /// `TRITRAIN_TIER` names no tier of this machine.
+    #[error("TRITRAIN_TIER is {found:?}, but this machine has: {available}; unset it to take the fastest")]
+    Tier {
+        /// What the variable holds.
+        found: String,
+        /// What would do.
+        available: String,
+    },
+    /// The operating system refused the threads.
+    #[error("cannot start {threads} threads: {reason}")]
+    Threads {
+        /// How many were asked for.
+        threads: usize,
+        /// What the system said.
+        reason: String,
+    },
+}
+
+/// What every kernel runs with: a tier and a pool of threads.
+#[derive(Debug)]
+pub struct Context {
+    tier: Tier,
+    pool: rayon::ThreadPool,
+}
+
+impl Context {
+    /// A pool of `threads` threads (0: one per core) running kernels of `tier`.
+    ///
+    /// # Errors
+    /// The threads cannot be started.
+    pub fn new(tier: Tier, threads: usize) -> Result<Context, ContextError> {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name(|n| format!("kernel-{n}"))
+            .build()
+            .map_err(|error| ContextError::Threads { threads, reason: error.to_string() })?;
+        Ok(Context { tier, pool })
+    }
+
+    /// The tier kernels run on.
+    pub fn tier(&self) -> Tier {
+        self.tier
+    }
+
+    /// Number of threads in the pool.
+    pub fn threads(&self) -> usize {
+        self.pool.current_num_threads()
+    }
+
+    /// Runs `work` on every chunk of `chunk` elements of `out`, with the chunk's index.
+    ///
+    /// The chunk length is the caller's, a function of sizes: results cannot depend on the pool.
+    pub(crate) fn chunks<T: Send>(
+        &self,
+        out: &mut [T],
+        chunk: usize,
+        work: impl Fn(usize, &mut [T]) + Sync + Send,
+    ) {
+        if out.len() <= chunk {
+            if !out.is_empty() {
+                work(0, out);
+            }
+            return;
+        }
+        self.pool
+            .install(|| out.par_chunks_mut(chunk).enumerate().for_each(|(index, part)| work(index, part)));
+    }
+
+    /// Like [`Context::chunks`] over two slices cut alike: `chunks_a.len()` pieces each.
+    pub(crate) fn chunks2<A: Send, B: Send>(
+        &self,
+        (a, chunk_a): (&mut [A], usize),
+        (b, chunk_b): (&mut [B], usize),
+        work: impl Fn(usize, &mut [A], &mut [B]) + Sync + Send,
+    ) {
+        debug_assert_eq!(a.len().div_ceil(chunk_a), b.len().div_ceil(chunk_b));
+        if a.len() <= chunk_a {
+            if !a.is_empty() {
+                work(0, a, b);
+            }
+            return;
+        }
+        self.pool.install(|| {
+            a.par_chunks_mut(chunk_a)
+                .zip(b.par_chunks_mut(chunk_b))
+                .enumerate()
+                .for_each(|(index, (part_a, part_b))| work(index, part_a, part_b));
+        });
+    }
+
+    /// Like [`Context::chunks2`] over three slices.
+    pub(crate) fn chunks3<A: Send, B: Send, C: Send>(
+        &self,
+        (a, chunk_a): (&mut [A], usize),
+        (b, chunk_b): (&mut [B], usize),
+        (c, chunk_c): (&mut [C], usize),
+        work: impl Fn(usize, &mut [A], &mut [B], &mut [C]) + Sync + Send,
+    ) {
+        self.pool.install(|| {
+            a.par_chunks_mut(chunk_a)
+                .zip(b.par_chunks_mut(chunk_b))
+                .zip(c.par_chunks_mut(chunk_c))
+                .enumerate()
+                .for_each(|(index, ((part_a, part_b), part_c))| work(index, part_a, part_b, part_c));
+        });
+    }
+
+    /// `map` of every index in `0..count`, in order.
+    pub(crate) fn map<T: Send>(&self, count: usize, map: impl Fn(usize) -> T + Sync + Send) -> Vec<T> {
+        self.pool.install(|| (0..count).into_par_iter().map(map).collect())
+    }
+}
+
+/// Declares a float kernel: one body, compiled once per tier, dispatched by a leading [`Tier`].
+///
+/// Everything the body calls must be `#[inline(always)]`, or it would be compiled without the tier's
+/// instructions (correct, but `mul_add` becomes a library call).
+macro_rules! tiered {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident : $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
+        $(#[$meta])*
+        $vis fn $name(tier: $crate::Tier, $($arg: $ty),*) $(-> $ret)? {
+            #[inline(always)]
+            fn body($($arg: $ty),*) $(-> $ret)? $body
+
+            /// # Safety
+            /// The processor must have AVX2 and FMA.
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma")]
+            unsafe fn avx2($($arg: $ty),*) $(-> $ret)? {
+                body($($arg),*)
+            }
+
+            match tier.level() {
+                $crate::tier::Level::Scalar => body($($arg),*),
+                // SAFETY: a tier of this level exists only where both features were detected.
+                #[cfg(target_arch = "x86_64")]
+                $crate::tier::Level::Avx2 => unsafe { avx2($($arg),*) },
+            }
+        }
+    };
+}

@@ -1,0 +1,157 @@
+//! Optimizer loops: gradients become updates in place, updates are applied to weights.
+
+use crate::{Context, elementwise, lanes};
+
+/// Elements of one task.
+const CHUNK: usize = 16 * 1024;
+
+/// Coefficients of one AdamW step.
+#[derive(Clone, Copy, Debug)]
+pub struct Adam {
+    /// Decay of the first moment.
+    pub beta1: f32,
+    /// Decay of the second moment.
+    pub beta2: f32,
+    /// Step count from one, for the bias corrections.
+    pub step: u64,
+    /// Added to the root of the second moment.
+    pub eps: f32,
+}
+
+/// Turns the gradient into the Adam update `m̂ / (√v̂ + ε)` in place and advances both moments.
+///
+/// # Panics
+/// The lengths differ.
+pub fn adam(cx: &Context, g: &mut [f32], m: &mut [f32], v: &mut [f32], adam: Adam) {
+    assert!(g.len() == m.len() && g.len() == v.len());
+    let correction = |beta: f32| (1.0 / (1.0 - f64::from(beta).powf(adam.step as f64))) as f32;
+    let (c1, c2) = (correction(adam.beta1), correction(adam.beta2));
+    cx.chunks3((g, CHUNK), (m, CHUNK), (v, CHUNK), |_, g, m, v| {
+        adam_chunk(cx.tier(), g, m, v, adam.beta1, adam.beta2, c1, c2, adam.eps);
+    });
+}
+
+tiered! {
+    fn adam_chunk(
+        g: &mut [f32], m: &mut [f32], v: &mut [f32], beta1: f32, beta2: f32, c1: f32, c2: f32, eps: f32,
+    ) {
+        let n = g.len();
+        let (m, v) = (&mut m[..n], &mut v[..n]);
+        for i in 0..n {
+            m[i] = beta1 * m[i] + (1.0 - beta1) * g[i];
+            v[i] = beta2 * v[i] + (1.0 - beta2) * (g[i] * g[i]);
+            g[i] = m[i] * c1 / ((v[i] * c2).sqrt() + eps);
+        }
+    }
+}
+
+/// Coefficients of one factored step.
+#[derive(Clone, Copy, Debug)]
+pub struct Factored {
+    /// Decay of the second-moment factors.
+    pub beta2: f32,
+    /// Momentum on the update; unused without a momentum buffer.
+    pub momentum: f32,
+}
+
+/// Rows of one task of [`factored`], and of one partial sum over columns.
+const ROWS: usize = 16;
+/// Added to squares, so that a row or column without gradient divides by something.
+const TINY: f32 = 1e-30;
+
+/// Turns the gradient of a matrix into the factored update in place (Adafactor, Shazeer and Stern,
+/// 1804.04235): `u = g / √(row·col / mean(row))`, divided by its RMS where that exceeds one, then
+/// averaged into `momentum` where there is one.
+///
+/// `g` [rows][cols], `row` [rows], `col` [cols] running means of g²; `momentum` as `g` or empty.
+///
+/// # Panics
+/// The lengths do not fit together.
+pub fn factored(
+    cx: &Context,
+    g: &mut [f32],
+    row: &mut [f32],
+    col: &mut [f32],
+    momentum: &mut [f32],
+    with: Factored,
+) {
+    let (rows, cols) = (row.len(), col.len());
+    assert!(g.len() == rows * cols && (momentum.is_empty() || momentum.len() == g.len()));
+    let beta2 = with.beta2;
+    let blocks = rows.div_ceil(ROWS);
+    let mut partial = vec![0.0; blocks * cols];
+    {
+        let g = &*g;
+        cx.chunks2((row, ROWS), (&mut partial, cols), |index, row, partial| {
+            for (row, g) in row.iter_mut().zip(g[index * ROWS * cols..].chunks_exact(cols)) {
+                let mean = square_into(cx.tier(), g, partial) / cols as f32;
+                *row = beta2 * *row + (1.0 - beta2) * (mean + TINY);
+            }
+        });
+    }
+    for (c, col) in col.iter_mut().enumerate() {
+        let sum: f32 = (0..blocks).map(|block| partial[block * cols + c]).sum();
+        *col = beta2 * *col + (1.0 - beta2) * (sum / rows as f32 + TINY);
+    }
+    let mean_row = (elementwise::sum(cx, row) / rows as f64) as f32;
+    let col_factor: Vec<f32> = col.iter().map(|c| 1.0 / c.sqrt()).collect();
+    {
+        let row = &*row;
+        cx.chunks(g, ROWS * cols, |index, g| {
+            for (g, row) in g.chunks_exact_mut(cols).zip(&row[index * ROWS..]) {
+                scale_row(cx.tier(), g, (mean_row / row).sqrt(), &col_factor);
+            }
+        });
+    }
+    let rms = (elementwise::sum_squares(cx, g) / g.len() as f64).sqrt() as f32;
+    let clip = if rms > 1.0 { 1.0 / rms } else { 1.0 };
+    if momentum.is_empty() {
+        cx.chunks(g, CHUNK, |_, g| g.iter_mut().for_each(|g| *g *= clip));
+    } else {
+        cx.chunks2((g, CHUNK), (momentum, CHUNK), |_, g, m| average(cx.tier(), g, m, with.momentum, clip));
+    }
+}
+
+tiered! {
+    /// Adds the squares of a row to the sums over columns and returns their total.
+    fn square_into(g: &[f32], sums: &mut [f32]) -> f32 {
+        for (sum, g) in sums.iter_mut().zip(g) {
+            *sum = g.mul_add(*g, *sum);
+        }
+        lanes::dot(g, g)
+    }
+}
+
+tiered! {
+    fn scale_row(g: &mut [f32], row: f32, col: &[f32]) {
+        for (g, col) in g.iter_mut().zip(col) {
+            *g = *g * row * col;
+        }
+    }
+}
+
+tiered! {
+    fn average(g: &mut [f32], m: &mut [f32], momentum: f32, clip: f32) {
+        for (g, m) in g.iter_mut().zip(m) {
+            *m = momentum * *m + (1.0 - momentum) * (*g * clip);
+            *g = *m;
+        }
+    }
+}
+
+/// `w -= rate · (u + decay · w)`.
+///
+/// # Panics
+/// The lengths differ.
+pub fn apply(cx: &Context, w: &mut [f32], u: &[f32], rate: f32, decay: f32) {
+    assert_eq!(w.len(), u.len());
+    cx.chunks(w, CHUNK, |index, w| apply_chunk(cx.tier(), w, &u[index * CHUNK..], rate, decay));
+}
+
+tiered! {
+    fn apply_chunk(w: &mut [f32], u: &[f32], rate: f32, decay: f32) {
+        for (w, u) in w.iter_mut().zip(u) {
+            *w -= rate * (u + decay * *w);
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! Device memory of a forward and backward pass, made once per run.
+
+use tritrain_backend::{Backend, Shape};
+
+use crate::{ModelConfig, Precision, linear::Input};
+
+/// What one block computes and its backward pass needs. All buffers have one row per token.
+pub(crate) struct BlockBuffers<B: Backend> {
+    /// Residual stream on entry, [dim].
+    pub(crate) x: B::Floats,
+    pub(crate) attn_in: Input<B>,
+    pub(crate) attn_rstd: B::Floats,
+    /// Queries, keys and values, rotated.
+    pub(crate) qkv: B::Floats,
+    pub(crate) attended: B::Floats,
+    pub(crate) lse: B::Floats,
+    pub(crate) o_in: Input<B>,
+    pub(crate) o_rstd: B::Floats,
+    /// Residual stream between attention and the feed-forward part, [dim].
+    pub(crate) mid: B::Floats,
+    pub(crate) ffn_in: Input<B>,
+    pub(crate) ffn_rstd: B::Floats,
+    pub(crate) gate_up: B::Floats,
+    pub(crate) down_in: Input<B>,
+    pub(crate) down_rstd: B::Floats,
+}
+
+impl<B: Backend> BlockBuffers<B> {
+    pub(crate) fn new(backend: &B, config: &ModelConfig, tokens: usize) -> BlockBuffers<B> {
+        let ternary = config.precision == Precision::Ternary;
+        let inner = config.heads * config.head_dim();
+        let floats = |width: usize| backend.floats(tokens * width);
+        let input = |width: usize| Input::new(backend, ternary, tokens, width);
+        BlockBuffers {
+            x: floats(config.dim),
+            attn_in: input(config.dim),
+            attn_rstd: floats(1),
+            qkv: floats(config.qkv_rows()),
+            attended: floats(inner),
+            lse: floats(config.heads),
+            o_in: input(inner),
+            o_rstd: floats(1),
+            mid: floats(config.dim),
+            ffn_in: input(config.dim),
+            ffn_rstd: floats(1),
+            gate_up: floats(2 * config.ffn),
+            down_in: input(config.ffn),
+            down_rstd: floats(1),
+        }
+    }
+}
+
+/// Room for gradients on their way back, shared by all blocks.
+pub(crate) struct BackwardBuffers<B: Backend> {
+    /// Gradient of the residual stream.
+    pub(crate) dx: B::Floats,
+    pub(crate) d_dim: B::Floats,
+    pub(crate) d_inner: B::Floats,
+    pub(crate) d_attended: B::Floats,
+    pub(crate) d_qkv: B::Floats,
+    pub(crate) d_ffn: B::Floats,
+    pub(crate) d_gate_up: B::Floats,
+    /// Gradient of the gated activation.
+    pub(crate) d_gated: B::Floats,
+    /// Int8 rows of the gradients above, by width.
+    pub(crate) rows_dim: B::Rows,
+    pub(crate) rows_qkv: B::Rows,
+    pub(crate) rows_gate_up: B::Rows,
+}
+
+/// All activations of a batch of `shape.batch` sequences of `shape.time` tokens.
+pub struct Activations<B: Backend> {
+    pub(crate) shape: Shape,
+    pub(crate) inputs: B::Tokens,
+    pub(crate) targets: B::Tokens,
+    pub(crate) blocks: Vec<BlockBuffers<B>>,
+    /// The gated activation of the block at hand.
+    pub(crate) gated: B::Floats,
+    pub(crate) x: B::Floats,
+    pub(crate) rstd: B::Floats,
+    pub(crate) hidden: B::Floats,
+    pub(crate) losses: B::Floats,
+    pub(crate) back: Option<BackwardBuffers<B>>,
+}
+
+impl<B: Backend> Activations<B> {
+    /// Room for batches of `batch` × `time` tokens; `gradients` when they will be asked for.
+    pub fn new(
+        backend: &B,
+        config: &ModelConfig,
+        batch: usize,
+        time: usize,
+        gradients: bool,
+    ) -> Activations<B> {
+        let tokens = batch * time;
+        let inner = config.heads * config.head_dim();
+        let floats = |width: usize| backend.floats(tokens * width);
+        // f32 models never quantise gradients: their rows stay empty.
+        let tokens_int8 = if config.precision == Precision::Ternary { tokens } else { 0 };
+        let rows = |width: usize| backend.rows(tokens_int8, width);
+        let back = gradients.then(|| BackwardBuffers {
+            dx: floats(config.dim),
+            d_dim: floats(config.dim),
+            d_inner: floats(inner),
+            d_attended: floats(inner),
+            d_qkv: floats(config.qkv_rows()),
+            d_ffn: floats(config.ffn),
+            d_gate_up: floats(2 * config.ffn),
+            d_gated: floats(config.ffn),
+            rows_dim: rows(config.dim),
+            rows_qkv: rows(config.qkv_rows()),
+            rows_gate_up: rows(2 * config.ffn),
+        });
+        Activations {
+            shape: shape(config, batch, time),
+            inputs: backend.tokens(tokens),
+            targets: backend.tokens(tokens),
+            blocks: (0..config.layers).map(|_| BlockBuffers::new(backend, config, tokens)).collect(),
+            gated: floats(config.ffn),
+            x: floats(config.dim),
+            rstd: floats(1),
+            hidden: floats(config.dim),
+            losses: floats(1),
+            back,
+        }
+    }
+
+    /// Tokens in a batch.
+    pub fn tokens(&self) -> usize {
+        self.shape.batch * self.shape.time
+    }
+
+    /// Sequences in a batch.
+    pub fn batch(&self) -> usize {
+        self.shape.batch
+    }
+
+    /// Cross entropy of every token of the last batch, in nats, on the device.
+    pub fn losses(&self) -> &B::Floats {
+        &self.losses
+    }
+}
+
+/// The attention shape of `batch` sequences of `time` tokens.
+pub(crate) fn shape(config: &ModelConfig, batch: usize, time: usize) -> Shape {
+    let (heads, kv_heads, head_dim) = (config.heads, config.kv_heads, config.head_dim());
+    Shape { batch, time, heads, kv_heads, head_dim }
+}

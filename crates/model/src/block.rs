@@ -1,0 +1,106 @@
+//! One transformer block, forward and right under it backward.
+
+use tritrain_backend::{Backend, Shape, Store};
+
+use crate::{
+    Gate, Model,
+    activations::{BackwardBuffers, BlockBuffers},
+};
+
+impl<B: Backend> Model<B> {
+    /// Block `layer` on `buffers.x`, for tokens at positions from `first`; the residual stream goes to
+    /// `out`, [tokens][dim]. `attend` turns rotated queries, keys and values into `buffers.attended`.
+    pub(crate) fn block_forward(
+        &self,
+        backend: &B,
+        layer: usize,
+        (shape, first): (Shape, usize),
+        buffers: &mut BlockBuffers<B>,
+        gated: &mut B::Floats,
+        attend: impl FnOnce(&B::Floats, &mut B::Floats, &mut B::Floats),
+        out: &mut B::Floats,
+    ) {
+        let ids = &self.layout.blocks[layer];
+        let f = buffers;
+        self.normalise(backend, &f.x, Some(ids.attn_norm), &mut f.attn_in, &mut f.attn_rstd);
+        self.linear(backend, ids.qkv, &f.attn_in, Store::Replace, &mut f.qkv);
+        backend.rope(&mut f.qkv, &self.rope, shape, first, false);
+        attend(&f.qkv, &mut f.attended, &mut f.lse);
+        self.normalise(backend, &f.attended, ids.attn_sub_norm, &mut f.o_in, &mut f.o_rstd);
+        backend.copy(&f.x, &mut f.mid);
+        self.linear(backend, ids.o, &f.o_in, Store::Add, &mut f.mid);
+
+        self.normalise(backend, &f.mid, Some(ids.ffn_norm), &mut f.ffn_in, &mut f.ffn_rstd);
+        self.linear(backend, ids.gate_up, &f.ffn_in, Store::Replace, &mut f.gate_up);
+        backend.glu(self.gate(), &f.gate_up, self.config.ffn, gated);
+        self.normalise(backend, gated, ids.ffn_sub_norm, &mut f.down_in, &mut f.down_rstd);
+        backend.copy(&f.mid, out);
+        self.linear(backend, ids.down, &f.down_in, Store::Add, out);
+    }
+
+    /// The same block backward: `b.dx`, the gradient of its output, becomes that of its input;
+    /// gradients of its parameters go to `grads`.
+    pub(crate) fn block_backward(
+        &self,
+        backend: &B,
+        layer: usize,
+        shape: Shape,
+        buffers: &BlockBuffers<B>,
+        gated: &mut B::Floats,
+        b: &mut BackwardBuffers<B>,
+        grads: &mut [B::Floats],
+    ) {
+        let ids = &self.layout.blocks[layer];
+        let f = buffers;
+        let gain = |id: usize| &self.weights[id];
+
+        let down = (&mut b.d_ffn, &mut grads[ids.down]);
+        self.linear_backward(backend, ids.down, &b.dx, &mut b.rows_dim, &f.down_in, down);
+        let d_gated = match ids.ffn_sub_norm {
+            Some(id) => {
+                backend.glu(self.gate(), &f.gate_up, self.config.ffn, gated);
+                let (dx, d_gain) = (&mut b.d_gated, &mut grads[id]);
+                backend.rmsnorm_backward(&b.d_ffn, gated, gain(id), &f.down_rstd, Store::Replace, dx, d_gain);
+                &b.d_gated
+            }
+            None => &b.d_ffn,
+        };
+        backend.glu_backward(self.gate(), &f.gate_up, d_gated, self.config.ffn, &mut b.d_gate_up);
+        let gate_up = (&mut b.d_dim, &mut grads[ids.gate_up]);
+        self.linear_backward(backend, ids.gate_up, &b.d_gate_up, &mut b.rows_gate_up, &f.ffn_in, gate_up);
+        let (id, d_gain) = (ids.ffn_norm, &mut grads[ids.ffn_norm]);
+        backend.rmsnorm_backward(&b.d_dim, &f.mid, gain(id), &f.ffn_rstd, Store::Add, &mut b.dx, d_gain);
+
+        let o = (&mut b.d_inner, &mut grads[ids.o]);
+        self.linear_backward(backend, ids.o, &b.dx, &mut b.rows_dim, &f.o_in, o);
+        let d_attended = match ids.attn_sub_norm {
+            Some(id) => {
+                let (dx, d_gain) = (&mut b.d_attended, &mut grads[id]);
+                backend.rmsnorm_backward(
+                    &b.d_inner,
+                    &f.attended,
+                    gain(id),
+                    &f.o_rstd,
+                    Store::Replace,
+                    dx,
+                    d_gain,
+                );
+                &b.d_attended
+            }
+            None => &b.d_inner,
+        };
+        backend.attention_backward(&f.qkv, &f.attended, &f.lse, d_attended, shape, &mut b.d_qkv);
+        backend.rope(&mut b.d_qkv, &self.rope, shape, 0, true);
+        let qkv = (&mut b.d_dim, &mut grads[ids.qkv]);
+        self.linear_backward(backend, ids.qkv, &b.d_qkv, &mut b.rows_qkv, &f.attn_in, qkv);
+        let (id, d_gain) = (ids.attn_norm, &mut grads[ids.attn_norm]);
+        backend.rmsnorm_backward(&b.d_dim, &f.x, gain(id), &f.attn_rstd, Store::Add, &mut b.dx, d_gain);
+    }
+
+    fn gate(&self) -> tritrain_backend::Gate {
+        match self.config.gate {
+            Gate::Silu => tritrain_backend::Gate::Silu,
+            Gate::Relu2 => tritrain_backend::Gate::Relu2,
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! Generation: one sequence, one token at a time, with cached keys and values.
+
+use tritrain_backend::{Backend, Shape};
+
+use crate::{
+    Model,
+    activations::{BlockBuffers, shape},
+};
+
+/// Why a prompt cannot be continued.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PromptError {
+    /// Nothing to continue.
+    #[error("the prompt holds no tokens; start it with the end-of-text token")]
+    Empty,
+    /// A token that the model does not have.
+    #[error("token {found} at position {position} of the prompt: the model has {vocab} tokens")]
+    Token {
+        /// The token.
+        found: u32,
+        /// Where it stands.
+        position: usize,
+        /// The vocabulary size.
+        vocab: usize,
+    },
+}
+
+/// Keys and values of a block so far, [context][kv_heads · head_dim].
+struct Cache<B: Backend> {
+    keys: B::Floats,
+    values: B::Floats,
+}
+
+/// Buffers for a pass over some number of new tokens; all blocks use the same ones in turn.
+struct Pass<B: Backend> {
+    shape: Shape,
+    tokens: B::Tokens,
+    block: BlockBuffers<B>,
+    gated: B::Floats,
+    out: B::Floats,
+    hidden: B::Floats,
+    rstd: B::Floats,
+}
+
+/// A sequence being continued.
+///
+/// The caches hold `model.context` positions. When they are full, the later half of the sequence is
+/// read again from position 0 and the earlier half forgotten.
+pub struct Generator<B: Backend> {
+    caches: Vec<Cache<B>>,
+    step: Pass<B>,
+    sequence: Vec<u32>,
+    device_logits: B::Floats,
+    logits: Vec<f32>,
+}
+
+impl<B: Backend> Generator<B> {
+    /// Reads `prompt`.
+    ///
+    /// # Errors
+    /// The prompt is empty or holds a token outside the vocabulary.
+    pub fn new(model: &Model<B>, backend: &B, prompt: &[u32]) -> Result<Generator<B>, PromptError> {
+        if prompt.is_empty() {
+            return Err(PromptError::Empty);
+        }
+        for (position, &found) in prompt.iter().enumerate() {
+            if found as usize >= model.vocab {
+                return Err(PromptError::Token { found, position, vocab: model.vocab });
+            }
+        }
+        let width = model.config.kv_heads * model.config.head_dim();
+        let cache = || backend.floats(model.config.context * width);
+        let caches = (0..model.config.layers).map(|_| Cache { keys: cache(), values: cache() }).collect();
+        let mut generator = Generator {
+            caches,
+            step: Pass::new(model, backend, 1),
+            sequence: Vec::new(),
+            device_logits: backend.floats(model.vocab),
+            logits: vec![0.0; model.vocab],
+        };
+        let kept = prompt.len().min(model.config.context);
+        generator.read(model, backend, &prompt[prompt.len() - kept..]);
+        Ok(generator)
+    }
+
+    /// Logits of the next token, [vocab].
+    pub fn logits(&self) -> &[f32] {
+        &self.logits
+    }
+
+    /// Appends a token.
+    ///
+    /// # Panics
+    /// The token is outside the vocabulary.
+    pub fn push(&mut self, model: &Model<B>, backend: &B, token: u32) {
+        if self.sequence.len() == model.config.context {
+            let mut kept = self.sequence.split_off(model.config.context.div_ceil(2));
+            kept.push(token);
+            self.sequence.clear();
+            self.read(model, backend, &kept);
+            return;
+        }
+        self.step.run(model, backend, &mut self.caches, self.sequence.len(), &[token]);
+        let head = &model.weights[model.layout.head];
+        backend.head_logits(&self.step.hidden, head, model.config.dim, &mut self.device_logits);
+        backend.download(&self.device_logits, &mut self.logits);
+        self.sequence.push(token);
+    }
+
+    /// Reads tokens from position 0: all but the last in one pass, the last as a step, which gives logits.
+    fn read(&mut self, model: &Model<B>, backend: &B, tokens: &[u32]) {
+        let (last, before) = tokens.split_last().expect("prompts hold a token");
+        if !before.is_empty() {
+            Pass::new(model, backend, before.len()).run(model, backend, &mut self.caches, 0, before);
+            self.sequence.extend_from_slice(before);
+        }
+        self.push(model, backend, *last);
+    }
+}
+
+impl<B: Backend> Pass<B> {
+    fn new(model: &Model<B>, backend: &B, rows: usize) -> Pass<B> {
+        let config = &model.config;
+        Pass {
+            shape: shape(config, 1, rows),
+            tokens: backend.tokens(rows),
+            block: BlockBuffers::new(backend, config, rows),
+            gated: backend.floats(rows * config.ffn),
+            out: backend.floats(rows * config.dim),
+            hidden: backend.floats(rows * config.dim),
+            rstd: backend.floats(rows),
+        }
+    }
+
+    /// New `tokens` at positions from `start`.
+    fn run(&mut self, model: &Model<B>, backend: &B, caches: &mut [Cache<B>], start: usize, tokens: &[u32]) {
+        let (config, layout) = (&model.config, &model.layout);
+        let shape = self.shape;
+        backend.upload_tokens(tokens, &mut self.tokens);
+        backend.embed(&self.tokens, &model.weights[layout.embedding], config.dim, &mut self.block.x);
+        for (layer, cache) in caches.iter_mut().enumerate() {
+            let attend = |qkv: &B::Floats, attended: &mut B::Floats, _: &mut B::Floats| {
+                backend.attention_decode(qkv, shape, start, &mut cache.keys, &mut cache.values, attended);
+            };
+            let at = (shape, start);
+            model.block_forward(backend, layer, at, &mut self.block, &mut self.gated, attend, &mut self.out);
+            backend.copy(&self.out, &mut self.block.x);
+        }
+        let gain = &model.weights[layout.norm];
+        backend.rmsnorm(&self.out, gain, config.norm_eps, &mut self.hidden, &mut self.rstd);
+    }
+}

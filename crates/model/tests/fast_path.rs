@@ -1,0 +1,190 @@
+//! The model on the CPU backend against its f64 reference, tensor by tensor.
+
+use tritrain_backend::{Backend, Cpu, Tier};
+use tritrain_model::{
+    Activations, Gate, Generator, Layout, Model, ModelConfig, Precision, initial_weights,
+    reference::{Arithmetic, Reference},
+};
+use tritrain_trit::rng::Stream;
+
+const VOCAB: usize = 37;
+
+/// A model with its batch, away from initial symmetry: gains vary and residual outputs are large.
+struct Case {
+    config: ModelConfig,
+    layout: Layout,
+    weights: Vec<Vec<f32>>,
+    inputs: Vec<u32>,
+    targets: Vec<u32>,
+    batch: usize,
+    time: usize,
+}
+
+impl Case {
+    fn new(config: ModelConfig, batch: usize, time: usize, seed: u64) -> Case {
+        config.check().unwrap();
+        let layout = Layout::new(&config, VOCAB);
+        let mut weights = initial_weights(&config, &layout, seed);
+        for (id, (tensor, spec)) in weights.iter_mut().zip(&layout.specs).enumerate() {
+            let stream = Stream::new(seed, 1000 + id as u32, 1);
+            for (index, w) in tensor.iter_mut().enumerate() {
+                if spec.rows == 1 {
+                    *w += 0.3 * stream.normal(index as u64);
+                } else if id == layout.embedding || id == layout.head {
+                    *w *= 20.0;
+                }
+            }
+        }
+        let stream = Stream::new(seed, 9999, 0);
+        let token = |index: usize| stream.bits(index as u64) % VOCAB as u32;
+        let n = batch * time;
+        let (inputs, targets) = ((0..n).map(token).collect(), (n..2 * n).map(token).collect());
+        Case { config, layout, weights, inputs, targets, batch, time }
+    }
+
+    fn fast(&self, backend: &Cpu) -> (Vec<f32>, Vec<Vec<f32>>) {
+        let model = Model::new(backend, &self.config, VOCAB, &self.weights, true);
+        let mut a = Activations::new(backend, &self.config, self.batch, self.time, true);
+        let mut grads: Vec<Vec<f32>> = self.layout.specs.iter().map(|s| backend.floats(s.len())).collect();
+        // Twice: whatever a first pass leaves in the buffers must not reach the second.
+        for _ in 0..2 {
+            model.gradients(backend, &mut a, &self.inputs, &self.targets, &mut grads);
+        }
+        let mut losses = vec![0.0; a.tokens()];
+        backend.download(a.losses(), &mut losses);
+        let trained = losses.clone();
+        model.evaluate(backend, &mut a, &self.inputs, &self.targets);
+        backend.download(a.losses(), &mut losses);
+        assert_eq!(losses, trained, "evaluation and training forward differ");
+        (losses, grads)
+    }
+
+    fn reference(&self, arithmetic: Arithmetic) -> (f64, Vec<Vec<f64>>) {
+        let wide: Vec<Vec<f64>> =
+            self.weights.iter().map(|w| w.iter().map(|v| f64::from(*v)).collect()).collect();
+        let reference = Reference { config: &self.config, layout: &self.layout, vocab: VOCAB };
+        reference.loss_and_gradients(&wide, &self.inputs, &self.targets, self.batch, self.time, arithmetic)
+    }
+
+    /// Loss and every gradient within the tolerances, as ‖difference‖ / ‖reference‖.
+    fn check(&self, arithmetic: Arithmetic, loss_tolerance: f64, tolerance: f64) {
+        let backend = Cpu::new(2).unwrap();
+        let (losses, grads) = self.fast(&backend);
+        let (loss, reference) = self.reference(arithmetic);
+        let mean = losses.iter().map(|l| f64::from(*l)).sum::<f64>() / losses.len() as f64;
+        let error = (mean - loss).abs() / loss;
+        assert!(error <= loss_tolerance, "loss {mean}, reference {loss}: {error:e} in {:?}", self.config);
+        for ((spec, fast), reference) in self.layout.specs.iter().zip(&grads).zip(&reference) {
+            let norm = reference.iter().map(|v| v * v).sum::<f64>().sqrt();
+            let difference =
+                fast.iter().zip(reference).map(|(a, b)| (f64::from(*a) - b).powi(2)).sum::<f64>().sqrt();
+            let error = difference / norm;
+            assert!(error <= tolerance, "{}: {error:e} of {norm:e} in {:?}", spec.name, self.config);
+        }
+    }
+}
+
+fn small(precision: Precision) -> Vec<Case> {
+    let base = ModelConfig {
+        dim: 256,
+        layers: 2,
+        heads: 4,
+        kv_heads: 2,
+        ffn: 256,
+        context: 64,
+        precision,
+        ..ModelConfig::default()
+    };
+    vec![
+        Case::new(base.clone(), 2, 33, 1),
+        Case::new(ModelConfig { gate: Gate::Relu2, ..base.clone() }, 1, 64, 2),
+        Case::new(ModelConfig { sub_norm: false, tied: false, ..base.clone() }, 3, 17, 3),
+        Case::new(ModelConfig { kv_heads: 4, heads: 4, layers: 1, ..base }, 2, 1, 4),
+    ]
+}
+
+#[test]
+fn f32_gradients_equal_the_reference() {
+    for case in small(Precision::F32) {
+        case.check(Arithmetic::Exact, 1e-6, 2e-5);
+    }
+}
+
+/// Integer arithmetic adds no error of its own: what remains is rounding that f32 norms tip over to
+/// the neighbouring int8 code, a few in ten thousand.
+#[test]
+fn ternary_gradients_equal_the_reference_with_the_same_roundings() {
+    for case in small(Precision::Ternary) {
+        case.check(Arithmetic::TERNARY, 2e-3, 3e-2);
+    }
+}
+
+#[test]
+fn any_number_of_threads_and_any_tier_give_the_same_bits() {
+    for precision in [Precision::Ternary, Precision::F32] {
+        let case = &small(precision)[0];
+        let (losses, grads) = case.fast(&Cpu::with_tier(Tier::SCALAR, 1).unwrap());
+        for tier in Tier::available() {
+            for threads in [1, 2, 3, 8] {
+                let (others, other_grads) = case.fast(&Cpu::with_tier(tier, threads).unwrap());
+                assert!(losses == others && grads == other_grads, "{} on {threads} threads", tier.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn generation_sees_what_training_saw() {
+    for precision in [Precision::Ternary, Precision::F32] {
+        let case = &small(precision)[1];
+        let backend = Cpu::new(2).unwrap();
+        let (losses, _) = case.fast(&backend);
+        let model = Model::new(&backend, &case.config, VOCAB, &case.weights, false);
+        for prompt in [1, 5, 20] {
+            let mut generator = Generator::new(&model, &backend, &case.inputs[..prompt]).unwrap();
+            for position in prompt - 1..case.time {
+                let logits = generator.logits();
+                let total: f64 = logits.iter().map(|l| f64::from(*l).exp()).sum();
+                let loss = total.ln() - f64::from(logits[case.targets[position] as usize]);
+                let error = (loss - f64::from(losses[position])).abs();
+                assert!(error < 2e-2 * loss.max(1.0), "position {position} of {precision:?}: {error}");
+                if position + 1 < case.time {
+                    generator.push(&model, &backend, case.inputs[position + 1]);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn generation_goes_on_past_the_context() {
+    let config = ModelConfig { dim: 256, layers: 1, ffn: 256, context: 8, ..ModelConfig::default() };
+    let case = Case::new(config, 1, 8, 5);
+    let backend = Cpu::new(1).unwrap();
+    let model = Model::new(&backend, &case.config, VOCAB, &case.weights, false);
+    let mut long = Generator::new(&model, &backend, &case.inputs).unwrap();
+    long.push(&model, &backend, 7);
+    let mut kept = case.inputs[4..].to_vec();
+    kept.push(7);
+    let short = Generator::new(&model, &backend, &kept).unwrap();
+    assert_eq!(long.logits(), short.logits(), "the later half and the new token, read anew");
+    for token in 0..30 {
+        long.push(&model, &backend, token);
+    }
+    let prompt = vec![1; 100];
+    assert_eq!(
+        Generator::new(&model, &backend, &prompt).unwrap().logits(),
+        Generator::new(&model, &backend, &prompt[..8]).unwrap().logits(),
+        "a prompt longer than the context keeps its end"
+    );
+}
+
+#[test]
+fn bad_prompts_are_errors() {
+    let case = &small(Precision::Ternary)[3];
+    let backend = Cpu::new(1).unwrap();
+    let model = Model::new(&backend, &case.config, VOCAB, &case.weights, false);
+    let error = |prompt: &[u32]| Generator::new(&model, &backend, prompt).err().unwrap().to_string();
+    assert_eq!(error(&[]), "the prompt holds no tokens; start it with the end-of-text token");
+    assert_eq!(error(&[1, 99]), "token 99 at position 1 of the prompt: the model has 37 tokens");
+}
