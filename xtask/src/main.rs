@@ -1,3 +1,37 @@
-//! What developers run: `cargo xtask ci|test|tidy`.
+//! What developers run: `cargo xtask ci|check|test|tidy`.
 
-fn main() {}
+mod ci;
+mod tidy;
+
+use std::path::Path;
+use std::process::ExitCode;
+
+const HELP: &str = "\
+usage: cargo xtask COMMAND
+
+  ci      everything a change must pass: tidy, fmt, clippy, doc, test
+  check   the same without test
+  test    cargo test --release --workspace
+  tidy    the rules of ARCHITECTURE.md and CONTRIBUTING.md";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let Some(root) = Path::new(env!("CARGO_MANIFEST_DIR")).parent() else {
+        eprintln!("xtask: {} has no parent folder", env!("CARGO_MANIFEST_DIR"));
+        return ExitCode::from(2);
+    };
+    match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["ci"] => ci::all(root),
+        ["check"] => ci::check(root),
+        ["test"] => ci::test(root),
+        ["tidy"] => ci::tidy(root),
+        ["help" | "--help" | "-h"] => {
+            println!("{HELP}");
+            ExitCode::SUCCESS
+        }
+        _ => {
+            eprintln!("{HELP}");
+            ExitCode::from(2)
+        }
+    }
+}

@@ -1,3 +1,27 @@
-//! The `tritrain` program.
+//! The `tritrain` program: reads arguments, calls the library, prints, exits.
 
-fn main() {}
+mod args;
+mod commands;
+mod error;
+mod inspect;
+mod plot;
+mod prepare;
+mod show;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    let args = args::Args::parse();
+    let filter = tracing_subscriber::EnvFilter::try_from_env("TRITRAIN_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
+    match commands::run(args) {
+        Ok(code) => code,
+        Err(error) => {
+            show::error(&error);
+            ExitCode::from(error.exit_code())
+        }
+    }
+}

@@ -1,1 +1,37 @@
 //! Corpora, tokenizer, token shards and the resumable batch plan.
+//!
+//! | module | owns |
+//! |---|---|
+//! | `config` | [`DataConfig`], the `[data]` section |
+//! | `source` | [`Source`]: files, folders and memory as a stream of [`Document`]s |
+//! | `tokenizer` | [`Tokenizer`]: byte-level BPE, trained or read, without loss |
+//! | `scan`, `sample`, `encode`, `prepare` | [`Preparation`]: text to shards in a run directory |
+//! | `corpus` | [`Corpus`]: the result |
+//! | `plan` | [`BatchPlan`]: which tokens are in which batch |
+//! | `validation` | [`ValidationSet`]: which tokens a model is measured on |
+//!
+//! Text streams: memory holds two chunks of about 8 MiB, their tokens, the tokenizer's sample and the
+//! largest document, whatever the size of the corpus. Everything made here is a function of text and
+//! options: no clock, no thread count, no seed but the plan's.
+
+mod config;
+mod corpus;
+mod encode;
+mod error;
+mod plan;
+mod prepare;
+mod sample;
+mod scan;
+mod source;
+mod tokenizer;
+mod validation;
+
+pub use config::{ConfigError, DataConfig};
+pub use corpus::Corpus;
+pub use error::{Error, Result};
+pub use plan::BatchPlan;
+pub use prepare::{Preparation, Progress, Stage};
+pub use source::{Document, Documents, Skipped, Source, documents};
+pub use tokenizer::{DecodeStream, Tokenizer};
+pub use tritrain_files::tokens::Split;
+pub use validation::{Domain, ValidationSet};

@@ -12,8 +12,8 @@
 //! Block borders are positions within a sequence, and each task owns the rows it writes. Neither the
 //! number of threads nor the place of a sequence in the batch changes a bit.
 
-use crate::lanes;
-use crate::loss::{exp_sum, ln};
+use crate::lanes::{self, LANES};
+use crate::loss::{exp_bounded, exp_sum, ln};
 use crate::matmul::{View, serial};
 use crate::{Context, Tier};
 
@@ -256,11 +256,19 @@ tiered! {
     /// zero. Row `i`'s log-sum-exp goes to `lse[i·stride]`.
     fn softmax_rows(scores: &mut [f32], keys: usize, seen: usize, lse: &mut [f32], stride: usize) {
         for (i, row) in scores.chunks_exact_mut(keys).enumerate() {
-            let (row, later) = row.split_at_mut(seen + i + 1);
-            lse[i * stride] = softmax_row(row);
-            later.fill(0.0);
+            lse[i * stride] = softmax_row(mask(row, seen + i + 1));
         }
     }
+}
+
+/// Hides the entries of `row` from `visible` on: those that fill the last vector become −∞, whose
+/// exponential is 0, the others 0. Returns the part that still needs its exponentials.
+#[inline(always)]
+fn mask(row: &mut [f32], visible: usize) -> &mut [f32] {
+    let (row, hidden) = row.split_at_mut(visible.next_multiple_of(LANES).min(row.len()));
+    row[visible..].fill(f32::NEG_INFINITY);
+    hidden.fill(0.0);
+    row
 }
 
 /// Softmax in place; returns the log-sum-exp.
@@ -402,14 +410,13 @@ tiered! {
         for (i, (p, ds)) in p.chunks_exact_mut(keys).zip(ds.chunks_exact_mut(keys)).enumerate() {
             let delta = lanes::dot(d_out.row(seen + i), out.row(seen + i));
             let lse = lse[i * stride];
-            let (p, later_p) = p.split_at_mut(seen + i + 1);
-            let (ds, later_ds) = ds.split_at_mut(seen + i + 1);
+            let p = mask(p, seen + i + 1);
+            let (ds, hidden) = ds.split_at_mut(p.len());
+            hidden.fill(0.0);
             for (p, ds) in p.iter_mut().zip(ds) {
-                *p = lanes::exp(*p - lse);
+                *p = exp_bounded(*p - lse);
                 *ds = scale * *p * (*ds - delta);
             }
-            later_p.fill(0.0);
-            later_ds.fill(0.0);
         }
     }
 }
@@ -490,21 +497,4 @@ tiered! {
             }
         }
     }
-}
-/// x
-pub fn bench_rows(tier: Tier, s: &mut [f32], keys: usize, seen: usize, lse: &mut [f32]) {
-    softmax_rows(tier, s, keys, seen, lse, 1)
-}
-/// x
-pub fn bench_rows_back(
-    tier: Tier,
-    s: &mut [f32],
-    d: &mut [f32],
-    keys: usize,
-    seen: usize,
-    lse: &[f32],
-    o: &[f32],
-) {
-    let h = Head { data: o, offset: 0, stride: 64, head_dim: 64 };
-    softmax_backward_rows(tier, s, d, keys, seen, lse, 1, h, h, 0.125)
 }

@@ -2,7 +2,7 @@
 
 use tritrain_model::reference::{
     Arithmetic, Matrix, Reference, Rows, Trace, attention, cross_entropy, gated, linear, linear_backward,
-    rope,
+    norm, rope,
 };
 use tritrain_model::{Gate, Layout, ModelConfig, Precision, TensorKind};
 
@@ -235,7 +235,7 @@ fn gradients_are_central_differences_over_100_shapes() {
         let case = Case::random(seed);
         for (tensor, gradient) in case.gradients(Arithmetic::Exact).iter().enumerate() {
             let before = found.compared;
-            found.sample(&case, tensor, gradient, 3, &mut random);
+            found.sample(&case, tensor, gradient, 2, &mut random);
             assert!(
                 found.compared > before,
                 "{}: every direction met a kink",
@@ -379,7 +379,10 @@ fn uniform_logits_cost_ln_vocab() {
 }
 
 #[test]
-fn gate_and_attention_by_hand() {
+fn norm_gate_and_attention_by_hand() {
+    // Mean square 17, with eps 25; the second row is eps alone.
+    close(&norm(&[3.0, 5.0, 0.0, 0.0], &[10.0, -1.0], 8.0), &[6.0, -1.0, 0.0, 0.0], 1e-15);
+
     let ln3 = 3.0f64.ln(); // sigmoid(ln 3) = 3/4
     close(&gated(&[ln3, -ln3, 2.0, 8.0], Gate::Silu, 2), &[1.5 * ln3, -2.0 * ln3], 1e-15);
     close(&gated(&[3.0, -3.0, 2.0, 8.0], Gate::Relu2, 2), &[18.0, 0.0], 0.0);
@@ -532,6 +535,33 @@ fn rounding_by_hand() {
     let rows = Rows::rounded(&x, 2, 127.0);
     assert_eq!(rows.scales, [2.0, 0.0]);
     assert_eq!(rows.codes, [127.0, 0.0, 2.0, -2.0, 0.0, 0.0, 0.0, 0.0]);
+}
+
+/// What each linear layer is given: int8 rows of the norm in front of it, or of its raw input without
+/// sub-norms.
+#[test]
+fn layers_see_rounded_norms() {
+    for seed in 0..40 {
+        let case = Case::random(seed);
+        let n = case.tokens.len();
+        let normed = |x: &[f64], name: &str| {
+            let gain = case.layout.specs.iter().position(|spec| spec.name == name);
+            gain.map_or(x.to_vec(), |id| norm(x, &case.params[id], f64::from(case.config.norm_eps)))
+        };
+        let trace = case.trace(&case.params, Arithmetic::TERNARY);
+        for (i, block) in trace.blocks.iter().enumerate() {
+            for (input, x, name) in [
+                (&block.qkv_in, &block.x, "attn_norm"),
+                (&block.o_in, &block.attention, "attn_sub_norm"),
+                (&block.gate_up_in, &block.middle, "ffn_norm"),
+                (&block.down_in, &block.gated, "ffn_sub_norm"),
+            ] {
+                let expected = Rows::rounded(&normed(x, &format!("layers.{i}.{name}")), n, 127.0);
+                assert_eq!(*input, expected, "input behind layers.{i}.{name}");
+            }
+        }
+        assert_eq!(trace.y, normed(&trace.x, "norm"));
+    }
 }
 
 /// Backward roundings of one layer with two tokens, three inputs and two outputs, number by number.

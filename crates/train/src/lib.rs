@@ -1,1 +1,22 @@
 //! Run state, the training loop, checkpoint policy, metrics and signals.
+
+mod compare;
+mod config;
+mod error;
+mod evaluate;
+mod load;
+mod run;
+mod run_config;
+mod save;
+mod signals;
+mod workplace;
+
+pub use compare::{Comparison, Curve, pearson};
+pub use config::{Config, ConfigError, Difference, FREE, Kind, OptionInfo, Problem, Section};
+pub use error::{Error, Result};
+pub use evaluate::{DomainLoss, Evaluation, evaluate, evaluate_text};
+pub use load::{Loaded, load};
+pub use run::{Event, Run, StepReport, generate};
+pub use run_config::RunConfig;
+pub use signals::{STOPPED, Signals};
+pub use workplace::Workplace;

@@ -1,0 +1,122 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args as ClapArgs, Parser, Subcommand};
+
+/// Trains ternary (1.58-bit) language models from raw text, with integer arithmetic.
+///
+/// Without a command it trains the default model on the text inside the program.
+#[derive(Debug, Parser)]
+#[command(version, args_conflicts_with_subcommands = true)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Train a model; continue an interrupted run with --resume.
+    Train(Train),
+    /// Continue a prompt with a trained model.
+    Generate(Generate),
+    /// Loss, perplexity and bits per byte of a model on some text, per domain.
+    Eval(Eval),
+    /// Train the ternary model and its f32 twin on the same data and show the gap.
+    Compare(Compare),
+    /// Show what a file or folder of a run holds.
+    Inspect(Inspect),
+    /// Print the default configuration file with the help of every option.
+    Config,
+}
+
+/// What `train` and `compare` share.
+#[derive(Debug, Default, ClapArgs)]
+pub(crate) struct Setup {
+    /// Configuration file (see `tritrain config`).
+    pub(crate) config: Option<PathBuf>,
+    /// Files or folders of text; replaces data.paths.
+    #[arg(long, num_args = 1.., value_name = "PATH")]
+    pub(crate) data: Vec<PathBuf>,
+    /// Folder of the run; without it, the next free runs/N.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
+    /// Change one option, for example --set run.steps=100; may be repeated.
+    #[arg(long, value_name = "SECTION.KEY=VALUE")]
+    pub(crate) set: Vec<String>,
+    /// Print one JSON object as the last line of standard output.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Default, ClapArgs)]
+pub(crate) struct Train {
+    #[command(flatten)]
+    pub(crate) setup: Setup,
+    /// Go on with the run in --out from its newest checkpoint.
+    #[arg(long, requires = "out")]
+    pub(crate) resume: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Compare {
+    #[command(flatten)]
+    pub(crate) setup: Setup,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Generate {
+    /// Run folder, step folder or model.safetensors.
+    pub(crate) model: PathBuf,
+    /// Text to continue.
+    #[arg(long, default_value = "")]
+    pub(crate) prompt: String,
+    /// Divides the logits; 0 always takes the most probable token.
+    #[arg(long, default_value_t = 0.8)]
+    pub(crate) temperature: f32,
+    /// Keep the most probable tokens that together reach this probability.
+    #[arg(long, default_value_t = 0.95)]
+    pub(crate) top_p: f32,
+    /// Keep this many of the most probable tokens; 0 keeps all.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) top_k: usize,
+    /// Seed of the choices: the same seed gives the same text.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) seed: u64,
+    /// Tokens to make at most.
+    #[arg(long, default_value_t = 200)]
+    pub(crate) max_tokens: usize,
+    /// Threads; 0 takes every core.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) threads: usize,
+    /// Print one JSON object as the last line of standard output.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Eval {
+    /// Run folder, step folder or model.safetensors.
+    pub(crate) model: PathBuf,
+    /// Files or folders of text; all of it is evaluated.
+    #[arg(long, required = true, num_args = 1.., value_name = "PATH")]
+    pub(crate) data: Vec<PathBuf>,
+    /// Tokens to look at, at most, spread evenly over the text; 0 looks at all.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) max_tokens: u64,
+    /// Threads; 0 takes every core.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) threads: usize,
+    /// Print one JSON object as the last line of standard output.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Inspect {
+    /// Any file or folder that tritrain wrote.
+    pub(crate) path: PathBuf,
+    /// Print one JSON object as the last line of standard output.
+    #[arg(long)]
+    pub(crate) json: bool,
+}

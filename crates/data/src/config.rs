@@ -1,0 +1,72 @@
+//! Which text, which tokenizer, what is held out: the `[data]` section of the configuration file.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// The `[data]` section: where text comes from and how it becomes tokens.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct DataConfig {
+    /// Files and folders of text (.jsonl, text and source files, each also .gz or .zst); empty takes the text inside the program.
+    pub paths: Vec<String>,
+    /// A tokenizer.json to use (byte-level BPE); empty trains one on the text.
+    pub tokenizer: String,
+    /// Size of the vocabulary of a trained tokenizer, at most.
+    #[schemars(range(min = 257, max = 262144))]
+    pub vocab: u32,
+    /// MiB of text a tokenizer is trained on, at most.
+    #[schemars(range(min = 1, max = 1024))]
+    pub tokenizer_sample: u64,
+    /// Share of the documents of each domain held out for validation.
+    #[schemars(range(min = 0.0001, max = 0.5))]
+    pub validation: f32,
+}
+
+impl Default for DataConfig {
+    fn default() -> Self {
+        DataConfig {
+            paths: Vec::new(),
+            tokenizer: String::new(),
+            vocab: 2048,
+            tokenizer_sample: 32,
+            validation: 0.02,
+        }
+    }
+}
+
+/// A value that an option of `[data]` cannot have.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("data.{option} = {found}: expected {expected}")]
+pub struct ConfigError {
+    /// The option's name inside `[data]`.
+    pub option: &'static str,
+    /// Its value.
+    pub found: String,
+    /// What it must satisfy.
+    pub expected: &'static str,
+}
+
+impl DataConfig {
+    /// Whether every option is in its range.
+    ///
+    /// # Errors
+    /// Names the option and its range.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let fail = |option, found: String, expected| Err(ConfigError { option, found, expected });
+        if let Some(path) = self.paths.iter().find(|path| path.trim().is_empty()) {
+            return fail("paths", format!("{path:?}"), "paths of files or folders");
+        }
+        // 257 = the 256 bytes and the end of text.
+        if !(257..=262_144).contains(&self.vocab) {
+            return fail("vocab", self.vocab.to_string(), "257 to 262144");
+        }
+        // The trainer counts in i32: a pair cannot occur more often than there are bytes.
+        if !(1..=1024).contains(&self.tokenizer_sample) {
+            return fail("tokenizer_sample", self.tokenizer_sample.to_string(), "1 to 1024 (MiB)");
+        }
+        if !(0.0001..=0.5).contains(&self.validation) {
+            return fail("validation", self.validation.to_string(), "0.0001 to 0.5 (a share, not percent)");
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,113 @@
+//! A file with one JSON object a line.
+
+use std::io::{BufRead, Read};
+use std::path::PathBuf;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::Document;
+use crate::error::short;
+use crate::{Error, Result};
+
+/// The longest line: what is read into memory at once.
+const LINE: u64 = 256 << 20;
+const HINT: &str = "each line is one object with its text in the field \"text\"; repair or remove the line";
+
+/// The fields that are read. Others are ignored.
+#[derive(Deserialize)]
+struct Line {
+    text: Option<String>,
+    domain: Option<Value>,
+    title: Option<Value>,
+    name: Option<Value>,
+    id: Option<Value>,
+    source: Option<Value>,
+}
+
+/// Reads one file, a line at a time.
+pub(crate) struct JsonlReader<R> {
+    input: R,
+    path: PathBuf,
+    domain: String,
+    name: String,
+    line: Vec<u8>,
+    /// Lines and bytes read.
+    lines: u64,
+    offset: u64,
+}
+
+impl<R: BufRead> JsonlReader<R> {
+    pub(crate) fn new(input: R, path: PathBuf, domain: String, name: String) -> Self {
+        JsonlReader { input, path, domain, name, line: Vec::new(), lines: 0, offset: 0 }
+    }
+
+    /// The next document that is not empty; `None` at the end.
+    pub(crate) fn next(&mut self) -> Result<Option<Document>> {
+        loop {
+            self.line.clear();
+            let read = self.input.by_ref().take(LINE).read_until(b'\n', &mut self.line);
+            let read = read.map_err(|e| Error::read(&self.path, e))? as u64;
+            if read == 0 {
+                return Ok(None);
+            }
+            self.lines += 1;
+            if read == LINE && !self.line.ends_with(b"\n") {
+                return Err(self.wrong("a line of less than 256 MiB", "a longer one"));
+            }
+            let document = self.parse()?;
+            self.offset += read;
+            if document.is_some() {
+                return Ok(document);
+            }
+        }
+    }
+
+    /// `None` for a blank line and for an empty text.
+    fn parse(&self) -> Result<Option<Document>> {
+        let text = std::str::from_utf8(&self.line).map_err(|error| {
+            let good = error.valid_up_to();
+            let byte = self.line.get(good).copied().unwrap_or_default();
+            let offset = self.offset + good as u64;
+            Error::Utf8 { path: self.path.clone(), line: self.lines, offset, byte }
+        })?;
+        let text = if self.lines == 1 { text.trim_start_matches('\u{feff}') } else { text };
+        let text = text.trim();
+        if text.is_empty() {
+            return Ok(None);
+        }
+        let line: Line = serde_json::from_str(text).map_err(|error| {
+            // serde_json counts lines in the one line it was given.
+            let found = error.to_string().replace(" at line 1 column ", " at column ");
+            self.wrong("a JSON object with a string \"text\"", &found)
+        })?;
+        let Some(body) = line.text else {
+            let fields = match serde_json::from_str(text) {
+                Ok(Value::Object(fields)) => fields.keys().cloned().collect::<Vec<_>>().join(", "),
+                _ => String::new(),
+            };
+            return Err(self.wrong("a field \"text\"", &format!("the fields [{fields}]")));
+        };
+        if body.is_empty() {
+            return Ok(None);
+        }
+        let name = [line.title, line.name, line.id, line.source].into_iter().find_map(plain);
+        let name = name.unwrap_or_else(|| format!("{}:{}", self.name, self.lines));
+        let domain = plain(line.domain).unwrap_or_else(|| self.domain.clone());
+        Ok(Some(Document { domain, name, text: body }))
+    }
+
+    fn wrong(&self, expected: &str, found: &str) -> Error {
+        let (path, expected) = (self.path.clone(), expected.to_owned());
+        Error::Line { path, line: self.lines, expected, found: short(found), hint: HINT }
+    }
+}
+
+/// A string that is not empty, or a number as a string.
+fn plain(value: Option<Value>) -> Option<String> {
+    match value? {
+        Value::String(text) if !text.is_empty() => Some(text),
+        Value::Number(number) => Some(number.to_string()),
+        _ => None,
+    }
+}

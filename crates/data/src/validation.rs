@@ -1,0 +1,191 @@
+//! The text a model is measured on: the same windows at every evaluation.
+
+use std::collections::BTreeMap;
+
+use tritrain_files::tokens::Split;
+
+use crate::plan::{check_len, copy_window};
+use crate::{Corpus, Error, Result};
+
+/// Fixed windows of `context + 1` validation tokens, spread evenly over each domain, in proportion to
+/// the domains' tokens and at least one for each.
+///
+/// The documents of a domain are taken as one stream: a window may run across its documents, never into
+/// another domain. Domains too short for a window are taken together, under the name `(short domains)`.
+///
+/// Counting of bytes: a document's end of text is predicted, so its nats count, and it has no byte. So
+/// bits per byte = mean nats per token / ln 2 / [`bytes_per_token`](Self::bytes_per_token), where tokens
+/// include one end of text per document and bytes are those of the text.
+#[derive(Clone, Debug)]
+pub struct ValidationSet {
+    context: usize,
+    domains: Vec<Domain>,
+    windows: Vec<Window>,
+}
+
+/// One part of the validation text.
+#[derive(Clone, Debug)]
+pub struct Domain {
+    /// Its name.
+    pub name: String,
+    /// All its validation tokens, the ends of text included.
+    pub tokens: u64,
+    /// All its validation bytes.
+    pub bytes: u64,
+    /// Stretches of the split, in order.
+    spans: Vec<Span>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Span {
+    /// Tokens of the domain before it.
+    before: u64,
+    /// First token, counted from the start of the split.
+    start: u64,
+    tokens: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Window {
+    domain: usize,
+    /// First token, counted from the start of the domain.
+    at: u64,
+}
+
+impl Domain {
+    fn new(name: &str) -> Self {
+        Domain { name: name.to_owned(), tokens: 0, bytes: 0, spans: Vec::new() }
+    }
+
+    fn push(&mut self, start: u64, tokens: u64) {
+        match self.spans.last_mut() {
+            Some(last) if last.start + last.tokens == start => last.tokens += tokens,
+            _ => self.spans.push(Span { before: self.tokens, start, tokens }),
+        }
+        self.tokens += tokens;
+    }
+
+    fn read(&self, corpus: &Corpus, mut at: u64, mut out: &mut [u32]) -> Result<()> {
+        let first = self.spans.partition_point(|span| span.before + span.tokens <= at);
+        for span in self.spans.iter().skip(first) {
+            let inside = at - span.before;
+            let take = (span.tokens - inside).min(out.len() as u64) as usize;
+            let (now, later) = std::mem::take(&mut out).split_at_mut(take);
+            corpus.tokens().read(Split::Validation, span.start + inside, now)?;
+            (at, out) = (at + take as u64, later);
+        }
+        Ok(())
+    }
+}
+
+impl ValidationSet {
+    /// Chooses windows of at most `max_tokens` targets together; one window per domain even if that is
+    /// more.
+    ///
+    /// # Errors
+    /// [`Error::Short`] when the validation split holds no window; [`Error::Files`] for a damaged index.
+    pub fn new(corpus: &Corpus, context: usize, max_tokens: u64) -> Result<Self> {
+        corpus.check(context)?;
+        if context == 0 {
+            return Err(Error::Shape { what: "context", expected: "at least 1".into(), found: "0".into() });
+        }
+        let names = &corpus.tokens().manifest().domains;
+        let mut by_domain: BTreeMap<usize, Domain> = BTreeMap::new();
+        for document in corpus.tokens().documents(Split::Validation) {
+            let document = document?;
+            let name = names.get(document.domain).map_or("", String::as_str);
+            let domain = by_domain.entry(document.domain).or_insert_with(|| Domain::new(name));
+            domain.push(document.start, document.tokens);
+            domain.bytes += document.bytes;
+        }
+        let step = context as u64;
+        let (mut domains, short): (Vec<_>, Vec<_>) =
+            by_domain.into_values().partition(|domain| domain.tokens > step);
+        let mut together = Domain::new("(short domains)");
+        for domain in short {
+            domain.spans.iter().for_each(|span| together.push(span.start, span.tokens));
+            together.bytes += domain.bytes;
+        }
+        if together.tokens > step {
+            domains.push(together);
+        }
+        let windows = choose(&domains, step, max_tokens / step);
+        Ok(ValidationSet { context, domains, windows })
+    }
+
+    /// Windows.
+    pub fn len(&self) -> usize {
+        self.windows.len()
+    }
+
+    /// Never: a corpus without a window is refused.
+    pub fn is_empty(&self) -> bool {
+        self.windows.is_empty()
+    }
+
+    /// The parts that windows belong to.
+    pub fn domains(&self) -> &[Domain] {
+        &self.domains
+    }
+
+    /// Index of the domain of a window. Windows of one domain follow each other.
+    pub fn domain(&self, window: usize) -> Option<usize> {
+        self.windows.get(window).map(|window| window.domain)
+    }
+
+    /// Reads a window: `inputs` and `targets`, both [context], targets one token ahead.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for a window or a slice that does not fit; [`Error::Files`] for a damaged shard.
+    pub fn read(
+        &self,
+        corpus: &Corpus,
+        window: usize,
+        inputs: &mut [u32],
+        targets: &mut [u32],
+    ) -> Result<()> {
+        check_len("inputs", inputs, self.context)?;
+        check_len("targets", targets, self.context)?;
+        let found = self.windows.get(window).and_then(|w| Some((self.domains.get(w.domain)?, w.at)));
+        let Some((domain, at)) = found else {
+            let expected = format!("less than {}", self.len());
+            return Err(Error::Shape { what: "validation window", expected, found: window.to_string() });
+        };
+        let mut tokens = vec![0; self.context + 1];
+        domain.read(corpus, at, &mut tokens)?;
+        copy_window(&tokens, inputs, targets);
+        Ok(())
+    }
+
+    /// Bytes of text per token over all domains, to turn nats per token into bits per byte.
+    pub fn bytes_per_token(&self) -> f64 {
+        let sum = |of: fn(&Domain) -> u64| self.domains.iter().map(of).sum::<u64>() as f64;
+        sum(|domain| domain.bytes) / sum(|domain| domain.tokens)
+    }
+
+    /// Bits per byte of a mean loss in nats per token.
+    pub fn bits_per_byte(&self, nats_per_token: f64) -> f64 {
+        nats_per_token / std::f64::consts::LN_2 / self.bytes_per_token()
+    }
+}
+
+impl Domain {
+    /// Bytes of text per token.
+    pub fn bytes_per_token(&self) -> f64 {
+        self.bytes as f64 / self.tokens as f64
+    }
+}
+
+/// `budget` windows over the domains, by their tokens.
+fn choose(domains: &[Domain], step: u64, budget: u64) -> Vec<Window> {
+    let all: u64 = domains.iter().map(|domain| domain.tokens).sum();
+    let mut windows = Vec::new();
+    for (index, domain) in domains.iter().enumerate() {
+        let there = (domain.tokens - 1) / step;
+        let share = u128::from(budget) * u128::from(domain.tokens) / u128::from(all.max(1));
+        let take = u64::try_from(share).unwrap_or(there).clamp(1, there);
+        let place = |i: u64| (u128::from(i) * u128::from(there) / u128::from(take)) as u64 * step;
+        windows.extend((0..take).map(|i| Window { domain: index, at: place(i) }));
+    }
+    windows
+}

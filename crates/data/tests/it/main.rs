@@ -1,0 +1,8 @@
+//! From files to batches, through the public interface.
+
+mod batches;
+mod common;
+mod identity;
+mod preparing;
+mod readers;
+mod tokenizers;

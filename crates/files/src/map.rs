@@ -1,0 +1,70 @@
+//! Read-only memory maps: the only `unsafe` of this crate.
+#![expect(unsafe_code, reason = "a memory map is unsafe to create: the file may change under it")]
+
+use std::fs::File;
+use std::io;
+use std::ops::Deref;
+use std::sync::Arc;
+
+use memmap2::Mmap;
+
+/// The bytes of a file, mapped or owned; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Bytes(Inner);
+
+#[derive(Clone, Debug)]
+enum Inner {
+    Mapped(Arc<Mmap>),
+    Owned(Arc<[u8]>),
+}
+
+impl Bytes {
+    /// Maps a whole file for reading.
+    pub(crate) fn map(file: &File) -> io::Result<Bytes> {
+        if file.metadata()?.len() == 0 {
+            return Ok(Bytes::from(Vec::new()));
+        }
+        // SAFETY: the map is read-only. Files of this project are not changed in place while someone
+        // may hold a map of them: writers create new files and rename them, so the pages below a live
+        // map keep their content and length, even when the file is removed. The one file that grows,
+        // the log, is mapped for a moment by its only writer before it writes. A process from outside
+        // that cuts a finished file short can raise SIGBUS, as with any map, but cannot make us read
+        // elsewhere: the length was fixed at this call.
+        let map = unsafe { Mmap::map(file)? };
+        Ok(Bytes(Inner::Mapped(Arc::new(map))))
+    }
+
+    /// Tells the system that reads will jump around, so that it does not read ahead. No effect on
+    /// owned bytes or where unsupported: it is advice.
+    pub fn advise_random(&self) {
+        #[cfg(unix)]
+        if let Inner::Mapped(map) = &self.0
+            && let Err(error) = map.advise(memmap2::Advice::Random)
+        {
+            tracing::debug!(%error, "madvise refused");
+        }
+    }
+}
+
+impl Deref for Bytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match &self.0 {
+            Inner::Mapped(map) => map,
+            Inner::Owned(bytes) => bytes,
+        }
+    }
+}
+
+impl AsRef<[u8]> for Bytes {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
+impl From<Vec<u8>> for Bytes {
+    fn from(bytes: Vec<u8>) -> Self {
+        Bytes(Inner::Owned(bytes.into()))
+    }
+}

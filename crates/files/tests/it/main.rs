@@ -1,0 +1,10 @@
+//! Tests of the formats, and of what happens to them when disks misbehave.
+
+mod checkpoints;
+mod common;
+mod disk;
+mod faults;
+mod metrics;
+mod prune;
+mod tensors;
+mod tokens;

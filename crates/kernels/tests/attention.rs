@@ -1,0 +1,359 @@
+//! Attention against plain f64 loops with the whole matrix, and against itself: threads, tiers, batch
+//! places, generation step by step.
+
+use tritrain_kernels::attention::{Shape, backward, decode, forward, rope, rope_table};
+use tritrain_kernels::{Context, Tier};
+
+/// Error allowed in `out` and `lse`, relative to the tensor's largest entry.
+const FORWARD: f64 = 1e-5;
+/// Error allowed in gradients, likewise.
+const GRADIENT: f64 = 1e-4;
+
+/// (batch, time, heads, kv_heads, head_dim): one token, borders of the block of 64, groups, odd widths.
+const SHAPES: [(usize, usize, usize, usize, usize); 14] = [
+    (1, 1, 1, 1, 2),
+    (3, 1, 4, 2, 8),
+    (2, 2, 2, 1, 4),
+    (2, 7, 3, 3, 6),
+    (1, 13, 4, 2, 5),
+    (3, 31, 2, 2, 16),
+    (1, 63, 6, 2, 12),
+    (2, 64, 2, 1, 32),
+    (1, 65, 4, 4, 7),
+    (3, 100, 4, 1, 10),
+    (1, 127, 2, 2, 64),
+    (2, 128, 3, 1, 3),
+    (1, 130, 8, 2, 20),
+    (1, 200, 2, 1, 64),
+];
+
+fn shape((batch, time, heads, kv_heads, head_dim): (usize, usize, usize, usize, usize)) -> Shape {
+    Shape { batch, time, heads, kv_heads, head_dim }
+}
+
+/// Uniform numbers in [-size, size].
+fn numbers(len: usize, seed: u64, size: f32) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    };
+    (0..len).map(|_| size * next()).collect()
+}
+
+fn wide(x: &[f32]) -> Vec<f64> {
+    x.iter().map(|v| f64::from(*v)).collect()
+}
+
+fn bits(x: &[f32]) -> Vec<u32> {
+    x.iter().map(|v| v.to_bits()).collect()
+}
+
+fn context(tier: Tier, threads: usize) -> Context {
+    Context::new(tier, threads).unwrap()
+}
+
+fn fastest() -> Context {
+    context(*Tier::available().last().unwrap(), 2)
+}
+
+/// Asserts `max|found − expected| ≤ tolerance·max|expected|`.
+fn close(what: &str, found: &[f32], expected: &[f64], tolerance: f64) {
+    assert_eq!(found.len(), expected.len());
+    let size = expected.iter().fold(0.0, |max: f64, v| max.max(v.abs()));
+    for (i, (a, b)) in found.iter().zip(expected).enumerate() {
+        let error = (f64::from(*a) - b).abs();
+        assert!(error <= tolerance * size + 1e-30, "{what}[{i}]: found {a}, expected {b}, largest {size}");
+    }
+}
+
+struct Results<T> {
+    out: Vec<T>,
+    lse: Vec<T>,
+    d_qkv: Vec<T>,
+}
+
+fn run(cx: &Context, qkv: &[f32], d_out: &[f32], shape: Shape) -> Results<f32> {
+    // NaN shows whatever is not written.
+    let mut out = vec![f32::NAN; shape.rows() * shape.out_width()];
+    let mut lse = vec![f32::NAN; shape.rows() * shape.heads];
+    let mut d_qkv = vec![f32::NAN; qkv.len()];
+    forward(cx, qkv, shape, &mut out, &mut lse);
+    backward(cx, qkv, &out, &lse, d_out, shape, &mut d_qkv);
+    Results { out, lse, d_qkv }
+}
+
+/// One head after the other, one query after the other, in f64; the derivative of `Σ d_out·out`.
+fn naive(qkv: &[f64], d_out: &[f64], shape: Shape) -> Results<f64> {
+    let Shape { batch, time, heads, kv_heads, head_dim } = shape;
+    let (width, scale) = (shape.qkv_width(), 1.0 / (head_dim as f64).sqrt());
+    let mut out = vec![0.0; batch * time * heads * head_dim];
+    let mut lse = vec![0.0; batch * time * heads];
+    let mut d_qkv = vec![0.0; qkv.len()];
+    for b in 0..batch {
+        for h in 0..heads {
+            let kv = h / (heads / kv_heads);
+            let q_at = |t: usize| (b * time + t) * width + h * head_dim;
+            let k_at = |t: usize| (b * time + t) * width + (heads + kv) * head_dim;
+            let v_at = |t: usize| (b * time + t) * width + (heads + kv_heads + kv) * head_dim;
+            let dot = |i: usize, j: usize| (0..head_dim).map(|c| qkv[i + c] * qkv[j + c]).sum::<f64>();
+            for t in 0..time {
+                let o_at = (b * time + t) * heads * head_dim + h * head_dim;
+                let scores: Vec<f64> = (0..=t).map(|j| dot(q_at(t), k_at(j)) * scale).collect();
+                let max = scores.iter().fold(f64::NEG_INFINITY, |max, s| max.max(*s));
+                let sum: f64 = scores.iter().map(|s| (s - max).exp()).sum();
+                lse[(b * time + t) * heads + h] = max + sum.ln();
+                let p: Vec<f64> = scores.iter().map(|s| (s - max).exp() / sum).collect();
+                let dp = |j: usize| (0..head_dim).map(|c| d_out[o_at + c] * qkv[v_at(j) + c]).sum::<f64>();
+                let mean: f64 = (0..=t).map(|j| p[j] * dp(j)).sum();
+                for j in 0..=t {
+                    let ds = p[j] * (dp(j) - mean) * scale;
+                    for c in 0..head_dim {
+                        out[o_at + c] += p[j] * qkv[v_at(j) + c];
+                        d_qkv[v_at(j) + c] += p[j] * d_out[o_at + c];
+                        d_qkv[q_at(t) + c] += ds * qkv[k_at(j) + c];
+                        d_qkv[k_at(j) + c] += ds * qkv[q_at(t) + c];
+                    }
+                }
+            }
+        }
+    }
+    Results { out, lse, d_qkv }
+}
+
+#[test]
+fn forward_and_backward_equal_plain_loops() {
+    let cx = fastest();
+    for (seed, sizes) in SHAPES.into_iter().enumerate() {
+        let shape = shape(sizes);
+        let qkv = numbers(shape.rows() * shape.qkv_width(), 1 + seed as u64, 2.0);
+        let d_out = numbers(shape.rows() * shape.out_width(), 100 + seed as u64, 1.0);
+        let found = run(&cx, &qkv, &d_out, shape);
+        let expected = naive(&wide(&qkv), &wide(&d_out), shape);
+        close(&format!("{shape:?} out"), &found.out, &expected.out, FORWARD);
+        close(&format!("{shape:?} lse"), &found.lse, &expected.lse, FORWARD);
+        close(&format!("{shape:?} d_qkv"), &found.d_qkv, &expected.d_qkv, GRADIENT);
+    }
+}
+
+#[test]
+fn backward_equals_central_differences() {
+    let cx = fastest();
+    for (seed, sizes) in [(1, 5, 4, 2, 4), (2, 9, 2, 1, 3), (1, 66, 2, 1, 2)].into_iter().enumerate() {
+        let shape = shape(sizes);
+        let qkv = numbers(shape.rows() * shape.qkv_width(), 7 + seed as u64, 1.5);
+        let d_out = numbers(shape.rows() * shape.out_width(), 70 + seed as u64, 1.0);
+        let found = run(&cx, &qkv, &d_out, shape).d_qkv;
+        let d_out = wide(&d_out);
+        let loss = |qkv: &[f64]| -> f64 {
+            naive(qkv, &d_out, shape).out.iter().zip(&d_out).map(|(o, d)| o * d).sum()
+        };
+        let mut point = wide(&qkv);
+        // Every entry of small tensors, some two hundred of larger ones, evenly spread.
+        let picked: Vec<usize> = (0..qkv.len()).step_by((qkv.len() / 200).max(1)).collect();
+        let mut expected = Vec::new();
+        for i in &picked {
+            let x = point[*i];
+            point[*i] = x + 1e-5;
+            let above = loss(&point);
+            point[*i] = x - 1e-5;
+            expected.push((above - loss(&point)) / 2e-5);
+            point[*i] = x;
+        }
+        let found: Vec<f32> = picked.iter().map(|i| found[*i]).collect();
+        close(&format!("{shape:?}"), &found, &expected, GRADIENT);
+    }
+}
+
+#[test]
+fn threads_and_tiers_change_no_bit() {
+    for (seed, sizes) in
+        [(3, 70, 4, 2, 16), (1, 150, 4, 1, 24), (2, 9, 3, 3, 5), (5, 1, 2, 2, 8)].into_iter().enumerate()
+    {
+        let shape = shape(sizes);
+        let qkv = numbers(shape.rows() * shape.qkv_width(), 20 + seed as u64, 3.0);
+        let d_out = numbers(shape.rows() * shape.out_width(), 40 + seed as u64, 1.0);
+        let expected = run(&context(Tier::SCALAR, 1), &qkv, &d_out, shape);
+        for tier in Tier::available() {
+            for threads in [1, 2, 3, 8] {
+                let found = run(&context(tier, threads), &qkv, &d_out, shape);
+                let what = format!("{shape:?}, {}, {threads} threads", tier.name());
+                assert_eq!(bits(&found.out), bits(&expected.out), "out, {what}");
+                assert_eq!(bits(&found.lse), bits(&expected.lse), "lse, {what}");
+                assert_eq!(bits(&found.d_qkv), bits(&expected.d_qkv), "d_qkv, {what}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_place_in_the_batch_changes_no_bit() {
+    let cx = fastest();
+    let shape = shape((3, 75, 4, 2, 8));
+    let alone = Shape { batch: 1, ..shape };
+    let qkv = numbers(shape.rows() * shape.qkv_width(), 5, 2.0);
+    let d_out = numbers(shape.rows() * shape.out_width(), 6, 1.0);
+    let together = run(&cx, &qkv, &d_out, shape);
+    for b in 0..3 {
+        let of = |x: &[f32], width: usize| x[b * 75 * width..(b + 1) * 75 * width].to_vec();
+        let one = run(&cx, &of(&qkv, shape.qkv_width()), &of(&d_out, shape.out_width()), alone);
+        assert_eq!(bits(&one.out), bits(&of(&together.out, shape.out_width())));
+        assert_eq!(bits(&one.d_qkv), bits(&of(&together.d_qkv, shape.qkv_width())));
+    }
+}
+
+#[test]
+fn later_tokens_change_no_bit_of_earlier_ones() {
+    let cx = fastest();
+    let shape = shape((2, 130, 4, 2, 8));
+    let (width, out_width) = (shape.qkv_width(), shape.out_width());
+    let qkv = numbers(shape.rows() * width, 11, 2.0);
+    let d_out = numbers(shape.rows() * out_width, 12, 1.0);
+    let before = run(&cx, &qkv, &d_out, shape);
+    for cut in [1, 40, 64, 65, 129] {
+        let mut changed = qkv.clone();
+        for b in 0..shape.batch {
+            let later = &mut changed[(b * shape.time + cut) * width..(b + 1) * shape.time * width];
+            let other = numbers(later.len(), 13 + cut as u64, 50.0);
+            later.copy_from_slice(&other);
+        }
+        let after = run(&cx, &changed, &d_out, shape);
+        for b in 0..shape.batch {
+            let early = b * shape.time * out_width..(b * shape.time + cut) * out_width;
+            assert_eq!(bits(&after.out[early.clone()]), bits(&before.out[early]), "cut {cut}");
+            let early = b * shape.time * shape.heads..(b * shape.time + cut) * shape.heads;
+            assert_eq!(bits(&after.lse[early.clone()]), bits(&before.lse[early]), "cut {cut}");
+        }
+        assert_ne!(bits(&after.out), bits(&before.out), "cut {cut}");
+    }
+}
+
+/// Scores of ±10⁴: one key takes everything. Key `favourite` is along the query, the others against.
+#[test]
+fn extreme_scores_pick_one_key() {
+    let cx = fastest();
+    let shape = shape((1, 70, 1, 1, 4));
+    let (width, head_dim) = (shape.qkv_width(), shape.head_dim);
+    let favourite = |t: usize| if t < 3 { t } else { 3 };
+    let mut qkv = numbers(shape.rows() * width, 3, 1.0);
+    for (t, row) in qkv.chunks_exact_mut(width).enumerate() {
+        // The products are ±2·10⁴, times the scale 1/2.
+        row[..2 * head_dim].copy_from_slice(&[200.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]);
+        row[head_dim] = if t == 3 { 100.0 } else { -100.0 };
+    }
+    let d_out = numbers(shape.rows() * head_dim, 4, 1.0);
+    let found = run(&cx, &qkv, &d_out, shape);
+    let expected = naive(&wide(&qkv), &wide(&d_out), shape);
+    close("out", &found.out, &expected.out, FORWARD);
+    close("lse", &found.lse, &expected.lse, FORWARD);
+    for t in 3..70 {
+        let v = &qkv[favourite(t) * width + 2 * head_dim..][..head_dim];
+        assert_eq!(&found.out[t * head_dim..][..head_dim], v, "row {t} takes the value of its favourite");
+    }
+    assert!(found.d_qkv.iter().all(|v| v.is_finite()));
+    // Rows 0 to 2 share their probability evenly: lse ≈ -10⁴ is rounded to 1e-3, and P with it.
+    close("d_qkv", &found.d_qkv, &expected.d_qkv, 2e-3);
+}
+
+/// A numeric fault must reach the guard: NaN in, NaN out, forward and backward.
+#[test]
+fn nan_is_not_hidden() {
+    let shape = shape((1, 67, 1, 1, 4));
+    let d_out = numbers(shape.rows() * shape.out_width(), 2, 1.0);
+    for tier in Tier::available() {
+        for column in [0, 5, 11] {
+            let mut qkv = numbers(shape.rows() * shape.qkv_width(), 1, 1.0);
+            qkv[65 * shape.qkv_width() + column] = f32::NAN;
+            let found = run(&context(tier, 1), &qkv, &d_out, shape);
+            let what = format!("{}, column {column}", tier.name());
+            assert!(found.out[65 * 4..66 * 4].iter().any(|v| v.is_nan()), "out, {what}");
+            assert!(found.d_qkv.iter().any(|v| v.is_nan()), "d_qkv, {what}");
+        }
+    }
+}
+
+#[test]
+fn decode_equals_forward() {
+    let cx = fastest();
+    // (rows of each call), summing to the length of the sequence; one of them long enough for threads.
+    let plans: [(Shape, &[usize]); 4] = [
+        (shape((1, 75, 4, 2, 16)), &[70, 1, 1, 2, 1]),
+        (shape((1, 6, 3, 1, 5)), &[1, 1, 1, 1, 1, 1]),
+        (shape((1, 200, 2, 2, 8)), &[3, 130, 1, 64, 1, 1]),
+        (shape((1, 700, 8, 2, 32)), &[698, 1, 1]),
+    ];
+    for (shape, plan) in plans {
+        let (width, out_width) = (shape.qkv_width(), shape.out_width());
+        let qkv = numbers(shape.rows() * width, 31, 2.0);
+        let mut expected = vec![0.0; shape.rows() * out_width];
+        forward(&cx, &qkv, shape, &mut expected, &mut vec![0.0; shape.rows() * shape.heads]);
+        let capacity = shape.time + 3;
+        // What lies beyond the position must not be read.
+        let mut k_cache = vec![f32::NAN; capacity * shape.kv_heads * shape.head_dim];
+        let mut v_cache = k_cache.clone();
+        let mut found = vec![f32::NAN; expected.len()];
+        let mut start = 0;
+        for &time in plan {
+            let part = Shape { time, ..shape };
+            let rows = start..start + time;
+            let out = &mut found[rows.start * out_width..rows.end * out_width];
+            let qkv = &qkv[rows.start * width..rows.end * width];
+            decode(&cx, qkv, part, start, &mut k_cache, &mut v_cache, out);
+            for cx in [context(Tier::SCALAR, 1), context(Tier::SCALAR, 3)] {
+                let mut again = vec![f32::NAN; out.len()];
+                decode(&cx, qkv, part, start, &mut k_cache, &mut v_cache, &mut again);
+                assert_eq!(bits(&again), bits(out), "{shape:?} at {start}");
+            }
+            start += time;
+        }
+        close(&format!("{shape:?} {plan:?}"), &found, &wide(&expected), FORWARD);
+    }
+}
+
+#[test]
+fn rope_rotates_pairs_by_position() {
+    let cx = fastest();
+    for (sizes, first, theta) in
+        [((2, 5, 2, 1, 4), 0, 10_000.0f32), ((1, 3, 3, 3, 2), 7, 500.0), ((3, 300, 4, 2, 20), 1, 10_000.0)]
+    {
+        let shape = shape(sizes);
+        let Shape { time, heads, kv_heads, head_dim, .. } = shape;
+        let table = rope_table(first + time, head_dim, theta);
+        let qkv = numbers(shape.rows() * shape.qkv_width(), 17, 1.0);
+        let mut expected = wide(&qkv);
+        for (row, line) in expected.chunks_exact_mut(shape.qkv_width()).enumerate() {
+            for head in line.chunks_exact_mut(head_dim).take(heads + kv_heads) {
+                for i in 0..head_dim / 2 {
+                    let frequency = f64::from(theta).powf(-2.0 * i as f64 / head_dim as f64);
+                    let (sin, cos) = ((first + row % time) as f64 * frequency).sin_cos();
+                    let (x, y) = (head[i], head[i + head_dim / 2]);
+                    head[i] = x * cos - y * sin;
+                    head[i + head_dim / 2] = x * sin + y * cos;
+                }
+            }
+        }
+        let mut found = qkv.clone();
+        rope(&cx, &mut found, &table, shape, first, false);
+        close(&format!("{shape:?}"), &found, &expected, 1e-6);
+        for tier in Tier::available() {
+            for threads in [1, 3] {
+                let mut again = qkv.clone();
+                rope(&context(tier, threads), &mut again, &table, shape, first, false);
+                assert_eq!(bits(&again), bits(&found));
+            }
+        }
+        rope(&cx, &mut found, &table, shape, first, true);
+        close(&format!("{shape:?} and back"), &found, &wide(&qkv), 1e-6);
+    }
+}
+
+#[test]
+fn an_empty_batch_is_nothing_to_do() {
+    let cx = fastest();
+    for sizes in [(0, 5, 2, 1, 4), (2, 0, 2, 1, 4)] {
+        run(&cx, &[], &[], shape(sizes));
+        rope(&cx, &mut [], &rope_table(5, 4, 10_000.0), shape(sizes), 0, false);
+    }
+}

@@ -1,0 +1,271 @@
+//! The fused head and cross entropy against plain f64 loops, and against itself on other threads and
+//! tiers.
+
+use tritrain_kernels::loss::{head_cross_entropy, head_logits};
+use tritrain_kernels::{Context, Tier};
+
+/// Error allowed in losses and logits, relative to the tensor's largest entry.
+const FORWARD: f64 = 1e-5;
+/// Error allowed in gradients, likewise.
+const GRADIENT: f64 = 1e-4;
+
+/// (n, vocab, dim): single entries, odd sizes, borders of the chunk of 512 tokens, and vocabularies
+/// whose chunks hold fewer tokens (2²¹ logits).
+const SIZES: [(usize, usize, usize); 10] = [
+    (1, 1, 1),
+    (3, 2, 5),
+    (7, 300, 16),
+    (64, 17, 3),
+    (511, 30, 8),
+    (512, 64, 12),
+    (513, 65, 4),
+    (1100, 9, 20),
+    (65, 40_000, 2),
+    (3, 1_100_000, 1),
+];
+
+/// Uniform numbers in [-size, size].
+fn numbers(len: usize, seed: u64, size: f32) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    };
+    (0..len).map(|_| size * next()).collect()
+}
+
+fn wide(x: &[f32]) -> Vec<f64> {
+    x.iter().map(|v| f64::from(*v)).collect()
+}
+
+fn bits(x: &[f32]) -> Vec<u32> {
+    x.iter().map(|v| v.to_bits()).collect()
+}
+
+fn context(tier: Tier, threads: usize) -> Context {
+    Context::new(tier, threads).unwrap()
+}
+
+fn fastest() -> Context {
+    context(*Tier::available().last().unwrap(), 2)
+}
+
+/// Asserts `max|found − expected| ≤ tolerance·max|expected|`.
+fn close(what: &str, found: &[f32], expected: &[f64], tolerance: f64) {
+    assert_eq!(found.len(), expected.len());
+    let size = expected.iter().fold(0.0, |max: f64, v| max.max(v.abs()));
+    for (i, (a, b)) in found.iter().zip(expected).enumerate() {
+        let error = (f64::from(*a) - b).abs();
+        assert!(error <= tolerance * size + 1e-30, "{what}[{i}]: found {a}, expected {b}, largest {size}");
+    }
+}
+
+struct Case {
+    hidden: Vec<f32>,
+    head: Vec<f32>,
+    targets: Vec<u32>,
+    dim: usize,
+}
+
+impl Case {
+    fn new((n, vocab, dim): (usize, usize, usize), seed: u64) -> Case {
+        let targets = (0..n as u64).map(|i| ((i + seed) * 7919 % vocab as u64) as u32).collect();
+        let (hidden, head) = (numbers(n * dim, seed, 2.0), numbers(vocab * dim, seed + 50, 1.0));
+        Case { hidden, head, targets, dim }
+    }
+
+    fn run(&self, cx: &Context) -> Results<f32> {
+        let mut losses = vec![f32::NAN; self.targets.len()];
+        let mut d_hidden = vec![f32::NAN; self.hidden.len()];
+        let mut d_head = vec![0.0; self.head.len()];
+        let gradients = Some((&mut d_hidden[..], &mut d_head[..]));
+        head_cross_entropy(cx, &self.hidden, &self.head, &self.targets, self.dim, &mut losses, gradients);
+        Results { losses, d_hidden, d_head }
+    }
+
+    fn run_forward(&self, cx: &Context) -> Vec<f32> {
+        let mut losses = vec![f32::NAN; self.targets.len()];
+        head_cross_entropy(cx, &self.hidden, &self.head, &self.targets, self.dim, &mut losses, None);
+        losses
+    }
+
+    fn naive(&self) -> Results<f64> {
+        naive(&wide(&self.hidden), &wide(&self.head), &self.targets, self.dim)
+    }
+}
+
+struct Results<T> {
+    losses: Vec<T>,
+    d_hidden: Vec<T>,
+    d_head: Vec<T>,
+}
+
+/// One token after the other, in f64.
+fn naive(hidden: &[f64], head: &[f64], targets: &[u32], dim: usize) -> Results<f64> {
+    let n = targets.len() as f64;
+    let mut losses = Vec::new();
+    let (mut d_hidden, mut d_head) = (vec![0.0; hidden.len()], vec![0.0; head.len()]);
+    for (t, (x, target)) in hidden.chunks_exact(dim).zip(targets).enumerate() {
+        let logits: Vec<f64> =
+            head.chunks_exact(dim).map(|w| w.iter().zip(x).map(|(w, x)| w * x).sum()).collect();
+        let max = logits.iter().fold(f64::NEG_INFINITY, |max, l| max.max(*l));
+        let sum: f64 = logits.iter().map(|l| (l - max).exp()).sum();
+        losses.push(sum.ln() + max - logits[*target as usize]);
+        for (v, logit) in logits.iter().enumerate() {
+            let hot = if v == *target as usize { 1.0 } else { 0.0 };
+            let d = ((logit - max).exp() / sum - hot) / n;
+            for i in 0..dim {
+                d_hidden[t * dim + i] += d * head[v * dim + i];
+                d_head[v * dim + i] += d * x[i];
+            }
+        }
+    }
+    Results { losses, d_hidden, d_head }
+}
+
+#[test]
+fn losses_and_gradients_equal_plain_loops() {
+    let cx = fastest();
+    for (seed, sizes) in SIZES.into_iter().enumerate() {
+        let case = Case::new(sizes, 1 + seed as u64);
+        let (found, expected) = (case.run(&cx), case.naive());
+        close(&format!("{sizes:?} losses"), &found.losses, &expected.losses, FORWARD);
+        close(&format!("{sizes:?} d_hidden"), &found.d_hidden, &expected.d_hidden, GRADIENT);
+        close(&format!("{sizes:?} d_head"), &found.d_head, &expected.d_head, GRADIENT);
+        assert_eq!(bits(&case.run_forward(&cx)), bits(&found.losses), "{sizes:?} without gradients");
+    }
+}
+
+#[test]
+fn gradients_equal_central_differences_of_the_mean() {
+    let cx = fastest();
+    let case = Case::new((6, 11, 4), 9);
+    let found = case.run(&cx);
+    let mean = |hidden: &[f64], head: &[f64]| {
+        let losses = naive(hidden, head, &case.targets, case.dim).losses;
+        losses.iter().sum::<f64>() / losses.len() as f64
+    };
+    let (mut hidden, mut head) = (wide(&case.hidden), wide(&case.head));
+    let difference = |x: &mut Vec<f64>, i: usize, loss: &dyn Fn(&[f64]) -> f64| {
+        let old = x[i];
+        x[i] = old + 1e-5;
+        let above = loss(x);
+        x[i] = old - 1e-5;
+        let below = loss(x);
+        x[i] = old;
+        (above - below) / 2e-5
+    };
+    let expected: Vec<f64> =
+        (0..hidden.len()).map(|i| difference(&mut hidden, i, &|x| mean(x, &head))).collect();
+    close("d_hidden", &found.d_hidden, &expected, GRADIENT);
+    let expected: Vec<f64> =
+        (0..head.len()).map(|i| difference(&mut head, i, &|x| mean(&hidden, x))).collect();
+    close("d_head", &found.d_head, &expected, GRADIENT);
+}
+
+#[test]
+fn d_head_is_added_to() {
+    let cx = fastest();
+    let case = Case::new((600, 20, 6), 4);
+    let fresh = case.run(&cx);
+    let mut d_head = vec![10.0; case.head.len()];
+    let mut d_hidden = vec![10.0; case.hidden.len()];
+    let gradients = Some((&mut d_hidden[..], &mut d_head[..]));
+    head_cross_entropy(
+        &cx,
+        &case.hidden,
+        &case.head,
+        &case.targets,
+        case.dim,
+        &mut vec![0.0; 600],
+        gradients,
+    );
+    let expected: Vec<f64> = fresh.d_head.iter().map(|v| f64::from(*v) + 10.0).collect();
+    close("d_head", &d_head, &expected, 1e-6);
+    assert_eq!(bits(&d_hidden), bits(&fresh.d_hidden));
+}
+
+#[test]
+fn threads_and_tiers_change_no_bit() {
+    for (seed, sizes) in [(520, 300, 16), (65, 40_000, 2), (9, 33, 7)].into_iter().enumerate() {
+        let case = Case::new(sizes, 30 + seed as u64);
+        let expected = case.run(&context(Tier::SCALAR, 1));
+        for tier in Tier::available() {
+            for threads in [1, 2, 3, 8] {
+                let found = case.run(&context(tier, threads));
+                let what = format!("{sizes:?}, {}, {threads} threads", tier.name());
+                assert_eq!(bits(&found.losses), bits(&expected.losses), "losses, {what}");
+                assert_eq!(bits(&found.d_hidden), bits(&expected.d_hidden), "d_hidden, {what}");
+                assert_eq!(bits(&found.d_head), bits(&expected.d_head), "d_head, {what}");
+            }
+        }
+    }
+}
+
+/// Logits of ±10⁴: the loss is 0 for the winner and the gap for the loser, the gradient one-hot.
+#[test]
+fn extreme_logits_stay_exact() {
+    let cx = fastest();
+    let (hidden, head, targets) = ([1e4f32, 1e4], [1.0f32, -1.0, 0.5], [0u32, 1]);
+    let (mut losses, mut d_hidden, mut d_head) = ([f32::NAN; 2], [f32::NAN; 2], [0.0; 3]);
+    let gradients = Some((&mut d_hidden[..], &mut d_head[..]));
+    head_cross_entropy(&cx, &hidden, &head, &targets, 1, &mut losses, gradients);
+    assert_eq!(losses, [0.0, 2e4]);
+    // d logits are (0, 0, 0) and (½, −½, 0).
+    assert_eq!(d_hidden, [0.0, 1.0]);
+    assert_eq!(d_head, [5e3, -5e3, 0.0]);
+}
+
+/// A numeric fault must reach the guard: NaN in, NaN out.
+#[test]
+fn nan_is_not_hidden() {
+    for tier in Tier::available() {
+        let cx = context(tier, 1);
+        for place in 0..20 {
+            let mut case = Case::new((2, 20, 1), 3);
+            case.head[place] = f32::NAN;
+            assert!(case.run_forward(&cx).iter().all(|loss| loss.is_nan()), "{} at {place}", tier.name());
+        }
+    }
+}
+
+#[test]
+fn logits_equal_plain_loops_on_every_tier() {
+    for (rows, vocab, dim) in [(1, 1, 1), (1, 3000, 65), (2, 300, 7), (4, 33, 16), (5, 33, 16), (20, 300, 9)]
+    {
+        let (hidden, head) = (numbers(rows * dim, 61, 1.0), numbers(vocab * dim, 62, 1.0));
+        let mut expected = Vec::new();
+        for x in wide(&hidden).chunks_exact(dim) {
+            expected.extend(
+                wide(&head).chunks_exact(dim).map(|w| w.iter().zip(x).map(|(w, x)| w * x).sum::<f64>()),
+            );
+        }
+        let mut first: Option<Vec<f32>> = None;
+        for tier in Tier::available() {
+            for threads in [1, 2, 3, 8] {
+                let mut logits = vec![f32::NAN; rows * vocab];
+                head_logits(&context(tier, threads), &hidden, &head, dim, &mut logits);
+                close(&format!("{rows} × {vocab} × {dim}"), &logits, &expected, FORWARD);
+                let first = first.get_or_insert_with(|| logits.clone());
+                assert_eq!(bits(first), bits(&logits));
+            }
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "target 20 in a vocabulary of 20")]
+fn a_target_outside_the_vocabulary_panics() {
+    let mut case = Case::new((5, 20, 3), 1);
+    case.targets[4] = 20;
+    case.run_forward(&fastest());
+}
+
+#[test]
+fn no_tokens_are_nothing_to_do() {
+    let case = Case::new((0, 20, 3), 1);
+    let found = case.run(&fastest());
+    assert!(found.losses.is_empty() && found.d_head.iter().all(|v| *v == 0.0));
+}

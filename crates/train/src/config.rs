@@ -1,0 +1,210 @@
+//! The whole configuration: one file of four sections, and `--set` on top.
+
+mod error;
+mod options;
+mod read;
+mod write;
+
+pub use error::{ConfigError, Problem};
+pub use options::{Kind, OptionInfo, Section};
+
+use crate::run_config::RunConfig;
+use read::Layers;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use tritrain_data::DataConfig;
+use tritrain_model::ModelConfig;
+use tritrain_optim::OptimConfig;
+
+/// Options that do not decide what is learnt: they may change when a run goes on.
+pub const FREE: [&str; 6] = [
+    "run.threads",
+    "run.eval_every",
+    "run.sample_every",
+    "run.sample_tokens",
+    "run.checkpoint_every",
+    "run.keep",
+];
+
+/// The place of a problem in values that came from no file and no argument.
+const NOWHERE: &str = "configuration";
+
+/// What a run is made of.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// The model.
+    pub model: ModelConfig,
+    /// The text and how it becomes tokens.
+    pub data: DataConfig,
+    /// The optimizer.
+    pub optim: OptimConfig,
+    /// How long to train and what to keep.
+    pub run: RunConfig,
+}
+
+/// An option that decides what is learnt and differs between two configurations.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Difference {
+    /// `section.option`.
+    pub key: String,
+    /// Its value here, as TOML.
+    pub ours: String,
+    /// Its value there.
+    pub theirs: String,
+}
+
+impl std::fmt::Display for Difference {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} is {} and was {}", self.key, self.ours, self.theirs)
+    }
+}
+
+impl Config {
+    /// Reads a file and checks it. `origin` is its name for messages.
+    ///
+    /// # Errors
+    /// Every problem of the file at once, with line, expectation and suggestion.
+    pub fn parse(text: &str, origin: &str) -> Result<Config, ConfigError> {
+        Config::resolve(Some((text, origin)), &[] as &[&str])
+    }
+
+    /// Lays a file (text, origin) over the defaults and `section.option=value` arguments over both,
+    /// then checks the whole: an argument may repair what the file alone gets wrong.
+    ///
+    /// # Errors
+    /// Every problem of file and arguments at once. Options are checked against each other only
+    /// once each is valid by itself.
+    pub fn resolve(file: Option<(&str, &str)>, sets: &[impl AsRef<str>]) -> Result<Config, ConfigError> {
+        let mut layers = Layers::over(Config::default().values());
+        if let Some((text, origin)) = file {
+            layers.file(text, origin);
+        }
+        for assignment in sets {
+            layers.set(assignment.as_ref());
+        }
+        let origin = file.map_or(NOWHERE, |(_, origin)| origin);
+        let (config, places) = from_layers(layers, origin)?;
+        config.check_at(origin, &places)?;
+        Ok(config)
+    }
+
+    /// Changes one option, given as `section.option=value`. The value is TOML; what is not TOML is a
+    /// string. Does not compare options with each other: call [`Config::check`] after the last one.
+    ///
+    /// # Errors
+    /// An unknown option, or a value of the wrong kind or out of range; the configuration is then
+    /// unchanged.
+    pub fn set(&mut self, assignment: &str) -> Result<(), ConfigError> {
+        let mut layers = Layers::over(self.values());
+        layers.set(assignment);
+        *self = from_layers(layers, "--set")?.0;
+        Ok(())
+    }
+
+    /// Whether the options fit together.
+    ///
+    /// # Errors
+    /// Names the options that do not, and what would.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        self.check_at(NOWHERE, &BTreeMap::new())
+    }
+
+    /// Optimizer steps of the whole run: the smaller of `run.steps` and the steps that
+    /// `run.tokens` pays for, and at least 1.
+    ///
+    /// # Errors
+    /// When both are 0.
+    pub fn steps(&self) -> Result<u64, ConfigError> {
+        let per_step = (self.run.batch as u64).saturating_mul(self.model.context as u64).max(1);
+        let paid = (self.run.tokens > 0).then(|| (self.run.tokens / per_step).max(1));
+        let asked = (self.run.steps > 0).then_some(self.run.steps);
+        [paid, asked].into_iter().flatten().min().ok_or_else(|| {
+            let what = "run.steps = 0 and run.tokens = 0: nothing ends the run".into();
+            Problem { place: NOWHERE.into(), what, hint: Some("set one of them".into()) }.into()
+        })
+    }
+
+    /// Every option with its value, as saved with a run; [`Config::parse`] gives the same back.
+    pub fn to_toml(&self) -> String {
+        write::plain(&self.values(), |_| true)
+    }
+
+    /// The default file with the help of every option.
+    pub fn annotated() -> String {
+        write::annotated()
+    }
+
+    /// Every option with its help, kind and default: what help pages and bindings are made from.
+    pub fn options() -> &'static [Section] {
+        options::sections()
+    }
+
+    /// The options that decide what is learnt and differ; none exactly when the hashes are equal.
+    pub fn differences(&self, other: &Config) -> Vec<Difference> {
+        let (ours, theirs) = (self.shown(), other.shown());
+        let pairs = ours.into_iter().zip(theirs).filter(|(a, b)| !FREE.contains(&&*a.0) && a != b);
+        pairs.map(|((key, ours), (_, theirs))| Difference { key, ours, theirs }).collect()
+    }
+
+    /// BLAKE3, in hexadecimal, of the options that decide what is learnt: all but [`FREE`].
+    pub fn hash(&self) -> String {
+        let decisive = write::plain(&self.values(), |key| !FREE.contains(&key));
+        blake3::hash(decisive.as_bytes()).to_hex().to_string()
+    }
+}
+
+impl Config {
+    /// Section, option, value.
+    fn values(&self) -> Value {
+        let values = serde_json::to_value(self);
+        values.expect("plain values") // cannot fail: numbers, booleans and strings in named fields
+    }
+
+    /// Key and value as TOML of every option, in the order of the file.
+    fn shown(&self) -> Vec<(String, String)> {
+        let values = self.values();
+        let shown = |section: &Section, option: &OptionInfo| {
+            write::value(&values[section.name][&option.name], &option.kind)
+        };
+        options::options().map(|(section, option)| (option.key.clone(), shown(section, option))).collect()
+    }
+
+    fn check_at(&self, origin: &str, places: &BTreeMap<String, String>) -> Result<(), ConfigError> {
+        let mut problems = Vec::new();
+        let mut fail = |key: String, what: String| {
+            let set = places.get(&key);
+            let default = set.is_none() && origin != NOWHERE;
+            problems.push(Problem {
+                place: set.map_or(origin, String::as_str).to_owned(),
+                what,
+                hint: default.then(|| format!("{key} has its default")),
+            });
+        };
+        if let Err(error) = self.model.check() {
+            fail(format!("model.{}", error.option), error.to_string());
+        }
+        if let Err(error) = self.data.check() {
+            fail(format!("data.{}", error.option), error.to_string());
+        }
+        if let Err(error) = self.steps() {
+            let set = places.get("run.tokens").or(places.get("run.steps"));
+            let place = set.map_or(origin, String::as_str);
+            problems.extend(error.problems.into_iter().map(|p| Problem { place: place.to_owned(), ..p }));
+        }
+        if problems.is_empty() { Ok(()) } else { Err(ConfigError { problems }) }
+    }
+}
+
+/// The configuration the layers add up to, and who set what.
+fn from_layers(layers: Layers, origin: &str) -> Result<(Config, BTreeMap<String, String>), ConfigError> {
+    if !layers.problems.is_empty() {
+        return Err(ConfigError { problems: layers.problems });
+    }
+    match serde_json::from_value(layers.values) {
+        Ok(config) => Ok((config, layers.places)),
+        Err(error) => Err(Problem { place: origin.to_owned(), what: error.to_string(), hint: None }.into()),
+    }
+}

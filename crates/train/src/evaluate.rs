@@ -1,0 +1,210 @@
+//! Validation: loss, perplexity and bits per byte, in all and per domain.
+
+use serde::Serialize;
+use tritrain_backend::Backend;
+use tritrain_data::{Corpus, Source, Tokenizer, ValidationSet};
+use tritrain_model::{Activations, Model};
+
+use crate::Result;
+
+/// Cross entropy over a set of windows.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Evaluation {
+    /// Mean loss in nats per token.
+    pub loss: f64,
+    /// `e^loss`.
+    pub perplexity: f64,
+    /// Mean loss in bits per byte of text, at the split's bytes per token.
+    pub bits_per_byte: f64,
+    /// Tokens looked at.
+    pub tokens: u64,
+    /// The same for every domain with at least one window, in order of name.
+    pub domains: Vec<DomainLoss>,
+}
+
+/// Cross entropy over one domain.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct DomainLoss {
+    /// Name of the domain.
+    pub domain: String,
+    /// Mean loss in nats per token.
+    pub loss: f64,
+    /// Mean loss in bits per byte of text.
+    pub bits_per_byte: f64,
+    /// Tokens looked at.
+    pub tokens: u64,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Sum {
+    nats: f64,
+    tokens: u64,
+    /// Counted where every token of a text is looked at.
+    bytes: u64,
+}
+
+impl Sum {
+    fn add(self, other: &Sum) -> Sum {
+        Sum {
+            nats: self.nats + other.nats,
+            tokens: self.tokens + other.tokens,
+            bytes: self.bytes + other.bytes,
+        }
+    }
+
+    fn mean(self) -> f64 {
+        self.nats / self.tokens.max(1) as f64
+    }
+}
+
+/// Evaluates `model` on every window of `set`.
+///
+/// # Errors
+/// The token shards cannot be read.
+pub fn evaluate<B: Backend>(
+    backend: &B,
+    model: &Model<B>,
+    a: &mut Activations<B>,
+    corpus: &Corpus,
+    set: &ValidationSet,
+) -> Result<Evaluation> {
+    let (batch, time) = (a.batch(), a.tokens() / a.batch());
+    let (mut inputs, mut targets) = (vec![0; a.tokens()], vec![0; a.tokens()]);
+    let mut losses = vec![0.0; a.tokens()];
+    let mut sums = vec![Sum::default(); set.domains().len()];
+    for first in (0..set.len()).step_by(batch) {
+        // The last batch may be short: the rows left over keep their old tokens and are not counted.
+        let count = batch.min(set.len() - first);
+        for row in 0..count {
+            let part = row * time..(row + 1) * time;
+            set.read(corpus, first + row, &mut inputs[part.clone()], &mut targets[part])?;
+        }
+        model.evaluate(backend, a, &inputs, &targets);
+        backend.download(a.losses(), &mut losses);
+        for (row, losses) in losses.chunks_exact(time).enumerate().take(count) {
+            if let Some(sum) = set.domain(first + row).and_then(|domain| sums.get_mut(domain)) {
+                sum.nats += losses.iter().map(|loss| f64::from(*loss)).sum::<f64>();
+                sum.tokens += time as u64;
+            }
+        }
+    }
+    let total = sums.iter().fold(Sum::default(), Sum::add);
+    let looked_at = set.domains().iter().zip(&sums).filter(|(_, sum)| sum.tokens > 0);
+    let mut domains: Vec<DomainLoss> = looked_at
+        .map(|(domain, sum)| DomainLoss {
+            domain: domain.name.clone(),
+            loss: sum.mean(),
+            bits_per_byte: sum.mean() / std::f64::consts::LN_2 / domain.bytes_per_token(),
+            tokens: sum.tokens,
+        })
+        .collect();
+    domains.sort_by(|a, b| a.domain.cmp(&b.domain));
+    Ok(Evaluation {
+        loss: total.mean(),
+        perplexity: total.mean().exp(),
+        bits_per_byte: set.bits_per_byte(total.mean()),
+        tokens: total.tokens,
+        domains,
+    })
+}
+
+/// A text being evaluated: tokens wait here until a batch of windows is full.
+struct Stream {
+    /// Tokens not yet evaluated, the first of which is only an input.
+    tokens: Vec<u32>,
+    /// Index of the domain each of them counts for.
+    domains: Vec<usize>,
+    names: Vec<String>,
+    sums: Vec<Sum>,
+}
+
+/// Evaluates `model` on every token of `source`: documents one after the other, each behind an end of
+/// text, in windows of the activations' length. Stops after `max_tokens` tokens, when that is not 0.
+///
+/// Bits per byte are exact: total nats over the bytes of the tokens predicted.
+///
+/// # Errors
+/// The text cannot be read, or holds nothing.
+pub fn evaluate_text<B: Backend>(
+    backend: &B,
+    model: &Model<B>,
+    a: &mut Activations<B>,
+    tokenizer: &Tokenizer,
+    source: &Source,
+    max_tokens: u64,
+) -> Result<Evaluation> {
+    let mut stream = Stream { tokens: vec![tokenizer.eos()], domains: vec![0], names: Vec::new(), sums: Vec::new() };
+    let mut read = 0;
+    for document in source.open()? {
+        let document = document?;
+        let known = stream.names.iter().position(|name| *name == document.domain);
+        let domain = known.unwrap_or_else(|| {
+            stream.names.push(document.domain.clone());
+            stream.sums.push(Sum::default());
+            stream.names.len() - 1
+        });
+        let mut tokens = tokenizer.encode(&document.text)?;
+        tokens.push(tokenizer.eos());
+        if max_tokens > 0 {
+            tokens.truncate(usize::try_from(max_tokens - read).unwrap_or(usize::MAX));
+        }
+        read += tokens.len() as u64;
+        stream.domains.resize(stream.domains.len() + tokens.len(), domain);
+        stream.tokens.append(&mut tokens);
+        while stream.tokens.len() > a.tokens() {
+            stream.evaluate(backend, model, a, tokenizer);
+        }
+        if max_tokens > 0 && read >= max_tokens {
+            break;
+        }
+    }
+    if stream.tokens.len() > 1 {
+        stream.evaluate(backend, model, a, tokenizer);
+    }
+    let total = stream.sums.iter().fold(Sum::default(), Sum::add);
+    let bits = |sum: &Sum| sum.nats / std::f64::consts::LN_2 / sum.bytes.max(1) as f64;
+    let mut domains: Vec<DomainLoss> = stream
+        .names
+        .iter()
+        .zip(&stream.sums)
+        .map(|(name, sum)| DomainLoss {
+            domain: name.clone(),
+            loss: sum.mean(),
+            bits_per_byte: bits(sum),
+            tokens: sum.tokens,
+        })
+        .collect();
+    domains.sort_by(|a, b| a.domain.cmp(&b.domain));
+    Ok(Evaluation {
+        loss: total.mean(),
+        perplexity: total.mean().exp(),
+        bits_per_byte: bits(&total),
+        tokens: total.tokens,
+        domains,
+    })
+}
+
+impl Stream {
+    /// Evaluates one batch, or what there is, and forgets its inputs.
+    fn evaluate<B: Backend>(&mut self, backend: &B, model: &Model<B>, a: &mut Activations<B>, tokenizer: &Tokenizer) {
+        let count = (self.tokens.len() - 1).min(a.tokens());
+        // What is missing at the end is filled up; attention is causal, so it changes nothing before.
+        let window = |from: usize| {
+            let mut window = self.tokens[from..from + count].to_vec();
+            window.resize(a.tokens(), tokenizer.eos());
+            window
+        };
+        let (inputs, targets) = (window(0), window(1));
+        let mut losses = vec![0.0; a.tokens()];
+        model.evaluate(backend, a, &inputs, &targets);
+        backend.download(a.losses(), &mut losses);
+        for (at, loss) in losses.iter().enumerate().take(count) {
+            let sum = &mut self.sums[self.domains[at + 1]];
+            sum.nats += f64::from(*loss);
+            sum.tokens += 1;
+            sum.bytes += tokenizer.bytes_of(targets[at]).len() as u64;
+        }
+        self.tokens.drain(..count);
+        self.domains.drain(..count);
+    }
+}

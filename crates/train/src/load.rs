@@ -1,0 +1,87 @@
+//! Finding and reading a trained model for generation and evaluation.
+
+use std::path::{Path, PathBuf};
+
+use tritrain_data::Tokenizer;
+use tritrain_files::{Storage, checkpoint, tensors::TensorFile};
+use tritrain_model::ModelConfig;
+
+use crate::{
+    Error, Result,
+    save::{self, MODEL},
+};
+
+/// A model read from disk.
+#[derive(Debug)]
+pub struct Loaded {
+    /// Its options.
+    pub config: ModelConfig,
+    /// Tokens in its vocabulary.
+    pub vocab: usize,
+    /// Its weights, in layout order.
+    pub weights: Vec<Vec<f32>>,
+    /// The tokenizer beside it.
+    pub tokenizer: Tokenizer,
+    /// The file the weights came from.
+    pub path: PathBuf,
+}
+
+/// Reads a model from a run folder (its best checkpoint, else its newest), a `step-N` folder or a
+/// `model.safetensors`; the tokenizer is the nearest `tokenizer.json` in its folder or the two above.
+///
+/// # Errors
+/// [`Error::NoModel`]; a damaged file; a tokenizer that is missing or has another vocabulary.
+pub fn load(storage: &dyn Storage, path: &Path) -> Result<Loaded> {
+    let no_model = |found: &str| Error::NoModel { path: path.to_path_buf(), found: found.to_owned() };
+    if !storage.exists(path)? {
+        return Err(no_model("nothing is there"));
+    }
+    let file = find(storage, path)?.ok_or_else(|| no_model("no checkpoint and no model file"))?;
+    let folder = file.parent().unwrap_or(Path::new("."));
+    if storage.exists(&folder.join("manifest.json"))? {
+        checkpoint::open(storage, folder)?;
+    }
+    let tensors = TensorFile::parse(&file, storage.map(&file)?)?;
+    let (config, vocab, weights) = save::read_model(&tensors, &file)?;
+    let absolute = std::path::absolute(folder).unwrap_or_else(|_| folder.to_path_buf());
+    let mut places = absolute.ancestors().take(3).map(|dir| dir.join("tokenizer.json"));
+    let Some(place) = places.find(|place| storage.exists(place).unwrap_or(false)) else {
+        return Err(Error::Content {
+            path: file,
+            expected: "a tokenizer.json in its folder or one of the two above".into(),
+            found: "none".into(),
+        });
+    };
+    let tokenizer = Tokenizer::from_file(&place)?;
+    if tokenizer.vocab_size() as usize > vocab {
+        return Err(Error::Content {
+            path: place,
+            expected: format!("at most the {vocab} tokens of {}", file.display()),
+            found: format!("{} tokens: it belongs to another model", tokenizer.vocab_size()),
+        });
+    }
+    Ok(Loaded { config, vocab, weights, tokenizer, path: file })
+}
+
+/// The model file that `path` means.
+fn find(storage: &dyn Storage, path: &Path) -> Result<Option<PathBuf>> {
+    if path.extension().is_some_and(|extension| extension == "safetensors") {
+        return Ok(Some(path.to_path_buf()));
+    }
+    let inside = path.join(MODEL);
+    if storage.exists(&inside)? {
+        return Ok(Some(inside));
+    }
+    let best = path.join("best");
+    if storage.exists(&best)? {
+        let name = String::from_utf8_lossy(&storage.read(&best)?).trim().to_owned();
+        let is_step = name.strip_prefix("step-").is_some_and(|n| n.bytes().all(|b| b.is_ascii_digit()));
+        if is_step && storage.exists(&path.join(&name).join(MODEL))? {
+            return Ok(Some(path.join(name).join(MODEL)));
+        }
+    }
+    if !path.is_dir() {
+        return Ok(None);
+    }
+    Ok(checkpoint::newest(storage, path)?.map(|checkpoint| checkpoint.dir.join(MODEL)))
+}

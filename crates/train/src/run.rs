@@ -1,0 +1,412 @@
+//! The training loop.
+
+use std::{path::PathBuf, time::Instant};
+
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+use tritrain_backend::Backend;
+use tritrain_data::{BatchPlan, Corpus, Tokenizer, ValidationSet};
+use tritrain_files::{
+    Storage,
+    checkpoint::{self, Identity},
+    metrics::{self, Log},
+    write_atomic,
+};
+use tritrain_model::{Activations, Generator, Layout, Model, Sampling, TensorKind, initial_weights, sample};
+use tritrain_optim::{Optimizer, Parameter, Role, Skip, Verdict, rate_at};
+
+use crate::{
+    Config, Error, Evaluation, Result, Workplace,
+    error::skip_name,
+    evaluate,
+    save::{self, State},
+};
+
+/// One training step, as logged.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct StepReport {
+    /// Steps behind, this one included.
+    pub step: u64,
+    /// Mean loss of the batch in nats per token.
+    pub loss: f32,
+    /// Learning rate.
+    pub rate: f32,
+    /// Norm of the gradient, all tensors together.
+    pub gradient_norm: f32,
+    /// Norm of the direction, all tensors together, before the learning rate.
+    pub direction_norm: f32,
+    /// Tokens behind.
+    pub tokens: u64,
+}
+
+/// What [`Run::advance`] did.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// A training step, and the seconds it took.
+    Step(StepReport, f64),
+    /// A step that was skipped because a quantity was not finite.
+    Skipped {
+        /// The step.
+        step: u64,
+        /// The quantity.
+        what: &'static str,
+    },
+    /// An evaluation on the validation split.
+    Evaluated {
+        /// After this step.
+        step: u64,
+        /// Its result.
+        evaluation: Evaluation,
+    },
+    /// A sample of text.
+    Sampled {
+        /// After this step.
+        step: u64,
+        /// The text.
+        text: String,
+    },
+    /// A checkpoint.
+    Saved {
+        /// After this step.
+        step: u64,
+        /// Its folder.
+        path: PathBuf,
+    },
+}
+
+/// Places in the buffer that a step reads back.
+const LOSS: usize = 0;
+const GRADIENT: usize = 1;
+const DIRECTION: usize = 2;
+
+/// A training run: all of its state, and the loop in [`Run::advance`].
+pub struct Run<'a, B: Backend> {
+    backend: &'a B,
+    storage: &'a dyn Storage,
+    workplace: Workplace,
+    corpus: &'a Corpus,
+    plan: BatchPlan,
+    validation: ValidationSet,
+    identity: Identity,
+    steps: u64,
+    model: Model<B>,
+    optimizer: Optimizer<B>,
+    activations: Activations<B>,
+    gradients: Vec<B::Floats>,
+    statistics: B::Floats,
+    inputs: Vec<u32>,
+    targets: Vec<u32>,
+    state: State,
+    /// Step of the checkpoint on disk that equals the state.
+    saved: Option<u64>,
+    stopping: bool,
+    metrics: Log,
+    timing: Log,
+}
+
+impl<'a, B: Backend> Run<'a, B> {
+    /// Builds the model of a claimed run directory, from its checkpoint where it has one.
+    ///
+    /// # Errors
+    /// The corpus is too short, the checkpoint belongs to another configuration, tokenizer or corpus, or
+    /// the directory cannot be written.
+    pub fn new(
+        backend: &'a B,
+        storage: &'a dyn Storage,
+        workplace: Workplace,
+        corpus: &'a Corpus,
+    ) -> Result<Run<'a, B>> {
+        let config = workplace.config().clone();
+        let (batch, context) = (config.run.batch, config.model.context);
+        corpus.check(context)?;
+        let plan = BatchPlan::new(corpus, config.run.seed, batch, context)?;
+        let validation = ValidationSet::new(corpus, context, config.run.eval_tokens)?;
+        let vocab = corpus.tokenizer().vocab_size() as usize;
+        let identity = Identity {
+            config: config.hash(),
+            tokenizer: corpus.tokenizer().hash().to_owned(),
+            data: corpus.hash().to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        };
+        let layout = Layout::new(&config.model, vocab);
+        let mut optimizer = Optimizer::new(backend, &config.optim, parameters(&layout));
+        let (mut state, mut weights) = (State::default(), None);
+        if let Some(checkpoint) = &workplace.checkpoint {
+            // A newer program may go on with an older checkpoint: formats carry their own version.
+            checkpoint.require(&identity, &["version"])?;
+            state = save::restore_state(backend, storage, checkpoint, &mut optimizer)?;
+            weights = Some(save::restore_weights(storage, checkpoint)?.2);
+        }
+        let weights = weights.unwrap_or_else(|| initial_weights(&config.model, &layout, config.run.seed));
+        let model = Model::new(backend, &config.model, vocab, &weights, true);
+        let (metrics, timing) = open_logs(storage, &workplace, &state)?;
+        Ok(Run {
+            backend,
+            storage,
+            corpus,
+            plan,
+            validation,
+            identity,
+            steps: config.steps()?,
+            model,
+            optimizer,
+            activations: Activations::new(backend, &config.model, batch, context, true),
+            gradients: layout.specs.iter().map(|spec| backend.floats(spec.len())).collect(),
+            statistics: backend.floats(3),
+            inputs: vec![0; batch * context],
+            targets: vec![0; batch * context],
+            saved: workplace.step(),
+            stopping: false,
+            state,
+            workplace,
+            metrics,
+            timing,
+        })
+    }
+
+    /// Does the next thing that is due: evaluate, sample, save, or a training step. `None` at the end.
+    ///
+    /// # Errors
+    /// The disk; [`Error::Numeric`] when too many steps in a row are not finite.
+    pub fn advance(&mut self) -> Result<Option<Event>> {
+        let (step, run) = (self.state.step, &self.config().run);
+        let due = |every: u64| step == self.steps || (every > 0 && step > 0 && step.is_multiple_of(every));
+        if self.stopping {
+            return if self.saved == Some(step) { Ok(None) } else { self.save().map(Some) };
+        }
+        if due(run.eval_every) && self.state.evaluated.map(|(at, _)| at) != Some(step) {
+            return self.evaluate().map(Some);
+        }
+        if due(run.sample_every) && self.state.sampled != Some(step) {
+            return self.sample().map(Some);
+        }
+        if due(run.checkpoint_every) && self.saved != Some(step) {
+            return self.save().map(Some);
+        }
+        if step == self.steps {
+            return Ok(None);
+        }
+        self.step().map(Some)
+    }
+
+    /// Makes the next [`Run::advance`] save, and the one after it end.
+    pub fn stop(&mut self) {
+        self.stopping = true;
+    }
+
+    /// The run's configuration.
+    pub fn config(&self) -> &Config {
+        self.workplace.config()
+    }
+
+    /// The run's directory.
+    pub fn dir(&self) -> &std::path::Path {
+        self.workplace.dir()
+    }
+
+    /// Steps behind and steps in all.
+    pub fn progress(&self) -> (u64, u64) {
+        (self.state.step, self.steps)
+    }
+
+    /// Passes over the training text so far.
+    pub fn epoch(&self) -> f64 {
+        self.plan.epoch(self.state.step)
+    }
+
+    /// The model as it stands.
+    pub fn model(&self) -> &Model<B> {
+        &self.model
+    }
+
+    fn step(&mut self) -> Result<Event> {
+        let started = Instant::now();
+        let step = self.state.step;
+        let rate = {
+            let config = self.config();
+            let peak = match self.model.layout().ternary {
+                true => config.optim.rate,
+                false => config.optim.rate_f32,
+            };
+            peak * rate_at(&config.optim, step, self.steps)
+        };
+        let backend = self.backend;
+        self.plan.batch(self.corpus, step, &mut self.inputs, &mut self.targets)?;
+        self.state.step += 1;
+
+        let activations = &mut self.activations;
+        self.model.gradients(backend, activations, &self.inputs, &self.targets, &mut self.gradients);
+        backend.clear(&mut self.statistics);
+        backend.sum(activations.losses(), &mut self.statistics, LOSS);
+        self.add_norms(GRADIENT);
+        let read = self.statistics();
+        let (loss, gradient_norm) = (read[LOSS] / self.inputs.len() as f32, read[GRADIENT].sqrt());
+        for (what, value) in [(Skip::Loss, loss), (Skip::GradientNorm, gradient_norm)] {
+            if let Some(event) = self.judge(what, value)? {
+                return Ok(event);
+            }
+        }
+        self.optimizer.direct(backend, &mut self.gradients);
+        self.add_norms(DIRECTION);
+        let direction_norm = self.statistics()[DIRECTION].sqrt();
+        if let Some(event) = self.judge(Skip::UpdateNorm, direction_norm * rate)? {
+            return Ok(event);
+        }
+        self.optimizer.apply(backend, self.model.weights_mut(), &self.gradients, rate);
+        self.model.refresh(backend);
+        self.state.guard.taken();
+
+        let tokens = self.state.step * self.inputs.len() as u64;
+        let report = StepReport { step: self.state.step, loss, rate, gradient_norm, direction_norm, tokens };
+        self.metrics.append(&report)?;
+        let seconds = started.elapsed().as_secs_f64();
+        let tokens_per_s = self.inputs.len() as f64 / seconds;
+        self.timing.append(&json!({ "step": report.step, "seconds": seconds, "tokens_per_s": tokens_per_s }))?;
+        Ok(Event::Step(report, seconds))
+    }
+
+    fn add_norms(&mut self, at: usize) {
+        for gradient in &self.gradients {
+            self.backend.add_sum_squares(gradient, &mut self.statistics, at);
+        }
+    }
+
+    fn statistics(&self) -> [f32; 3] {
+        let mut read = [0.0; 3];
+        self.backend.download(&self.statistics, &mut read);
+        read
+    }
+
+    /// `None` when the step may go on.
+    fn judge(&mut self, what: Skip, value: f32) -> Result<Option<Event>> {
+        let step = self.state.step;
+        let verdict = self.state.guard.check(what, value, step);
+        if verdict == Verdict::Take {
+            return Ok(None);
+        }
+        let name = skip_name(what);
+        self.metrics.append(&json!({ "step": step, "skipped": what }))?;
+        if let Verdict::Stop(_) = verdict {
+            let guard = self.state.guard;
+            return Err(Error::Numeric { step, what: name, skipped: guard.skipped, in_a_row: guard.in_a_row });
+        }
+        Ok(Some(Event::Skipped { step, what: name }))
+    }
+
+    fn evaluate(&mut self) -> Result<Event> {
+        let step = self.state.step;
+        let (a, set) = (&mut self.activations, &self.validation);
+        let evaluation = evaluate(self.backend, &self.model, a, self.corpus, set)?;
+        let domains: Map<String, Value> =
+            evaluation.domains.iter().map(|domain| (domain.domain.clone(), json!(domain.loss))).collect();
+        self.metrics.append(&json!({
+            "step": step,
+            "validation_loss": evaluation.loss,
+            "bits_per_byte": evaluation.bits_per_byte,
+            "domains": domains,
+        }))?;
+        self.state.evaluated = Some((step, evaluation.loss));
+        Ok(Event::Evaluated { step, evaluation })
+    }
+
+    fn sample(&mut self) -> Result<Event> {
+        let (step, run) = (self.state.step, &self.config().run);
+        let sampling = Sampling { seed: run.seed, ..Sampling::default() };
+        let tokenizer = self.corpus.tokenizer();
+        let prompt = [tokenizer.eos()];
+        let mut text = String::new();
+        generate(self.backend, &self.model, tokenizer, &prompt, &sampling, run.sample_tokens, |piece| {
+            text.push_str(piece);
+            true
+        })?;
+        self.state.sampled = Some(step);
+        Ok(Event::Sampled { step, text })
+    }
+
+    fn save(&mut self) -> Result<Event> {
+        let step = self.state.step;
+        if let Some((at, loss)) = self.state.evaluated
+            && at == step
+            && self.state.best.is_none_or(|(_, best)| loss < best)
+        {
+            self.state.best = Some((step, loss));
+        }
+        self.metrics.sync()?;
+        let what = (&self.model, &self.optimizer, &self.state);
+        let path = save::save(self.backend, self.storage, &self.workplace.dir, what, &self.identity)?;
+        self.saved = Some(step);
+        let best = self.state.best.map(|(step, _)| step);
+        if let Some(best) = best {
+            let name = format!("step-{best}\n");
+            write_atomic(self.storage, &self.workplace.dir.join("best"), name.as_bytes())?;
+        }
+        checkpoint::prune(self.storage, &self.workplace.dir, self.config().run.keep, best.as_slice())?;
+        Ok(Event::Saved { step, path })
+    }
+}
+
+/// Continues `prompt` by up to `limit` tokens and hands every piece of text to `emit`, which returns
+/// whether to go on; ends at the end of text too. Returns the number of tokens made.
+///
+/// # Errors
+/// [`Error::Prompt`].
+pub fn generate<B: Backend>(
+    backend: &B,
+    model: &Model<B>,
+    tokenizer: &Tokenizer,
+    prompt: &[u32],
+    sampling: &Sampling,
+    limit: usize,
+    mut emit: impl FnMut(&str) -> bool,
+) -> Result<usize> {
+    let mut generator = Generator::new(model, backend, prompt)?;
+    let mut text = tokenizer.decode_stream();
+    let mut made = 0;
+    while made < limit {
+        let token = sample(generator.logits(), sampling, made as u64);
+        made += 1;
+        if token == tokenizer.eos() {
+            break;
+        }
+        if let Some(piece) = text.push(token)
+            && !emit(&piece)
+        {
+            return Ok(made);
+        }
+        if made < limit {
+            generator.push(model, backend, token);
+        }
+    }
+    if let Some(rest) = text.finish() {
+        emit(&rest);
+    }
+    Ok(made)
+}
+
+fn parameters(layout: &Layout) -> Vec<Parameter> {
+    let role = |kind| match kind {
+        TensorKind::Matrix => Role::Matrix,
+        TensorKind::Embedding => Role::Embedding,
+        TensorKind::Norm => Role::Gain,
+    };
+    let specs = layout.specs.iter();
+    specs
+        .map(|spec| Parameter {
+            name: spec.name.clone(),
+            rows: spec.rows,
+            cols: spec.cols,
+            role: role(spec.kind),
+        })
+        .collect()
+}
+
+/// Opens the logs, cut back to the state: what is done again is logged again.
+fn open_logs(storage: &dyn Storage, workplace: &Workplace, state: &State) -> Result<(Log, Log)> {
+    let path = workplace.dir.join("metrics.jsonl");
+    metrics::truncate_after(storage, &path, |record| {
+        let step = record.get("step").and_then(Value::as_u64).unwrap_or(u64::MAX);
+        let evaluated = state.evaluated.map(|(at, _)| at) == Some(step);
+        step < state.step || step == state.step && (evaluated || record.get("validation_loss").is_none())
+    })?;
+    Ok((Log::open(storage, &path)?, Log::open(storage, &workplace.dir.join("timing.jsonl"))?))
+}
