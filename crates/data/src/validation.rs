@@ -133,7 +133,7 @@ impl ValidationSet {
         self.windows.get(window).map(|window| window.domain)
     }
 
-    /// Reads a window: `inputs` and `targets`, both [context], targets one token ahead.
+    /// Reads a window: `inputs` and `targets`, `context` tokens each, targets one ahead.
     ///
     /// # Errors
     /// [`Error::Shape`] for a window or a slice that does not fit; [`Error::Files`] for a damaged shard.

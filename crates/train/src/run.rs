@@ -293,10 +293,17 @@ impl<'a, B: Backend> Run<'a, B> {
         Ok(Some(Event::Skipped { step, what: name }))
     }
 
+    /// The validation loss of the model as it stands; changes nothing and logs nothing.
+    ///
+    /// # Errors
+    /// The token shards cannot be read.
+    pub fn validate(&mut self) -> Result<Evaluation> {
+        evaluate(self.backend, &self.model, &mut self.activations, self.corpus, &self.validation)
+    }
+
     fn evaluate(&mut self) -> Result<Event> {
         let step = self.state.step;
-        let (a, set) = (&mut self.activations, &self.validation);
-        let evaluation = evaluate(self.backend, &self.model, a, self.corpus, set)?;
+        let evaluation = self.validate()?;
         let domains: Map<String, Value> =
             evaluation.domains.iter().map(|domain| (domain.domain.clone(), json!(domain.loss))).collect();
         self.metrics.append(&json!({

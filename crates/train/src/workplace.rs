@@ -34,30 +34,21 @@ impl Workplace {
     }
 
     /// Claims `dir` to go on with its run from the newest sound checkpoint, or from step 0 when it has
-    /// none yet. With `config` it must be the one the run was started with, but for [`crate::FREE`].
+    /// none yet. `config` must be the one the run was started with, but for [`crate::FREE`].
     ///
     /// # Errors
     /// [`Error::Changed`]; checkpoints exist and none is sound; another process holds the directory.
-    pub fn resume(storage: &dyn Storage, dir: &Path, config: Option<Config>) -> Result<Workplace> {
+    pub fn resume(storage: &dyn Storage, dir: &Path, config: Config) -> Result<Workplace> {
         let lock = checkpoint::lock(dir)?;
         let path = dir.join("config.toml");
-        let saved = match storage.exists(&path)? {
-            true => {
-                let bytes = storage.read(&path)?;
-                Some(Config::parse(&String::from_utf8_lossy(&bytes), &path.display().to_string())?)
+        if storage.exists(&path)? {
+            let saved = storage.read(&path)?;
+            let saved = Config::parse(&String::from_utf8_lossy(&saved), &path.display().to_string())?;
+            let differences = config.differences(&saved);
+            if !differences.is_empty() {
+                return Err(Error::Changed { path: dir.to_path_buf(), differences });
             }
-            false => None,
-        };
-        let differences = match (&config, &saved) {
-            (Some(config), Some(saved)) => config.differences(saved),
-            _ => Vec::new(),
-        };
-        if !differences.is_empty() {
-            return Err(Error::Changed { path: dir.to_path_buf(), differences });
-        }
-        let new = saved.is_none();
-        let config = config.or(saved).unwrap_or_default();
-        if new {
+        } else {
             write_atomic(storage, &path, config.to_toml().as_bytes())?;
         }
         let checkpoint = checkpoint::newest(storage, dir)?;

@@ -3,11 +3,16 @@
 //! `tokenizers` cuts text with
 //! `'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+`
 //! (Radford et al. 2019, `encoder.py`) on a backtracking engine, at about one MB/s. This is the same
-//! expression by hand; the tests compare the two.
+//! expression by hand; the tests compare the two. One difference: a word of more than [`LONGEST`] bytes
+//! (a genome on one line, a megabyte of spaces) is cut there, because the memory and time of its merges
+//! would have no bound.
 
 use std::sync::LazyLock;
 
 use regex_syntax::hir::{Class, HirKind};
+
+/// The longest word in bytes, give or take a character.
+pub(crate) const LONGEST: usize = 16 << 10;
 
 /// What a character is to the expression.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -43,10 +48,12 @@ impl<'t> Words<'t> {
         Some((sort(c), c.len_utf8()))
     }
 
-    /// End of the run of characters of one sort that begins at `at`.
-    fn run(&self, mut at: usize, of: Sort) -> usize {
+    /// End of the run of characters of one sort that begins at `from`.
+    fn run(&self, from: usize, of: Sort) -> usize {
+        let mut at = from;
         while let Some((sort, len)) = self.peek(at)
             && sort == of
+            && at - from < LONGEST
         {
             at += len;
         }
@@ -71,6 +78,9 @@ impl<'t> Words<'t> {
         while let Some((Sort::Space, len)) = self.peek(at) {
             last = at;
             at += len;
+            if at - from >= LONGEST {
+                return at;
+            }
         }
         if at == self.part || last == from { at } else { last }
     }
@@ -224,6 +234,16 @@ mod tests {
             "🙂 🙂🙂  🙂",
         ] {
             check(text);
+        }
+    }
+
+    #[test]
+    fn long_words_are_cut() {
+        for unit in ["a", "é", "1", "!", " ", "\n", "\u{3000}"] {
+            let text = unit.repeat((1 << 20) / unit.len());
+            let words: Vec<_> = Words::new(&text, false).collect();
+            assert_eq!(words.concat(), text);
+            assert!(words.len() >= 64 && words.iter().all(|word| word.len() <= LONGEST + 4), "{unit:?}");
         }
     }
 

@@ -29,7 +29,7 @@ pub fn prune(storage: &dyn Storage, run: &Path, keep: usize, protect: &[u64]) ->
     remove_temporaries(storage, run)
 }
 
-/// What lies behind the window, newest first.
+/// What lies behind the window, newest first: empty as long as nothing newer was verified.
 fn removable(storage: &dyn Storage, run: &Path, keep: usize, protect: &[u64]) -> Result<Vec<PathBuf>> {
     let mut kept = 0;
     let mut verified = false;
@@ -55,7 +55,7 @@ fn removable(storage: &dyn Storage, run: &Path, keep: usize, protect: &[u64]) ->
             kept += 1;
         }
     }
-    Ok(if verified { old } else { Vec::new() })
+    Ok(old)
 }
 
 fn remove_temporaries(storage: &dyn Storage, run: &Path) -> Result<()> {

@@ -62,6 +62,24 @@ fn damage_names_file_and_block() {
     assert!(error.contains("block 3") && error.contains("model.safetensors"), "{error}");
 }
 
+/// Damage that a CRC cannot see, because it adds a multiple of the CRC's polynomial.
+#[test]
+fn damage_that_keeps_the_crc_is_refused() {
+    const CASTAGNOLI: u64 = 0x1_1EDC_6F41;
+    let storage = FaultyStorage::new();
+    put(&storage, 1, 1, 600).unwrap();
+    let add = |bytes: &mut Vec<u8>| {
+        let crc = crc32c::crc32c(bytes);
+        for bit in 0..33 {
+            bytes[100 + bit / 8] ^= ((CASTAGNOLI >> (32 - bit) & 1) << (bit % 8)) as u8;
+        }
+        assert_eq!(crc32c::crc32c(bytes), crc);
+    };
+    storage.damage(&dir(1).join("model.safetensors"), add).unwrap();
+    let error = open(&storage, &dir(1)).unwrap_err();
+    assert!(matches!(&error, Error::Broken { what, .. } if what == "BLAKE3"), "{error}");
+}
+
 /// One way to spoil step 10 of a run that also has step 5.
 type Spoil = (&'static str, fn(&FaultyStorage));
 

@@ -1,0 +1,267 @@
+//! The commands, one function each.
+
+use std::{path::Path, process::ExitCode};
+
+use serde_json::json;
+use tritrain_backend::Cpu;
+use tritrain_data::{Corpus, Source};
+use tritrain_files::Disk;
+use tritrain_model::{Activations, Layout, Model, Precision, Sampling, TensorKind};
+use tritrain_train::{
+    Comparison, Config, Curve, Event, Evaluation, Run, STOPPED, Signals, Workplace, evaluate_text, generate, load,
+};
+
+use crate::{
+    args::{self, Args, Command},
+    error::{Error, Result},
+    inspect, plot, prepare, show,
+};
+
+pub(crate) fn run(args: Args) -> Result<ExitCode> {
+    match args.command.unwrap_or_else(|| Command::Train(args::Train::default())) {
+        Command::Train(args) => train(&args),
+        Command::Generate(args) => continue_prompt(&args),
+        Command::Eval(args) => eval(&args),
+        Command::Compare(args) => compare(&args),
+        Command::Inspect(args) => inspect::run(&args),
+        Command::Config => show::line(Config::annotated().trim_end()).map(|()| ExitCode::SUCCESS),
+    }
+}
+
+/// How a run ended.
+struct Outcome {
+    curve: Curve,
+    sample: Option<String>,
+    steps: u64,
+    stopped: bool,
+}
+
+fn train(args: &args::Train) -> Result<ExitCode> {
+    let signals = Signals::watch()?;
+    let dir = prepare::out(&args.setup);
+    let config = prepare::config(&args.setup, args.resume.then_some(&*dir))?;
+    let workplace = match args.resume {
+        true => Workplace::resume(&Disk, &dir, config)?,
+        false => Workplace::start(&Disk, &dir, config)?,
+    };
+    let config = workplace.config().clone();
+    let backend = Cpu::new(config.run.threads)?;
+    let corpus = prepare::corpus(&Disk, &config, &dir, args.resume)?;
+    let outcome = drive(&backend, workplace, &corpus, &signals)?;
+    let Some(evaluation) = outcome.curve.last.as_ref().filter(|_| !outcome.stopped) else {
+        return stopped(&dir, outcome.steps);
+    };
+    finish(&dir, evaluation, &outcome)?;
+    if args.setup.json {
+        show::json(&json!({
+            "loss": evaluation.loss,
+            "bits_per_byte": evaluation.bits_per_byte,
+            "perplexity": evaluation.perplexity,
+            "steps": outcome.steps,
+            "run": dir,
+        }))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Runs to the end or to a signal, showing what happens.
+fn drive(backend: &Cpu, workplace: Workplace, corpus: &Corpus, signals: &Signals) -> Result<Outcome> {
+    let mut run = Run::new(backend, &Disk, workplace, corpus)?;
+    show::note(&header(backend, &run));
+    let (start, steps) = run.progress();
+    let tokens = run.config().run.batch * run.config().model.context;
+    let mut progress = show::Progress::new("training", steps, start);
+    let mut outcome = Outcome { curve: Curve::default(), sample: None, steps, stopped: false };
+    while let Some(event) = run.advance()? {
+        match event {
+            Event::Step(report, seconds) => {
+                progress.step(&report, tokens, seconds);
+                outcome.curve.losses.push(report.loss);
+            }
+            Event::Skipped { step, what } => {
+                progress.note(&format!("step {step} skipped: {what} was not finite; the weights are unchanged"));
+            }
+            Event::Evaluated { step, evaluation } => {
+                progress.note(&format!("step {step}: validation {}", show::evaluation(&evaluation)));
+                outcome.curve.evaluations.push((step, evaluation.loss));
+                outcome.curve.last = Some(evaluation);
+            }
+            Event::Sampled { step, text } => {
+                if step < steps {
+                    progress.note(&format!("step {step}, a sample:\n{}", show::sample(&text).join("\n")));
+                }
+                outcome.sample = Some(text);
+            }
+            Event::Saved { step, path } => progress.note(&format!("step {step} saved in {}", path.display())),
+        }
+        if signals.asked() && !outcome.stopped {
+            outcome.stopped = true;
+            run.stop();
+        }
+    }
+    progress.clear();
+    if outcome.curve.last.is_none() && !outcome.stopped {
+        show::note("the run was complete already");
+        outcome.curve.last = Some(run.validate()?);
+    }
+    outcome.steps = run.progress().0;
+    Ok(outcome)
+}
+
+fn header(backend: &Cpu, run: &Run<'_, Cpu>) -> String {
+    let config = &run.config().model;
+    let layout = run.model().layout();
+    let matrices: usize =
+        layout.specs.iter().filter(|spec| spec.kind == TensorKind::Matrix).map(|spec| spec.len()).sum();
+    let kind = if layout.ternary { "ternary" } else { "f32" };
+    let (done, steps) = run.progress();
+    let from = if done > 0 { format!(", going on at step {done}") } else { String::new() };
+    format!(
+        "model: {} layers × {}, {} parameters, {} of them in {kind} matrices\ntraining: {steps} steps of {} tokens{from}, on {} thread(s), {}",
+        config.layers,
+        config.dim,
+        show::short(layout.parameters() as u64),
+        show::short(matrices as u64),
+        run.config().run.batch * config.context,
+        backend.threads(),
+        backend.tier().name(),
+    )
+}
+
+fn stopped(dir: &Path, step: u64) -> Result<ExitCode> {
+    show::note(&format!("stopped at step {step}; go on with"));
+    show::note(&format!("  {} train --out {} --resume", show::program(), dir.display()));
+    Ok(ExitCode::from(u8::try_from(STOPPED).unwrap_or(1)))
+}
+
+fn finish(dir: &Path, evaluation: &Evaluation, outcome: &Outcome) -> Result<()> {
+    show::line(&format!("validation loss: {}", show::evaluation(evaluation)))?;
+    for line in show::domains(evaluation) {
+        show::line(&line)?;
+    }
+    if let Some(text) = &outcome.sample {
+        show::line("a sample:")?;
+        for line in show::sample(text) {
+            show::line(&line)?;
+        }
+    }
+    let (program, dir) = (show::program(), dir.display());
+    show::line(&format!("the run lies in {dir}; next:"))?;
+    show::line(&format!("  {program} generate {dir} --prompt \"The model\""))?;
+    show::line(&format!("  {program} inspect {dir}"))?;
+    show::line(&format!("  {program} train --data YOUR_TEXT --out runs/mine    # files or folders of text"))
+}
+
+fn continue_prompt(args: &args::Generate) -> Result<ExitCode> {
+    check_sampling(args)?;
+    let loaded = load(&Disk, &args.model)?;
+    let backend = Cpu::new(args.threads)?;
+    let model = Model::new(&backend, &loaded.config, loaded.vocab, &loaded.weights, false);
+    let mut prompt = vec![loaded.tokenizer.eos()];
+    prompt.extend(loaded.tokenizer.encode(&args.prompt)?);
+    let sampling = Sampling {
+        temperature: args.temperature,
+        top_p: args.top_p,
+        top_k: args.top_k,
+        seed: args.seed,
+    };
+    let mut text = String::new();
+    let started = std::time::Instant::now();
+    show::piece(&args.prompt);
+    let tokens = generate(&backend, &model, &loaded.tokenizer, &prompt, &sampling, args.max_tokens, |piece| {
+        text.push_str(piece);
+        show::piece(piece)
+    })?;
+    show::piece("\n");
+    if args.json {
+        let tokens_per_s = tokens as f64 / started.elapsed().as_secs_f64();
+        show::json(&json!({ "prompt": args.prompt, "text": text, "tokens": tokens, "tokens_per_s": tokens_per_s }))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn check_sampling(args: &args::Generate) -> Result<()> {
+    let usage = |option, found: f32, expected| Err(Error::Usage { option, found: found.to_string(), expected });
+    if !(args.temperature >= 0.0 && args.temperature.is_finite()) {
+        return usage("temperature", args.temperature, "a number from 0 on");
+    }
+    if !(args.top_p > 0.0 && args.top_p <= 1.0) {
+        return usage("top-p", args.top_p, "a number above 0 and up to 1");
+    }
+    Ok(())
+}
+
+fn eval(args: &args::Eval) -> Result<ExitCode> {
+    /// Sequences evaluated at once.
+    const BATCH: usize = 4;
+    let loaded = load(&Disk, &args.model)?;
+    let backend = Cpu::new(args.threads)?;
+    let model = Model::new(&backend, &loaded.config, loaded.vocab, &loaded.weights, false);
+    let mut a = Activations::new(&backend, &loaded.config, BATCH, loaded.config.context, false);
+    let source = Source::Paths(args.data.clone());
+    let evaluation = evaluate_text(&backend, &model, &mut a, &loaded.tokenizer, &source, args.max_tokens)?;
+    show::line(&format!("{}: {}", loaded.path.display(), show::evaluation(&evaluation)))?;
+    for line in show::domains(&evaluation) {
+        show::line(&line)?;
+    }
+    if args.json {
+        show::json(&evaluation)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn compare(args: &args::Compare) -> Result<ExitCode> {
+    let signals = Signals::watch()?;
+    let dir = prepare::out(&args.setup);
+    let base = prepare::config(&args.setup, None)?;
+    // Both places are claimed before the work begins.
+    let claim = |name: &'static str, precision| -> Result<(&str, Workplace)> {
+        let mut config = base.clone();
+        config.model.precision = precision;
+        config.model.check().map_err(|error| Error::Usage {
+            option: "set",
+            found: error.to_string(),
+            expected: "a model that can be ternary",
+        })?;
+        Ok((name, Workplace::start(&Disk, &dir.join(name), config)?))
+    };
+    let places = [claim("ternary", Precision::Ternary)?, claim("f32", Precision::F32)?];
+    let backend = Cpu::new(base.run.threads)?;
+    let corpus = prepare::corpus(&Disk, &base, &dir, false)?;
+    let mut curves = Vec::new();
+    for (name, workplace) in places {
+        show::note(&format!("{name}:"));
+        let outcome = drive(&backend, workplace, &corpus, &signals)?;
+        if outcome.stopped {
+            return stopped(&dir.join(name), outcome.steps);
+        }
+        curves.push(outcome.curve);
+    }
+    let [ternary, f32] = &curves[..] else { unreachable!("two runs, two curves") };
+    let Some(comparison) = Comparison::new(ternary, f32) else { unreachable!("every run ends with an evaluation") };
+    let path = dir.join("compare.svg");
+    plot::curves(&path, &[("ternary", ternary), ("f32 twin", f32)], &comparison)?;
+    show::line(&format!("ternary {:.4} nats per token, f32 twin {:.4}", comparison.ternary_loss, comparison.f32_loss))?;
+    show::line(&format!("gap {:.2} %, correlation of the loss curves r = {:.5}", comparison.gap_percent, comparison.pearson_r))?;
+    show::line(&format!("plot: {}", path.display()))?;
+    if args.setup.json {
+        show::json(&comparison)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Weights of a loaded model as they compute: codes and scale of each ternary matrix.
+pub(crate) fn codes_of(
+    config: &tritrain_model::ModelConfig,
+    vocab: usize,
+    weights: &[Vec<f32>],
+) -> Result<Vec<(String, Vec<i8>, f32)>> {
+    let backend = Cpu::new(0)?;
+    let model = Model::new(&backend, config, vocab, weights, false);
+    let layout = Layout::new(config, vocab);
+    let codes = layout.specs.iter().enumerate().filter_map(|(id, spec)| {
+        model.codes(&backend, id).map(|(codes, scale)| (spec.name.clone(), codes, scale))
+    });
+    Ok(codes.collect())
+}
+

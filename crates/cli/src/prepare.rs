@@ -1,0 +1,81 @@
+//! From arguments to a claimed run directory and a corpus.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use tritrain_data::{Corpus, Preparation, Source};
+use tritrain_files::{Storage, tokens::Split};
+use tritrain_train::Config;
+
+use crate::{
+    args::Setup,
+    error::{Error, Result},
+    show,
+};
+
+/// The text inside the program: the project's own sources and documentation.
+pub(crate) static EMBEDDED: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/corpus.jsonl.zst"));
+
+/// The configuration that file and arguments give, later ones first: `--data`, `--set`, file, default.
+/// When the run in `resumed` goes on and no file is named, its own configuration is the file.
+///
+/// Fails before anything is written when the text it names is not there.
+pub(crate) fn config(setup: &Setup, resumed: Option<&Path>) -> Result<Config> {
+    let saved = resumed.map(|dir| dir.join("config.toml")).filter(|path| path.exists());
+    let file = match setup.config.clone().or(saved) {
+        Some(path) => {
+            let read = fs::read_to_string(&path);
+            let origin = path.display().to_string();
+            Some((read.map_err(|source| Error::Read { path, source })?, origin))
+        }
+        None => None,
+    };
+    let file = file.as_ref().map(|(text, origin)| (text.as_str(), origin.as_str()));
+    let mut config = Config::resolve(file, &setup.set)?;
+    if !setup.data.is_empty() {
+        config.data.paths = setup.data.iter().map(|path| path.display().to_string()).collect();
+    }
+    Source::new(&config.data, EMBEDDED).open()?;
+    Ok(config)
+}
+
+/// The folder of the run: the one asked for, or the next free `runs/N`.
+pub(crate) fn out(setup: &Setup) -> PathBuf {
+    setup.out.clone().unwrap_or_else(|| {
+        let free = (1..).map(|n| Path::new("runs").join(n.to_string())).find(|path| !path.exists());
+        free.unwrap_or_else(|| PathBuf::from("runs"))
+    })
+}
+
+/// Makes or finds the tokens of `config.data` in `dir`, with a progress bar.
+pub(crate) fn corpus(storage: &dyn Storage, config: &Config, dir: &Path, resume: bool) -> Result<Corpus> {
+    let source = Source::new(&config.data, EMBEDDED);
+    let have = resume && storage.exists(&dir.join("tokens").join("manifest.json"))?;
+    let start = if have { Preparation::resume } else { Preparation::start };
+    let mut preparation = start(storage, &source, &config.data, dir)?;
+    let mut bar = None;
+    while let Some(progress) = preparation.advance()? {
+        let (stage, bar) = bar.get_or_insert_with(|| {
+            (progress.stage, show::Progress::new(show::stage(progress.stage), progress.total, 0))
+        });
+        if *stage != progress.stage {
+            bar.clear();
+            *stage = progress.stage;
+            *bar = show::Progress::new(show::stage(progress.stage), progress.total, 0);
+        }
+        bar.bytes(progress.done);
+    }
+    if let Some((_, bar)) = bar {
+        bar.clear();
+    }
+    let corpus = preparation.finish()?;
+    show::note(&format!(
+        "data: {} training and {} validation tokens, vocabulary {}",
+        show::short(corpus.len(Split::Train)),
+        show::short(corpus.len(Split::Validation)),
+        corpus.tokenizer().vocab_size(),
+    ));
+    Ok(corpus)
+}
