@@ -82,7 +82,6 @@ pub trait Backend: Send + Sync {
     );
     /// Gradients of RMSNorm; rounding passes straight through. `dx` is replaced or added to, `d_gain`
     /// replaced.
-    #[expect(clippy::too_many_arguments, reason = "the operands of one backward pass")]
     fn rmsnorm_backward(
         &self,
         dh: &Self::Floats,
@@ -130,7 +129,6 @@ pub trait Backend: Send + Sync {
     /// Causal attention over rotated `qkv`; `lse` [batch][heads][time] for the backward pass.
     fn attention(&self, qkv: &Self::Floats, shape: Shape, out: &mut Self::Floats, lse: &mut Self::Floats);
     /// Gradient of [`Backend::attention`], written to `d_qkv`.
-    #[expect(clippy::too_many_arguments, reason = "the operands of one backward pass")]
     fn attention_backward(
         &self,
         qkv: &Self::Floats,
@@ -142,7 +140,6 @@ pub trait Backend: Send + Sync {
     );
     /// Attention of new rows of one sequence at positions from `start`, whose keys and values are
     /// first added to the caches, [capacity][kv_heads · head_dim].
-    #[expect(clippy::too_many_arguments, reason = "the operands of one decoding step")]
     fn attention_decode(
         &self,
         qkv: &Self::Floats,
@@ -175,7 +172,6 @@ pub trait Backend: Send + Sync {
         losses: &mut Self::Floats,
     );
     /// [`Backend::head_loss`], and the gradients of the mean loss: `d_hidden` replaced, `d_head` added to.
-    #[expect(clippy::too_many_arguments, reason = "forward and backward in one pass over the logits")]
     fn head_loss_backward(
         &self,
         hidden: &Self::Floats,

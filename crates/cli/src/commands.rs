@@ -8,7 +8,8 @@ use tritrain_data::{Corpus, Source};
 use tritrain_files::Disk;
 use tritrain_model::{Activations, Layout, Model, Precision, Sampling, TensorKind};
 use tritrain_train::{
-    Comparison, Config, Curve, Event, Evaluation, Run, STOPPED, Signals, Workplace, evaluate_text, generate, load,
+    Comparison, Config, Curve, Evaluation, Event, Run, STOPPED, Signals, Workplace, evaluate_text, generate,
+    load,
 };
 
 use crate::{
@@ -79,7 +80,8 @@ fn drive(backend: &Cpu, workplace: Workplace, corpus: &Corpus, signals: &Signals
                 outcome.curve.losses.push(report.loss);
             }
             Event::Skipped { step, what } => {
-                progress.note(&format!("step {step} skipped: {what} was not finite; the weights are unchanged"));
+                progress
+                    .note(&format!("step {step} skipped: {what} was not finite; the weights are unchanged"));
             }
             Event::Evaluated { step, evaluation } => {
                 progress.note(&format!("step {step}: validation {}", show::evaluation(&evaluation)));
@@ -159,29 +161,29 @@ fn continue_prompt(args: &args::Generate) -> Result<ExitCode> {
     let model = Model::new(&backend, &loaded.config, loaded.vocab, &loaded.weights, false);
     let mut prompt = vec![loaded.tokenizer.eos()];
     prompt.extend(loaded.tokenizer.encode(&args.prompt)?);
-    let sampling = Sampling {
-        temperature: args.temperature,
-        top_p: args.top_p,
-        top_k: args.top_k,
-        seed: args.seed,
-    };
+    let sampling =
+        Sampling { temperature: args.temperature, top_p: args.top_p, top_k: args.top_k, seed: args.seed };
     let mut text = String::new();
     let started = std::time::Instant::now();
     show::piece(&args.prompt);
-    let tokens = generate(&backend, &model, &loaded.tokenizer, &prompt, &sampling, args.max_tokens, |piece| {
-        text.push_str(piece);
-        show::piece(piece)
-    })?;
+    let tokens =
+        generate(&backend, &model, &loaded.tokenizer, &prompt, &sampling, args.max_tokens, |piece| {
+            text.push_str(piece);
+            show::piece(piece)
+        })?;
     show::piece("\n");
     if args.json {
         let tokens_per_s = tokens as f64 / started.elapsed().as_secs_f64();
-        show::json(&json!({ "prompt": args.prompt, "text": text, "tokens": tokens, "tokens_per_s": tokens_per_s }))?;
+        show::json(
+            &json!({ "prompt": args.prompt, "text": text, "tokens": tokens, "tokens_per_s": tokens_per_s }),
+        )?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
 fn check_sampling(args: &args::Generate) -> Result<()> {
-    let usage = |option, found: f32, expected| Err(Error::Usage { option, found: found.to_string(), expected });
+    let usage =
+        |option, found: f32, expected| Err(Error::Usage { option, found: found.to_string(), expected });
     if !(args.temperature >= 0.0 && args.temperature.is_finite()) {
         return usage("temperature", args.temperature, "a number from 0 on");
     }
@@ -238,11 +240,19 @@ fn compare(args: &args::Compare) -> Result<ExitCode> {
         curves.push(outcome.curve);
     }
     let [ternary, f32] = &curves[..] else { unreachable!("two runs, two curves") };
-    let Some(comparison) = Comparison::new(ternary, f32) else { unreachable!("every run ends with an evaluation") };
+    let Some(comparison) = Comparison::new(ternary, f32) else {
+        unreachable!("every run ends with an evaluation")
+    };
     let path = dir.join("compare.svg");
     plot::curves(&path, &[("ternary", ternary), ("f32 twin", f32)], &comparison)?;
-    show::line(&format!("ternary {:.4} nats per token, f32 twin {:.4}", comparison.ternary_loss, comparison.f32_loss))?;
-    show::line(&format!("gap {:.2} %, correlation of the loss curves r = {:.5}", comparison.gap_percent, comparison.pearson_r))?;
+    show::line(&format!(
+        "ternary {:.4} nats per token, f32 twin {:.4}",
+        comparison.ternary_loss, comparison.f32_loss
+    ))?;
+    show::line(&format!(
+        "gap {:.2} %, correlation of the loss curves r = {:.5}",
+        comparison.gap_percent, comparison.pearson_r
+    ))?;
     show::line(&format!("plot: {}", path.display()))?;
     if args.setup.json {
         show::json(&comparison)?;
@@ -264,4 +274,3 @@ pub(crate) fn codes_of(
     });
     Ok(codes.collect())
 }
-

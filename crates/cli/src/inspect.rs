@@ -88,7 +88,10 @@ fn folder(path: &Path) -> Result<Report> {
         report.lines.insert(0, format!("run {}", path.display()));
         return Ok(report);
     }
-    Err(Error::Unknown { path: path.to_path_buf(), found: "a folder without a run, checkpoint or corpus".into() })
+    Err(Error::Unknown {
+        path: path.to_path_buf(),
+        found: "a folder without a run, checkpoint or corpus".into(),
+    })
 }
 
 fn verified(checkpoint: &Checkpoint) -> String {
@@ -129,7 +132,8 @@ fn tensors(path: &Path) -> Result<Report> {
         let dtype = format!("{:?}", tensor.dtype).to_lowercase();
         let stored = if count == 0 { 0.0 } else { tensor.data.len() as f64 * 8.0 / count as f64 };
         let mut line = format!("  {name:width$}  {shape:>14}  {dtype:>5}  {stored:>10.2}");
-        let mut entry = json!({ "name": name, "shape": tensor.shape, "dtype": dtype, "bits_per_weight": stored });
+        let mut entry =
+            json!({ "name": name, "shape": tensor.shape, "dtype": dtype, "bits_per_weight": stored });
         if let Some((_, codes, scale)) = ternary.iter().find(|(matrix, ..)| matrix == name) {
             let mut histogram = [0u64; 3];
             codes.iter().for_each(|code| histogram[(code + 1) as usize] += 1);
@@ -183,7 +187,10 @@ fn corpus(path: &Path) -> Result<Report> {
         splits.insert(split.name().to_owned(), json!(totals));
     }
     lines.push(format!("  domains: {}", manifest.domains.join(", ")));
-    Ok(Report { lines, json: json!({ "vocab": manifest.vocab, "domains": manifest.domains, "splits": splits }) })
+    Ok(Report {
+        lines,
+        json: json!({ "vocab": manifest.vocab, "domains": manifest.domains, "splits": splits }),
+    })
 }
 
 fn tokenizer(path: &Path) -> Result<Report> {

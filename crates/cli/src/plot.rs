@@ -27,7 +27,8 @@ fn draw(
 ) -> std::result::Result<(), Box<dyn std::error::Error>> {
     let smoothed: Vec<Vec<(f64, f64)>> = curves.iter().map(|(_, curve)| smooth(&curve.losses)).collect();
     let all = || {
-        let evaluations = curves.iter().flat_map(|(_, curve)| curve.evaluations.iter().map(|(_, loss)| *loss));
+        let evaluations =
+            curves.iter().flat_map(|(_, curve)| curve.evaluations.iter().map(|(_, loss)| *loss));
         smoothed.iter().flatten().map(|(_, loss)| *loss).chain(evaluations).filter(|loss| loss.is_finite())
     };
     let (low, high) = (all().fold(f64::INFINITY, f64::min), all().fold(f64::NEG_INFINITY, f64::max));
@@ -41,14 +42,22 @@ fn draw(
         .x_label_area_size(40)
         .y_label_area_size(56)
         .build_cartesian_2d(0.0..steps, (low - 0.1).max(0.0)..high + 0.1)?;
-    chart.configure_mesh().x_desc("step").y_desc("loss, nats per token").light_line_style(TRANSPARENT).draw()?;
+    chart
+        .configure_mesh()
+        .x_desc("step")
+        .y_desc("loss, nats per token")
+        .light_line_style(TRANSPARENT)
+        .draw()?;
     let colours = [RGBColor(214, 96, 20), RGBColor(31, 90, 160)];
     for (((name, curve), line), colour) in curves.iter().zip(smoothed).zip(colours) {
         chart
             .draw_series(LineSeries::new(line, colour.stroke_width(2)))?
             .label(format!("{name}, training"))
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], colour.stroke_width(2)));
-        let dots = curve.evaluations.iter().map(|(step, loss)| Circle::new((*step as f64, *loss), 4, colour.filled()));
+        let dots = curve
+            .evaluations
+            .iter()
+            .map(|(step, loss)| Circle::new((*step as f64, *loss), 4, colour.filled()));
         chart
             .draw_series(dots)?
             .label(format!("{name}, validation"))

@@ -15,7 +15,8 @@ use crate::error::{Error, Result};
 /// One line of a result. A reader that went away is no error: training goes on without it.
 pub(crate) fn line(text: &str) -> Result<()> {
     let mut out = io::stdout().lock();
-    let written = out.write_all(text.as_bytes()).and_then(|()| out.write_all(b"\n")).and_then(|()| out.flush());
+    let written =
+        out.write_all(text.as_bytes()).and_then(|()| out.write_all(b"\n")).and_then(|()| out.flush());
     match written {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Error::Output(error)),
         _ => Ok(()),
@@ -72,7 +73,8 @@ impl Progress {
 
     /// A training step.
     pub(crate) fn step(&mut self, report: &StepReport, tokens: usize, seconds: f64) {
-        let smooth = |old: f64, new: f64| if old.is_finite() && old > 0.0 { 0.95 * old + 0.05 * new } else { new };
+        let smooth =
+            |old: f64, new: f64| if old.is_finite() && old > 0.0 { 0.95 * old + 0.05 * new } else { new };
         self.loss = smooth(self.loss, f64::from(report.loss));
         self.speed = smooth(self.speed, tokens as f64 / seconds);
         self.bar.set_position(report.step);
@@ -142,7 +144,10 @@ pub(crate) fn short(n: u64) -> String {
 
 /// An evaluation in one line.
 pub(crate) fn evaluation(of: &Evaluation) -> String {
-    format!("{:.4} nats per token · {:.4} bits per byte · perplexity {:.2}", of.loss, of.bits_per_byte, of.perplexity)
+    format!(
+        "{:.4} nats per token · {:.4} bits per byte · perplexity {:.2}",
+        of.loss, of.bits_per_byte, of.perplexity
+    )
 }
 
 /// Losses by domain as a table; nothing when there is only one.
@@ -151,7 +156,8 @@ pub(crate) fn domains(of: &Evaluation) -> Vec<String> {
         return Vec::new();
     }
     let width = of.domains.iter().map(|domain| domain.domain.len()).max().unwrap_or(0).max(6);
-    let mut lines = vec![format!("  {:width$}  {:>9}  {:>9}  {:>9}", "domain", "nats/tok", "bits/byte", "tokens")];
+    let mut lines =
+        vec![format!("  {:width$}  {:>9}  {:>9}  {:>9}", "domain", "nats/tok", "bits/byte", "tokens")];
     for domain in &of.domains {
         lines.push(format!(
             "  {:width$}  {:>9.4}  {:>9.4}  {:>9}",

@@ -101,6 +101,9 @@ impl Scan {
     }
 
     pub(crate) fn finish(self, share: f32) -> Scanned {
+        for damage in self.documents.damaged() {
+            tracing::warn!("{damage}");
+        }
         let rules = self.domains.into_iter().map(|(domain, numbers)| (domain, numbers.rule(share))).collect();
         let content = self.hash.finalize().to_hex().to_string();
         Scanned { content, bytes: self.bytes, rules, sample: self.sample }

@@ -82,7 +82,15 @@ impl Source {
             Queue::Embedded(bytes) => bytes.map_or(0, |bytes| bytes.len() as u64),
             Queue::Memory(documents) => documents.as_slice().iter().map(|d| d.text.len() as u64).sum(),
         };
-        Ok(Documents { queue, current: None, read: Arc::default(), total, skipped, failed: false })
+        Ok(Documents {
+            queue,
+            current: None,
+            read: Arc::default(),
+            total,
+            skipped,
+            damaged: Vec::new(),
+            failed: false,
+        })
     }
 
     /// A hash that changes when the text is likely to have changed, without reading it: of every file's
@@ -179,6 +187,7 @@ pub struct Documents {
     read: Arc<AtomicU64>,
     total: u64,
     skipped: Skipped,
+    damaged: Vec<String>,
     failed: bool,
 }
 
@@ -207,6 +216,11 @@ impl Documents {
         self.skipped
     }
 
+    /// What was left out of the files read so far because it is damaged, a sentence per file.
+    pub fn damaged(&self) -> &[String] {
+        &self.damaged
+    }
+
     fn next_document(&mut self) -> Result<Option<Document>> {
         loop {
             let document = match &mut self.current {
@@ -217,7 +231,9 @@ impl Documents {
             if document.is_some() {
                 return Ok(document);
             }
-            self.current = None;
+            if let Some(Reader::Jsonl(reader)) = self.current.take() {
+                self.damaged.extend(reader.damage());
+            }
             match &mut self.queue {
                 Queue::Memory(documents) => {
                     let next = documents.find(|document| !document.text.is_empty());

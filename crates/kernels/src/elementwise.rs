@@ -104,17 +104,17 @@ const BLOCK: usize = 4096;
 
 /// `Σ x²`, in blocks of 4096: eight lanes of f32 inside, f64 between, in order.
 pub fn sum_squares(cx: &Context, x: &[f32]) -> f64 {
-    block_sums(cx, x, |tier, block| square_sum(tier, block))
+    block_sums(cx, x, square_sum)
 }
 
 /// `Σ x`, in the same blocks.
 pub fn sum(cx: &Context, x: &[f32]) -> f64 {
-    block_sums(cx, x, |tier, block| plain_sum(tier, block))
+    block_sums(cx, x, plain_sum)
 }
 
 /// `Σ |x|`, in the blocks and lanes that `trit::ternary::absmean` defines.
 pub fn sum_abs(cx: &Context, x: &[f32]) -> f64 {
-    block_sums(cx, x, |tier, block| abs_sum(tier, block))
+    block_sums(cx, x, abs_sum)
 }
 
 fn block_sums(cx: &Context, x: &[f32], sum: impl Fn(crate::Tier, &[f32]) -> f32 + Sync + Send) -> f64 {

@@ -44,7 +44,7 @@ impl<'a> View<'a> {
         }
     }
 
-    fn from_row(self, row: usize, rows: usize) -> View<'a> {
+    fn rows_from(self, row: usize, rows: usize) -> View<'a> {
         View { data: &self.data[row * self.row_stride..], rows, ..self }
     }
 }
@@ -103,6 +103,6 @@ pub fn matmul(cx: &Context, a: View<'_>, b: View<'_>, beta: f32, out: &mut [f32]
     // packing of `b`, which every piece repeats, stays small. A function of the shape alone.
     let rows = a.rows.div_ceil(4).next_multiple_of(16);
     cx.chunks(out, rows * n, |index, part| {
-        serial(a.from_row(index * rows, part.len() / n), b, 1.0, beta, part, n);
+        serial(a.rows_from(index * rows, part.len() / n), b, 1.0, beta, part, n);
     });
 }

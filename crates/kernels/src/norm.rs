@@ -72,7 +72,6 @@ tiered! {
 ///
 /// # Panics
 /// The lengths do not fit together.
-#[expect(clippy::too_many_arguments, reason = "the operands of one backward pass")]
 pub fn backward(
     cx: &Context,
     dh: &[f32],

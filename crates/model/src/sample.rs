@@ -95,7 +95,7 @@ mod tests {
         let all = Sampling { temperature: 1.0, top_p: 1.0, top_k: 0, seed: 3 };
         assert_eq!(
             shares(Sampling { top_k: 1, ..all })[1],
-            shares(Sampling { top_k: 1, ..all }).iter().sum()
+            shares(Sampling { top_k: 1, ..all }).iter().sum::<f64>()
         );
         let nucleus = shares(Sampling { top_p: 0.9, ..all });
         assert!(

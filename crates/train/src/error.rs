@@ -103,10 +103,7 @@ impl Error {
             Error::State { .. } | Error::Content { .. } | Error::Signals(_) => 4,
             Error::Numeric { .. } => 3,
             Error::Changed { .. } => 5,
-            Error::Config(_)
-            | Error::Exists { .. }
-            | Error::NoModel { .. }
-            | Error::Prompt(_) => 2,
+            Error::Config(_) | Error::Exists { .. } | Error::NoModel { .. } | Error::Prompt(_) => 2,
         }
     }
 }

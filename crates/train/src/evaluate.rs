@@ -133,10 +133,11 @@ pub fn evaluate_text<B: Backend>(
     source: &Source,
     max_tokens: u64,
 ) -> Result<Evaluation> {
-    let mut stream = Stream { tokens: vec![tokenizer.eos()], domains: vec![0], names: Vec::new(), sums: Vec::new() };
+    let mut stream =
+        Stream { tokens: vec![tokenizer.eos()], domains: vec![0], names: Vec::new(), sums: Vec::new() };
     let mut read = 0;
-    for document in source.open()? {
-        let document = document?;
+    let mut documents = source.open()?;
+    while let Some(document) = documents.next().transpose()? {
         let known = stream.names.iter().position(|name| *name == document.domain);
         let domain = known.unwrap_or_else(|| {
             stream.names.push(document.domain.clone());
@@ -157,6 +158,9 @@ pub fn evaluate_text<B: Backend>(
         if max_tokens > 0 && read >= max_tokens {
             break;
         }
+    }
+    for damage in documents.damaged() {
+        tracing::warn!("{damage}");
     }
     if stream.tokens.len() > 1 {
         stream.evaluate(backend, model, a, tokenizer);
@@ -186,7 +190,13 @@ pub fn evaluate_text<B: Backend>(
 
 impl Stream {
     /// Evaluates one batch, or what there is, and forgets its inputs.
-    fn evaluate<B: Backend>(&mut self, backend: &B, model: &Model<B>, a: &mut Activations<B>, tokenizer: &Tokenizer) {
+    fn evaluate<B: Backend>(
+        &mut self,
+        backend: &B,
+        model: &Model<B>,
+        a: &mut Activations<B>,
+        tokenizer: &Tokenizer,
+    ) {
         let count = (self.tokens.len() - 1).min(a.tokens());
         // What is missing at the end is filled up; attention is causal, so it changes nothing before.
         let window = |from: usize| {

@@ -261,7 +261,8 @@ impl<'a, B: Backend> Run<'a, B> {
         self.metrics.append(&report)?;
         let seconds = started.elapsed().as_secs_f64();
         let tokens_per_s = self.inputs.len() as f64 / seconds;
-        self.timing.append(&json!({ "step": report.step, "seconds": seconds, "tokens_per_s": tokens_per_s }))?;
+        self.timing
+            .append(&json!({ "step": report.step, "seconds": seconds, "tokens_per_s": tokens_per_s }))?;
         Ok(Event::Step(report, seconds))
     }
 
@@ -288,7 +289,12 @@ impl<'a, B: Backend> Run<'a, B> {
         self.metrics.append(&json!({ "step": step, "skipped": what }))?;
         if let Verdict::Stop(_) = verdict {
             let guard = self.state.guard;
-            return Err(Error::Numeric { step, what: name, skipped: guard.skipped, in_a_row: guard.in_a_row });
+            return Err(Error::Numeric {
+                step,
+                what: name,
+                skipped: guard.skipped,
+                in_a_row: guard.in_a_row,
+            });
         }
         Ok(Some(Event::Skipped { step, what: name }))
     }

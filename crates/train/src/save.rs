@@ -88,7 +88,10 @@ pub(crate) fn save<B: Backend>(
 }
 
 /// The weights of a model file, in layout order, with the configuration they belong to.
-pub(crate) fn read_model(file: &TensorFile, path: &std::path::Path) -> Result<(ModelConfig, usize, Vec<Vec<f32>>)> {
+pub(crate) fn read_model(
+    file: &TensorFile,
+    path: &std::path::Path,
+) -> Result<(ModelConfig, usize, Vec<Vec<f32>>)> {
     let content = |expected: &str, found: String| Error::Content {
         path: path.to_path_buf(),
         expected: expected.to_owned(),
@@ -96,7 +99,9 @@ pub(crate) fn read_model(file: &TensorFile, path: &std::path::Path) -> Result<(M
     };
     let entry = |key: &str| {
         let found = file.metadata().get(key).cloned();
-        found.ok_or_else(|| content(&format!("the metadata entry {key}, which every saved model has"), "none".into()))
+        found.ok_or_else(|| {
+            content(&format!("the metadata entry {key}, which every saved model has"), "none".into())
+        })
     };
     let config: ModelConfig = serde_json::from_str(&entry("tritrain.model")?)
         .map_err(|error| content("a [model] section as JSON in tritrain.model", error.to_string()))?;

@@ -7,7 +7,7 @@ const ALLOWED: [(&str, &[&str]); 9] = [
     ("trit", &[]),
     ("kernels", &["trit"]),
     ("backend", &["kernels", "trit"]),
-    ("model", &["backend"]),
+    ("model", &["backend", "trit"]),
     ("optim", &["backend"]),
     ("files", &["trit"]),
     ("data", &["files", "trit"]),

@@ -35,11 +35,29 @@ pub(crate) struct JsonlReader<R> {
     /// Lines and bytes read.
     lines: u64,
     offset: u64,
+    /// Lines that are no documents, and what is wrong with the first.
+    bad: u64,
+    first_bad: Option<Error>,
 }
+
+/// A file is refused when more than one line in this many is no document: it is then something else
+/// than it says. Fewer are the scars of concatenation and cut downloads; they are left out, counted and
+/// reported.
+const ONE_IN: u64 = 20;
 
 impl<R: BufRead> JsonlReader<R> {
     pub(crate) fn new(input: R, path: PathBuf, domain: String, name: String) -> Self {
-        JsonlReader { input, path, domain, name, line: Vec::new(), lines: 0, offset: 0 }
+        JsonlReader {
+            input,
+            path,
+            domain,
+            name,
+            line: Vec::new(),
+            lines: 0,
+            offset: 0,
+            bad: 0,
+            first_bad: None,
+        }
     }
 
     /// The next document that is not empty; `None` at the end.
@@ -49,18 +67,35 @@ impl<R: BufRead> JsonlReader<R> {
             let read = self.input.by_ref().take(LINE).read_until(b'\n', &mut self.line);
             let read = read.map_err(|e| Error::read(&self.path, e))? as u64;
             if read == 0 {
-                return Ok(None);
+                return match self.first_bad.take_if(|_| self.bad * ONE_IN > self.lines) {
+                    Some(error) => Err(error),
+                    None => Ok(None),
+                };
             }
             self.lines += 1;
             if read == LINE && !self.line.ends_with(b"\n") {
                 return Err(self.wrong("a line of less than 256 MiB", "a longer one"));
             }
-            let document = self.parse()?;
+            let parsed = self.parse();
             self.offset += read;
+            let document = match parsed {
+                Err(error @ Error::Line { .. }) => {
+                    self.bad += 1;
+                    self.first_bad.get_or_insert(error);
+                    continue;
+                }
+                other => other?,
+            };
             if document.is_some() {
                 return Ok(document);
             }
         }
+    }
+
+    /// What was left out, at the end of the file.
+    pub(crate) fn damage(&self) -> Option<String> {
+        let first = self.first_bad.as_ref()?;
+        Some(format!("left out {} of {} lines, the first: {first}", self.bad, self.lines))
     }
 
     /// `None` for a blank line and for an empty text.

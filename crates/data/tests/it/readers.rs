@@ -189,7 +189,26 @@ fn the_stream_ends_after_an_error() {
     let dir = folder();
     let path = put(dir.path(), "a.jsonl", "{\"text\": \"a\"}\nnonsense\n{\"text\": \"b\"}\n");
     let found: Vec<_> = documents(&[path]).unwrap().collect();
-    assert!(matches!(&found[..], [Ok(_), Err(Error::Line { line: 2, .. })]));
+    assert!(matches!(&found[..], [Ok(_), Ok(_), Err(Error::Line { line: 2, .. })]));
+}
+
+#[test]
+fn a_few_damaged_lines_are_left_out_and_reported() {
+    let dir = folder();
+    let lines = |bad: usize| -> String {
+        let line = |i: usize| {
+            if i % 20 < bad { "{\"text\": \"torn\n".to_owned() } else { format!("{{\"text\": \"{i}\"}}\n") }
+        };
+        (0..100).map(|i| line(i + 19)).collect()
+    };
+    let path = put(dir.path(), "some.jsonl", lines(1));
+    let mut stream = Source::Paths(vec![path]).open().unwrap();
+    assert_eq!(stream.by_ref().map(Result::unwrap).count(), 95);
+    let [damage] = stream.damaged() else { panic!("{:?}", stream.damaged()) };
+    assert!(damage.starts_with("left out 5 of 100 lines, the first: "), "{damage}");
+    assert!(damage.contains("some.jsonl:2: expected a JSON object"), "{damage}");
+    let text = failure(&put(dir.path(), "many.jsonl", lines(2)));
+    assert!(text.starts_with("many.jsonl:2: expected a JSON object"), "{text}");
 }
 
 #[test]

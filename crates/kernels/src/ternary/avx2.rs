@@ -62,7 +62,7 @@ unsafe fn tile_rows<const R: usize>(x: &[i8], inputs: usize, codes: &[u8], sums:
         }
         step = end;
     }
-    if inputs % STEP != 0 {
+    if !inputs.is_multiple_of(STEP) {
         // The last one to three inputs, padded with zeros.
         // SAFETY: `codes` has a group for the started step.
         let (c0, c1) = unsafe {

@@ -176,7 +176,6 @@ pub fn matmul(cx: &Context, x: &[i8], scales: &[f32], w: &Panels, scale: f32, st
 }
 
 /// One task: all of `x` against some panels; `y` holds just those outputs.
-#[expect(clippy::too_many_arguments, reason = "the operands of a matrix product")]
 fn block(
     tier: Tier,
     x: &[i8],

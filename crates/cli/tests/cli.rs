@@ -1,0 +1,263 @@
+//! The program as a user calls it.
+
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+const TINY: [&str; 9] = [
+    "model.layers=1",
+    "model.ffn=256",
+    "model.context=32",
+    "data.vocab=300",
+    "run.batch=2",
+    "run.steps=6",
+    "run.eval_tokens=128",
+    "run.eval_every=3",
+    "run.sample_tokens=5",
+];
+
+struct Program {
+    dir: tempfile::TempDir,
+}
+
+impl Program {
+    fn new() -> Program {
+        Program { dir: tempfile::tempdir().unwrap() }
+    }
+
+    fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    fn write(&self, name: &str, content: impl AsRef<[u8]>) {
+        fs::write(self.path().join(name), content).unwrap();
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tritrain"));
+        command.current_dir(self.path()).args(args).env_remove("TRITRAIN_TIER");
+        command
+    }
+
+    fn run(&self, args: &[&str]) -> Output {
+        self.command(args).output().unwrap()
+    }
+
+    fn tiny(&self, args: &[&str]) -> Output {
+        let sets = TINY.iter().flat_map(|set| ["--set", set]);
+        self.run(&args.iter().copied().chain(sets).collect::<Vec<_>>())
+    }
+
+    /// The run fails with this exit code and a message that holds all of `parts`.
+    fn fails(&self, args: &[&str], code: i32, parts: &[&str]) {
+        let output = self.run(args);
+        let message = stderr(&output);
+        assert_eq!(output.status.code(), Some(code), "{args:?}: {message}");
+        for part in parts {
+            assert!(message.contains(part), "{args:?}: no {part:?} in {message:?}");
+        }
+        assert!(!message.contains("panicked"), "{message}");
+    }
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// The last line of standard output as JSON.
+fn json(output: &Output) -> serde_json::Value {
+    assert!(output.status.success(), "{}", stderr(output));
+    let text = stdout(output);
+    serde_json::from_str(text.lines().last().unwrap()).unwrap_or_else(|error| panic!("{error}: {text}"))
+}
+
+fn prose() -> String {
+    (0..3000).map(|i: usize| ["the ", "cat ", "sat ", "on a ", "mat. ", "It "][i * i % 6]).collect()
+}
+
+#[test]
+fn a_model_is_trained_continued_evaluated_and_inspected() {
+    let program = Program::new();
+    program.write("a.txt", prose());
+    let trained = program.tiny(&["train", "--data", "a.txt", "--out", "run", "--json"]);
+    let result = json(&trained);
+    assert!(result["loss"].as_f64().unwrap() > 0.0 && result["steps"] == 6, "{result}");
+    let shown = stdout(&trained);
+    for part in ["validation loss:", "a sample:", "generate run", "inspect run"] {
+        assert!(shown.contains(part), "{part:?} in {shown}");
+    }
+    assert!(program.path().join("run/step-6/model.safetensors").exists());
+
+    let evaluated = json(&program.run(&["eval", "run", "--data", "a.txt", "--json"]));
+    assert!(evaluated["loss"].as_f64().unwrap() > 0.0, "{evaluated}");
+    assert!(evaluated["tokens"].as_u64().unwrap() > 1000, "{evaluated}");
+    let bits = evaluated["bits_per_byte"].as_f64().unwrap();
+    let nats = evaluated["loss"].as_f64().unwrap() * evaluated["tokens"].as_f64().unwrap();
+    let bytes = prose().len() as f64;
+    assert!((bits - nats / std::f64::consts::LN_2 / bytes).abs() < 1e-9, "{bits} over {bytes} bytes");
+
+    let generate = ["generate", "run", "--prompt", "the cat", "--max-tokens", "8", "--seed", "3", "--json"];
+    let (one, two) = (json(&program.run(&generate)), json(&program.run(&generate)));
+    assert_eq!(one["text"], two["text"]);
+    assert!(stdout(&program.run(&generate)).starts_with("the cat"));
+
+    let inspected = json(&program.run(&["inspect", "run", "--json"]));
+    let tensors = inspected["tensors"].as_array().unwrap();
+    let down = tensors.iter().find(|tensor| tensor["name"] == "layers.0.down").unwrap();
+    let histogram: u64 = down["histogram"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).sum();
+    assert_eq!(histogram, 256 * 256);
+    for path in [
+        "run/step-6",
+        "run/step-6/optimizer.safetensors",
+        "run/tokens",
+        "run/tokenizer.json",
+        "run/metrics.jsonl",
+        "run/config.toml",
+    ] {
+        assert!(program.run(&["inspect", path]).status.success(), "inspect {path}");
+    }
+
+    program.fails(&["train", "--data", "a.txt", "--out", "run"], 2, &["already holds a run", "--resume"]);
+    let again = program.run(&["train", "--out", "run", "--resume"]);
+    assert!(again.status.success() && stderr(&again).contains("complete already"), "{}", stderr(&again));
+    program.fails(
+        &["train", "--out", "run", "--resume", "--set", "optim.rate=0.1"],
+        5,
+        &["optim.rate is 0.1"],
+    );
+}
+
+#[test]
+fn compare_reports_the_gap() {
+    let program = Program::new();
+    program.write("a.txt", prose());
+    let output = program.tiny(&["compare", "--data", "a.txt", "--out", "pair", "--json"]);
+    let result = json(&output);
+    let value = |key: &str| result[key].as_f64().unwrap_or_else(|| panic!("{key} in {result}"));
+    let gap = (value("ternary_loss") / value("f32_loss") - 1.0) * 100.0;
+    assert!((value("gap_percent") - gap).abs() < 1e-9);
+    assert!(value("pearson_r") > 0.5);
+    let svg = fs::read_to_string(program.path().join("pair/compare.svg")).unwrap();
+    assert!(svg.starts_with("<svg") && svg.contains("validation"));
+}
+
+#[test]
+fn the_default_configuration_can_be_used_as_a_file() {
+    let program = Program::new();
+    program.write("default.toml", program.run(&["config"]).stdout);
+    program.write("a.txt", prose());
+    let output = program.tiny(&["train", "default.toml", "--data", "a.txt", "--out", "run"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+}
+
+#[test]
+fn bad_input_is_a_clear_error_and_writes_nothing() {
+    let program = Program::new();
+    program.write("a.txt", prose());
+    program.write("empty.txt", "");
+    program.write("short.txt", "too short");
+    program.write("latin1.txt", b"caf\xe9 au lait".repeat(100));
+    program.write("bad.toml", "[model]\ndims = 3\n");
+    program.write("range.toml", "[model]\nlayers = 0\n[optim]\nrate = \"fast\"\n");
+    program.write("no.json", "{}");
+    let train = |extra: &[&'static str]| [&["train", "--out", "run"], extra].concat();
+    program.fails(&train(&["--data", "missing.txt"]), 2, &["missing.txt", "cannot find"]);
+    program.fails(&train(&["--data", "empty.txt"]), 2, &["no text", "empty.txt"]);
+    program.fails(&train(&["--data", "short.txt"]), 2, &["split holds", "context"]);
+    program.fails(&train(&["--data", "latin1.txt"]), 2, &["latin1.txt:1", "UTF-8", "0xe9"]);
+    program.fails(&train(&["bad.toml"]), 2, &["bad.toml:2", "model.dims", "did you mean model.dim?"]);
+    program.fails(&train(&["range.toml"]), 2, &["range.toml:2", "model.layers = 0", "optim.rate"]);
+    program.fails(&train(&["missing.toml"]), 2, &["cannot read missing.toml"]);
+    program.fails(&train(&["--set", "model.dim=100"]), 2, &["model.heads = 4", "model.dim = 100"]);
+    program.fails(&train(&["--set", "model.dim=128"]), 2, &["model.dim = 128", "try 256"]);
+    program.fails(&train(&["--set", "nonsense"]), 2, &["nonsense"]);
+    program.fails(
+        &train(&["--data", "a.txt", "--set", "data.tokenizer=no.json"]),
+        2,
+        &["no.json", "tokenizer"],
+    );
+    program.fails(&["generate", "missing"], 2, &["missing", "no model"]);
+    program.fails(&["eval", "missing", "--data", "a.txt"], 2, &["missing"]);
+    program.fails(&["inspect", "a.txt"], 2, &["a.txt"]);
+    program.fails(&["generate", "run", "--temperature", "-1"], 2, &["--temperature"]);
+    assert!(
+        !program.path().join("run/step-1").exists() && !program.path().join("run/metrics.jsonl").exists()
+    );
+}
+
+#[test]
+fn a_damaged_model_is_refused() {
+    let program = Program::new();
+    program.write("a.txt", prose());
+    assert!(program.tiny(&["train", "--data", "a.txt", "--out", "run"]).status.success());
+    let file = program.path().join("run/step-6/model.safetensors");
+    let sound = fs::read(&file).unwrap();
+    for cut in [0, 7, 100, sound.len() / 2, sound.len() - 1] {
+        fs::write(&file, &sound[..cut]).unwrap();
+        program.fails(&["generate", "run/step-6"], 4, &["model.safetensors"]);
+    }
+    for at in [3, 50, sound.len() / 3, sound.len() - 1] {
+        let mut flipped = sound.clone();
+        flipped[at] ^= 4;
+        fs::write(&file, flipped).unwrap();
+        program.fails(&["generate", "run/step-6"], 4, &["model.safetensors"]);
+        program.fails(&["train", "--out", "run", "--resume"], 4, &["step-6"]);
+    }
+    fs::write(&file, sound).unwrap();
+    assert!(program.run(&["generate", "run", "--max-tokens", "2"]).status.success());
+    fs::write(program.path().join("run/tokenizer.json"), "{").unwrap();
+    program.fails(&["generate", "run"], 2, &["tokenizer.json"]);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_signal_saves_and_the_run_goes_on() {
+    let program = Program::new();
+    program.write("a.txt", prose());
+    for signal in ["INT", "TERM"] {
+        let out = format!("run-{signal}");
+        let sets = TINY.iter().filter(|set| !set.starts_with("run.steps")).flat_map(|set| ["--set", set]);
+        let mut args = vec!["train", "--data", "a.txt", "--out", &out, "--set", "run.steps=100000"];
+        args.extend(sets);
+        let mut child = program.command(&args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let metrics = program.path().join(&out).join("metrics.jsonl");
+        let started = Instant::now();
+        while fs::metadata(&metrics).map_or(0, |data| data.len()) == 0 {
+            assert!(started.elapsed() < Duration::from_secs(60), "no step in a minute");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let killed =
+            Command::new("kill").args([format!("-{signal}"), child.id().to_string()]).status().unwrap();
+        assert!(killed.success());
+        assert_eq!(child.wait().unwrap().code(), Some(75));
+        let steps: Vec<_> = fs::read_dir(program.path().join(&out))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .filter(|name| name.starts_with("step-"))
+            .collect();
+        assert_eq!(steps.len(), 1, "{steps:?}");
+        let last = fs::read_to_string(&metrics).unwrap().lines().last().unwrap().to_owned();
+        let last: serde_json::Value = serde_json::from_str(&last).unwrap();
+        assert_eq!(steps[0], format!("step-{}", last["step"]), "the interrupted step is the one saved");
+    }
+}
+
+#[test]
+fn a_reader_that_goes_away_does_not_stop_training() {
+    let program = Program::new();
+    program.write("a.txt", prose());
+    let sets = TINY.iter().flat_map(|set| ["--set", set]);
+    let args: Vec<_> = ["train", "--data", "a.txt", "--out", "run"].into_iter().chain(sets).collect();
+    let mut child = program.command(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    drop(child.stderr.take());
+    assert!(child.wait().unwrap().success());
+    assert!(program.path().join("run/step-6/manifest.json").exists());
+}

@@ -1,0 +1,218 @@
+//! Whole runs: the same bits on any number of threads and after any interruption.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use tritrain_backend::Cpu;
+use tritrain_data::{Corpus, Document, Preparation, Source};
+use tritrain_files::Disk;
+use tritrain_model::Precision;
+use tritrain_train::{Config, Error, Event, Run, Workplace};
+
+const STEPS: u64 = 40;
+
+fn config() -> Config {
+    let mut config = Config::default();
+    config.model.layers = 1;
+    config.model.heads = 2;
+    config.model.kv_heads = 1;
+    config.model.ffn = 256;
+    config.model.context = 16;
+    config.data.vocab = 300;
+    config.data.validation = 0.2;
+    config.run.batch = 2;
+    config.run.steps = STEPS;
+    config.run.tokens = 0;
+    config.run.eval_tokens = 64;
+    config.run.eval_every = 7;
+    config.run.sample_every = 9;
+    config.run.sample_tokens = 4;
+    config.run.checkpoint_every = 1;
+    config.run.keep = 1000;
+    config
+}
+
+fn corpus(config: &Config, dir: &Path) -> Corpus {
+    let text = |seed: usize| {
+        let words = ["one", "two", "red", "blue", "fish", "runs", "after", "the", "old", "river"];
+        (0..400).map(|i| words[(i * i * (seed + 3) + i / 7) % words.len()]).collect::<Vec<_>>().join(" ")
+    };
+    let documents = (0..10)
+        .map(|n| Document { domain: format!("domain-{}", n % 2), name: format!("text {n}"), text: text(n) })
+        .collect();
+    let source = Source::Memory { name: "words".into(), documents };
+    Preparation::start(&Disk, &source, &config.data, dir).unwrap().finish().unwrap()
+}
+
+/// Advances to the end, or to a stop asked for at `stop_at`.
+fn finish(mut run: Run<'_, Cpu>, stop_at: Option<u64>) -> Vec<f32> {
+    let mut losses = Vec::new();
+    while let Some(event) = run.advance().unwrap() {
+        if let Event::Step(report, _) = event {
+            losses.push(report.loss);
+            if stop_at == Some(report.step) {
+                run.stop();
+            }
+        }
+    }
+    losses
+}
+
+/// Everything that must not depend on how the run came about.
+fn result(dir: &Path) -> Vec<(String, Vec<u8>)> {
+    let step = format!("step-{STEPS}");
+    let files =
+        ["model.safetensors", "optimizer.safetensors", "state.json"].map(|name| format!("{step}/{name}"));
+    let files = files.into_iter().chain(["metrics.jsonl".to_owned()]);
+    files.map(|name| (name.clone(), fs::read(dir.join(&name)).unwrap())).collect()
+}
+
+fn assert_same(a: &Path, b: &Path, what: &str) {
+    for ((name, a), (_, b)) in result(a).iter().zip(&result(b)) {
+        assert!(a == b, "{what}: {name} differs");
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        fs::copy(&path, to.join(path.file_name().unwrap())).unwrap();
+    }
+}
+
+struct Whole {
+    root: tempfile::TempDir,
+    corpus: Corpus,
+    config: Config,
+    dir: PathBuf,
+    losses: Vec<f32>,
+}
+
+/// An uninterrupted run that keeps every checkpoint.
+fn whole(precision: Precision) -> Whole {
+    let root = tempfile::tempdir().unwrap();
+    let mut config = config();
+    config.model.precision = precision;
+    let corpus = corpus(&config, root.path());
+    let dir = root.path().join("whole");
+    let workplace = Workplace::start(&Disk, &dir, config.clone()).unwrap();
+    let backend = Cpu::new(2).unwrap();
+    let losses = finish(Run::new(&backend, &Disk, workplace, &corpus).unwrap(), None);
+    assert_eq!(losses.len() as u64, STEPS);
+    Whole { root, corpus, config, dir, losses }
+}
+
+#[test]
+fn resuming_from_every_step_equals_the_uninterrupted_run() {
+    let whole = whole(Precision::Ternary);
+    let backend = Cpu::new(2).unwrap();
+    for k in 1..STEPS {
+        let dir = whole.root.path().join(format!("from-{k}"));
+        copy(&whole.dir.join(format!("step-{k}")), &dir.join(format!("step-{k}")));
+        fs::copy(whole.dir.join("metrics.jsonl"), dir.join("metrics.jsonl")).unwrap();
+        let mut config = whole.config.clone();
+        config.run.checkpoint_every = 0;
+        fs::write(dir.join("config.toml"), config.to_toml()).unwrap();
+        let workplace = Workplace::resume(&Disk, &dir, config).unwrap();
+        assert_eq!(workplace.step(), Some(k));
+        let losses = finish(Run::new(&backend, &Disk, workplace, &whole.corpus).unwrap(), None);
+        assert_eq!(losses, whole.losses[k as usize..], "losses after step {k}");
+        let [model, optimizer, _, metrics] = &result(&dir)[..] else { unreachable!() };
+        let expected = result(&whole.dir);
+        for (found, expected) in [(model, &expected[0]), (optimizer, &expected[1]), (metrics, &expected[3])] {
+            assert!(found == expected, "{} after resuming at step {k}", found.0);
+        }
+        fs::remove_dir_all(dir).unwrap();
+    }
+}
+
+#[test]
+fn the_number_of_threads_changes_nothing() {
+    for precision in [Precision::Ternary, Precision::F32] {
+        let whole = whole(precision);
+        for threads in [1, 3, 8] {
+            let dir = whole.root.path().join(format!("threads-{threads}"));
+            let workplace = Workplace::start(&Disk, &dir, whole.config.clone()).unwrap();
+            let backend = Cpu::new(threads).unwrap();
+            finish(Run::new(&backend, &Disk, workplace, &whole.corpus).unwrap(), None);
+            assert_same(&dir, &whole.dir, &format!("{threads} threads, {precision:?}"));
+            fs::remove_dir_all(dir).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_stop_saves_and_what_follows_is_the_same() {
+    let whole = whole(Precision::Ternary);
+    let backend = Cpu::new(2).unwrap();
+    let dir = whole.root.path().join("stopped");
+    let start = |resume: bool| {
+        let claim = if resume { Workplace::resume } else { Workplace::start };
+        Run::new(&backend, &Disk, claim(&Disk, &dir, whole.config.clone()).unwrap(), &whole.corpus).unwrap()
+    };
+    // At 14 an evaluation is due, at 18 a sample: the stop comes before either.
+    finish(start(false), Some(14));
+    assert!(dir.join("step-14").exists() && !dir.join("step-15").exists());
+    finish(start(true), Some(18));
+    finish(start(true), None);
+    assert_same(&dir, &whole.dir, "stopped twice");
+}
+
+/// The state file says what it should, and parts of two checkpoints are refused together.
+#[test]
+fn a_checkpoint_is_one_moment() {
+    let whole = whole(Precision::Ternary);
+    let state: serde_json::Value =
+        serde_json::from_slice(&fs::read(whole.dir.join("step-20/state.json")).unwrap()).unwrap();
+    assert_eq!(state["step"], 20);
+    assert_eq!(state["updates"], 20);
+    assert_eq!(state["evaluated"][0], 14);
+    assert_eq!(state["sampled"], 18);
+    assert_eq!(state["best"][0], 14);
+    assert_eq!(state["guard"], serde_json::json!({ "in_a_row": 0, "skipped": 0 }));
+    for part in ["model.safetensors", "optimizer.safetensors", "state.json"] {
+        let dir = whole.root.path().join(format!("mixed-{part}"));
+        copy(&whole.dir.join("step-20"), &dir.join("step-20"));
+        fs::copy(whole.dir.join("step-19").join(part), dir.join("step-20").join(part)).unwrap();
+        fs::write(dir.join("config.toml"), whole.config.to_toml()).unwrap();
+        let error = Workplace::resume(&Disk, &dir, whole.config.clone()).unwrap_err();
+        assert_eq!(error.exit_code(), 4, "{error}");
+    }
+}
+
+#[test]
+fn a_run_is_never_overwritten_or_resumed_as_another() {
+    let whole = whole(Precision::Ternary);
+    let before = result(&whole.dir);
+    let error = Workplace::start(&Disk, &whole.dir, whole.config.clone()).unwrap_err();
+    assert!(matches!(error, Error::Exists { step: STEPS, .. }), "{error}");
+    assert_eq!(error.exit_code(), 2);
+
+    let mut other = whole.config.clone();
+    other.optim.rate = 0.001;
+    let error = Workplace::resume(&Disk, &whole.dir, other).unwrap_err();
+    assert_eq!(error.exit_code(), 5);
+    assert!(error.to_string().contains("optim.rate is 0.001 and was 0.005"), "{error}");
+
+    let held = Workplace::resume(&Disk, &whole.dir, whole.config.clone()).unwrap();
+    let error = Workplace::resume(&Disk, &whole.dir, whole.config.clone()).unwrap_err();
+    assert_eq!(error.exit_code(), 4);
+    assert!(error.to_string().contains(&std::process::id().to_string()), "{error}");
+    drop(held);
+    assert!(before == result(&whole.dir), "a refused run changed something");
+}
+
+#[test]
+fn a_damaged_checkpoint_is_passed_over_for_an_older_one() {
+    let whole = whole(Precision::Ternary);
+    let newest = whole.dir.join(format!("step-{STEPS}/model.safetensors"));
+    let mut bytes = fs::read(&newest).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&newest, bytes).unwrap();
+    let workplace = Workplace::resume(&Disk, &whole.dir, whole.config.clone()).unwrap();
+    assert_eq!(workplace.step(), Some(STEPS - 1));
+}
