@@ -186,7 +186,7 @@ fn bad_input_is_a_clear_error_and_writes_nothing() {
     program.fails(&["generate", "missing"], 2, &["missing", "no model"]);
     program.fails(&["eval", "missing", "--data", "a.txt"], 2, &["missing"]);
     program.fails(&["inspect", "a.txt"], 2, &["a.txt"]);
-    program.fails(&["generate", "run", "--temperature", "-1"], 2, &["--temperature"]);
+    program.fails(&["generate", "run", "--temperature=-1"], 2, &["--temperature"]);
     assert!(
         !program.path().join("run/step-1").exists() && !program.path().join("run/metrics.jsonl").exists()
     );

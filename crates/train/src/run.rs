@@ -247,6 +247,7 @@ impl<'a, B: Backend> Run<'a, B> {
             }
         }
         self.optimizer.direct(backend, &mut self.gradients);
+        self.state.updates = self.optimizer.updates();
         self.add_norms(DIRECTION);
         let direction_norm = self.statistics()[DIRECTION].sqrt();
         if let Some(event) = self.judge(Skip::UpdateNorm, direction_norm * rate)? {

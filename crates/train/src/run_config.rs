@@ -43,7 +43,7 @@ impl Default for RunConfig {
         RunConfig {
             seed: 1,
             steps: 0,
-            tokens: 1_000_000,
+            tokens: 800_000,
             batch: 8,
             threads: 0,
             eval_every: 100,

@@ -83,7 +83,7 @@ fn bad_files_say_what_is_wrong_and_where() {
         ),
         (
             "[run]\ntokens = [1,\n 2]",
-            "run.toml:2: run.tokens = [1, 2]: expected an integer from 0 to 1_000_000_000_000_000 (default 1_000_000)",
+            "run.toml:2: run.tokens = [1, 2]: expected an integer from 0 to 1_000_000_000_000_000 (default 800_000)",
         ),
         (
             "[model]\nheads = 5",

@@ -179,9 +179,9 @@ fn no_text_is_an_error() {
 fn a_bad_line_at_the_end_leaves_nothing() {
     let (dir, text) = (folder(), folder());
     let good = "{\"text\": \"good\"}\n".repeat(1000);
-    let path = put(text.path(), "a.jsonl", good + "bad\n");
+    let path = put(text.path(), "a.jsonl", [good.as_bytes(), b"\xff\n"].concat());
     let error = prepare(&Source::Paths(vec![path]), &small(), dir.path()).unwrap_err();
-    assert!(error.to_string().contains("a.jsonl:1001: expected a JSON object"), "{error}");
+    assert!(error.to_string().contains("a.jsonl:1001: expected UTF-8"), "{error}");
     assert!(files(dir.path()).is_empty());
 }
 
