@@ -45,6 +45,7 @@ fn draw(
     chart
         .configure_mesh()
         .x_desc("step")
+        .x_label_formatter(&|step| format!("{step:.0}"))
         .y_desc("loss, nats per token")
         .light_line_style(TRANSPARENT)
         .draw()?;

@@ -99,9 +99,11 @@ pub fn weight_gradient(
     });
 }
 
+/// Output columns of one task of [`quantise_columns`].
+const GROUP: usize = 16;
+
 /// Folds the token scales into `dy` and quantises every output column to int16, transposed.
 fn quantise_columns(cx: &Context, dy: &[f32], a: &[f32], outputs: usize, scratch: &mut Scratch) {
-    const GROUP: usize = 16;
     let tokens = a.len();
     let width = tokens.next_multiple_of(2);
     scratch.gradients.resize(outputs * width, 0);
@@ -117,14 +119,23 @@ tiered! {
     /// Sixteen output columns of [`quantise_columns`], or what is left of them.
     fn quantise_group(dy: &[f32], a: &[f32], outputs: usize, first: usize, q: &mut [i16], scales: &mut [f32]) {
         let (count, width) = (scales.len(), a.len().next_multiple_of(2));
-        let mut largest = [0u32; 16];
-        for (row, a) in dy.chunks_exact(outputs).zip(a) {
-            let row = &row[first..first + count];
-            for (largest, dy) in largest.iter_mut().zip(row) {
-                *largest = (*largest).max((dy * a).to_bits() & 0x7fff_ffff);
+        // Rows of sixteen, the missing columns zero: full lanes wherever the group lies.
+        let row = |t: usize| -> [f32; GROUP] {
+            let row = &dy[t * outputs + first..][..count];
+            row.try_into().unwrap_or_else(|_| {
+                let mut padded = [0.0; GROUP];
+                padded[..count].copy_from_slice(row);
+                padded
+            })
+        };
+        let mut largest = [0u32; GROUP];
+        for (t, a) in a.iter().enumerate() {
+            let row = row(t);
+            for c in 0..GROUP {
+                largest[c] = largest[c].max((row[c] * a).to_bits() & 0x7fff_ffff);
             }
         }
-        let mut inverse = [0.0; 16];
+        let mut inverse = [0.0; GROUP];
         for c in 0..count {
             let bound = f32::from_bits(largest[c]);
             // Not finite: the scale carries it on, and the guard of the optimizer sees it.
@@ -132,11 +143,19 @@ tiered! {
             scales[c] = if usable { bound / 32767.0 } else if bound.is_finite() { 0.0 } else { f32::NAN };
             inverse[c] = if usable { 32767.0 / bound } else { 0.0 };
         }
-        for (t, (row, a)) in dy.chunks_exact(outputs).zip(a).enumerate() {
-            let row = &row[first..first + count];
-            for (c, dy) in row.iter().enumerate() {
-                // |dy·a·inverse| ≤ 32767·(1 + 2^-22), which rounds to at most 32767.
-                q[c * width + t] = lanes::round(dy * a * inverse[c]) as i16;
+        for (block, a) in a.chunks(GROUP).enumerate() {
+            let mut turned = [[0i16; GROUP]; GROUP];
+            for (t, a) in a.iter().enumerate() {
+                let row = row(block * GROUP + t);
+                for c in 0..GROUP {
+                    // |dy·a·inverse| ≤ 32767·(1 + 2^-22), which rounds to at most 32767.
+                    turned[t][c] = lanes::round(row[c] * a * inverse[c]) as i16;
+                }
+            }
+            for c in 0..count {
+                for (t, q) in q[c * width + block * GROUP..][..a.len()].iter_mut().enumerate() {
+                    *q = turned[t][c];
+                }
             }
         }
         if a.len() % 2 == 1 {
