@@ -13,7 +13,7 @@
 //! number of threads nor the place of a sequence in the batch changes a bit.
 
 use crate::lanes::{self, LANES};
-use crate::loss::{exp_bounded, exp_sum, ln};
+use crate::lanes::{exp_bounded, exp_sum, ln};
 use crate::matmul::{View, serial};
 use crate::{Context, Tier};
 

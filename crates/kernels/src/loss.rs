@@ -18,63 +18,6 @@ const SCRATCH: usize = 1 << 21;
 /// Rows above which logits are worth a GEMM. Below, its packing of the head costs more than it saves.
 const FEW_ROWS: usize = 4;
 
-/// Natural logarithm of a positive normal number, within 1 ulp; NaN and infinity come back as they are.
-///
-/// `x = m·2^e` with `m` in [√½, √2), then a polynomial in `m − 1` (coefficients of Cephes `logf`): the
-/// system's logarithm differs between systems.
-#[inline(always)]
-pub(crate) fn ln(x: f32) -> f32 {
-    const SQRT_HALF: i32 = 0x3f35_04f3; // bits of √½
-    let bits = x.to_bits() as i32;
-    let exponent = bits.wrapping_sub(SQRT_HALF) >> 23;
-    let m = f32::from_bits(bits.wrapping_sub(exponent << 23) as u32) - 1.0;
-    let e = exponent as f32;
-    let square = m * m;
-    let mut p = 7.037_683_6e-2f32;
-    p = p.mul_add(m, -1.151_461e-1);
-    p = p.mul_add(m, 1.167_699_9e-1);
-    p = p.mul_add(m, -1.242_014_1e-1);
-    p = p.mul_add(m, 1.424_932_3e-1);
-    p = p.mul_add(m, -1.666_805_8e-1);
-    p = p.mul_add(m, 2.000_071_5e-1);
-    p = p.mul_add(m, -2.499_999_4e-1);
-    p = p.mul_add(m, 3.333_333e-1);
-    let low = e.mul_add(-2.121_944_4e-4, square * (m * p));
-    let result = e.mul_add(0.693_359_4, m + square.mul_add(-0.5, low));
-    if x < f32::INFINITY { result } else { x }
-}
-
-/// `e^x` within 1 ulp for `x ≤ 88`, 0 from −88 down, NaN for NaN: [`lanes::exp`] without what keeps
-/// larger numbers right, in 0.6 of its time. The difference to a maximum needs no more.
-#[inline(always)]
-pub(crate) fn exp_bounded(x: f32) -> f32 {
-    const MAGIC: f32 = 12_582_912.0; // 1.5·2^23: adding it rounds to an integer, held in the low bits
-    let clamped = if x < -88.0 { -88.0 } else { x };
-    let shifted = clamped.mul_add(std::f32::consts::LOG2_E, MAGIC);
-    let n = shifted - MAGIC;
-    let r = n.mul_add(-0.693_359_4, clamped);
-    let r = n.mul_add(2.121_944_4e-4, r);
-    let mut p = 1.987_569_1e-4f32;
-    p = p.mul_add(r, 1.398_2e-3);
-    p = p.mul_add(r, 8.333_452e-3);
-    p = p.mul_add(r, 4.166_579_6e-2);
-    p = p.mul_add(r, 1.666_666_5e-1);
-    p = p.mul_add(r, 0.5);
-    let y = p.mul_add(r * r, r) + 1.0;
-    // 2^n from its exponent. At −88, n + 127 is 0, and those bits are the number 0.
-    y * f32::from_bits(shifted.to_bits().wrapping_add(127) << 23)
-}
-
-/// Replaces each `x` by `e^(x − max)` and returns the sum.
-#[inline(always)]
-pub(crate) fn exp_sum(row: &mut [f32], max: f32) -> f32 {
-    // Two loops: as one, the compiler vectorises the lanes of a single step, three times as slow.
-    for x in row.iter_mut() {
-        *x = exp_bounded(*x - max);
-    }
-    lanes::sum_of(row, |x| x)
-}
-
 /// Tokens per chunk for a vocabulary: a function of sizes alone, since it orders the sums of `d_head`.
 fn chunk_rows(vocab: usize) -> usize {
     (SCRATCH / vocab).clamp(1, CHUNK)
@@ -164,8 +107,8 @@ tiered! {
             let max = lanes::max(row);
             // Both terms are ≥ 0 and the second is exact for near maxima: no cancellation of large logits.
             let gap = max - row[target];
-            let sum = exp_sum(row, max);
-            *loss = ln(sum) + gap;
+            let sum = lanes::exp_sum(row, max);
+            *loss = lanes::ln(sum) + gap;
             if let Some(scale) = scale {
                 let factor = scale / sum;
                 for p in row.iter_mut() {

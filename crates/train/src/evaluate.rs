@@ -39,21 +39,42 @@ pub struct DomainLoss {
 struct Sum {
     nats: f64,
     tokens: u64,
-    /// Counted where every token of a text is looked at.
-    bytes: u64,
+    bytes: f64,
 }
 
 impl Sum {
-    fn add(self, other: &Sum) -> Sum {
-        Sum {
-            nats: self.nats + other.nats,
-            tokens: self.tokens + other.tokens,
-            bytes: self.bytes + other.bytes,
-        }
-    }
-
     fn mean(self) -> f64 {
         self.nats / self.tokens.max(1) as f64
+    }
+
+    fn bits_per_byte(self) -> f64 {
+        self.nats / std::f64::consts::LN_2 / self.bytes.max(1.0)
+    }
+}
+
+impl Evaluation {
+    /// Sums over domains; those without tokens are left out.
+    fn of<'a>(sums: impl Iterator<Item = (&'a str, Sum)>) -> Evaluation {
+        let (mut total, mut domains) = (Sum::default(), Vec::new());
+        for (domain, sum) in sums.filter(|(_, sum)| sum.tokens > 0) {
+            total.nats += sum.nats;
+            total.tokens += sum.tokens;
+            total.bytes += sum.bytes;
+            domains.push(DomainLoss {
+                domain: domain.to_owned(),
+                loss: sum.mean(),
+                bits_per_byte: sum.bits_per_byte(),
+                tokens: sum.tokens,
+            });
+        }
+        domains.sort_by(|a, b| a.domain.cmp(&b.domain));
+        Evaluation {
+            loss: total.mean(),
+            perplexity: total.mean().exp(),
+            bits_per_byte: total.bits_per_byte(),
+            tokens: total.tokens,
+            domains,
+        }
     }
 }
 
@@ -88,24 +109,12 @@ pub fn evaluate<B: Backend>(
             }
         }
     }
-    let total = sums.iter().fold(Sum::default(), Sum::add);
-    let looked_at = set.domains().iter().zip(&sums).filter(|(_, sum)| sum.tokens > 0);
-    let mut domains: Vec<DomainLoss> = looked_at
-        .map(|(domain, sum)| DomainLoss {
-            domain: domain.name.clone(),
-            loss: sum.mean(),
-            bits_per_byte: sum.mean() / std::f64::consts::LN_2 / domain.bytes_per_token(),
-            tokens: sum.tokens,
-        })
-        .collect();
-    domains.sort_by(|a, b| a.domain.cmp(&b.domain));
-    Ok(Evaluation {
-        loss: total.mean(),
-        perplexity: total.mean().exp(),
-        bits_per_byte: set.bits_per_byte(total.mean()),
-        tokens: total.tokens,
-        domains,
-    })
+    // Windows are a sample of a domain: their bytes follow from its bytes per token.
+    let named = set.domains().iter().zip(sums).map(|(domain, sum)| {
+        let bytes = sum.tokens as f64 * domain.bytes_per_token();
+        (domain.name.as_str(), Sum { bytes, ..sum })
+    });
+    Ok(Evaluation::of(named))
 }
 
 /// A text being evaluated: tokens wait here until a batch of windows is full.
@@ -165,27 +174,7 @@ pub fn evaluate_text<B: Backend>(
     if stream.tokens.len() > 1 {
         stream.evaluate(backend, model, a, tokenizer);
     }
-    let total = stream.sums.iter().fold(Sum::default(), Sum::add);
-    let bits = |sum: &Sum| sum.nats / std::f64::consts::LN_2 / sum.bytes.max(1) as f64;
-    let mut domains: Vec<DomainLoss> = stream
-        .names
-        .iter()
-        .zip(&stream.sums)
-        .map(|(name, sum)| DomainLoss {
-            domain: name.clone(),
-            loss: sum.mean(),
-            bits_per_byte: bits(sum),
-            tokens: sum.tokens,
-        })
-        .collect();
-    domains.sort_by(|a, b| a.domain.cmp(&b.domain));
-    Ok(Evaluation {
-        loss: total.mean(),
-        perplexity: total.mean().exp(),
-        bits_per_byte: bits(&total),
-        tokens: total.tokens,
-        domains,
-    })
+    Ok(Evaluation::of(stream.names.iter().map(String::as_str).zip(stream.sums)))
 }
 
 impl Stream {
@@ -212,7 +201,7 @@ impl Stream {
             let sum = &mut self.sums[self.domains[at + 1]];
             sum.nats += f64::from(*loss);
             sum.tokens += 1;
-            sum.bytes += tokenizer.bytes_of(targets[at]).len() as u64;
+            sum.bytes += tokenizer.bytes_of(targets[at]).len() as f64;
         }
         self.tokens.drain(..count);
         self.domains.drain(..count);
