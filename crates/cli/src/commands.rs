@@ -6,7 +6,7 @@ use serde_json::json;
 use tritrain_backend::Cpu;
 use tritrain_data::{Corpus, Source};
 use tritrain_files::Disk;
-use tritrain_model::{Activations, Layout, Model, Precision, Sampling, TensorKind};
+use tritrain_model::{Activations, Model, Precision, Sampling, TensorKind};
 use tritrain_train::{
     Comparison, Config, Curve, Evaluation, Event, Run, STOPPED, Signals, Workplace, evaluate_text, generate,
     load,
@@ -258,19 +258,4 @@ fn compare(args: &args::Compare) -> Result<ExitCode> {
         show::json(&comparison)?;
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// Weights of a loaded model as they compute: codes and scale of each ternary matrix.
-pub(crate) fn codes_of(
-    config: &tritrain_model::ModelConfig,
-    vocab: usize,
-    weights: &[Vec<f32>],
-) -> Result<Vec<(String, Vec<i8>, f32)>> {
-    let backend = Cpu::new(0)?;
-    let model = Model::new(&backend, config, vocab, weights, false);
-    let layout = Layout::new(config, vocab);
-    let codes = layout.specs.iter().enumerate().filter_map(|(id, spec)| {
-        model.codes(&backend, id).map(|(codes, scale)| (spec.name.clone(), codes, scale))
-    });
-    Ok(codes.collect())
 }

@@ -3,6 +3,7 @@
 use std::{fs, path::Path, process::ExitCode};
 
 use serde_json::{Value, json};
+use tritrain_backend::Cpu;
 use tritrain_data::Tokenizer;
 use tritrain_files::{
     Disk, Storage,
@@ -10,12 +11,11 @@ use tritrain_files::{
     tensors::TensorFile,
     tokens::{Split, TokenCorpus},
 };
-use tritrain_model::{ModelConfig, Precision};
+use tritrain_model::{Layout, Model, ModelConfig, Precision};
 use tritrain_train::load;
 
 use crate::{
     args,
-    commands::codes_of,
     error::{Error, Result},
     show,
 };
@@ -225,4 +225,15 @@ fn log(path: &Path) -> Result<Report> {
     }
     let json = json!({ "records": records.len(), "last_step": last_with("loss"), "last_evaluation": last_with("validation_loss") });
     Ok(Report { lines, json })
+}
+
+/// Weights of a loaded model as they compute: codes and scale of each ternary matrix.
+fn codes_of(config: &ModelConfig, vocab: usize, weights: &[Vec<f32>]) -> Result<Vec<(String, Vec<i8>, f32)>> {
+    let backend = Cpu::new(0)?;
+    let model = Model::new(&backend, config, vocab, weights, false);
+    let layout = Layout::new(config, vocab);
+    let codes = layout.specs.iter().enumerate().filter_map(|(id, spec)| {
+        model.codes(&backend, id).map(|(codes, scale)| (spec.name.clone(), codes, scale))
+    });
+    Ok(codes.collect())
 }
