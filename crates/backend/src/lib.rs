@@ -24,9 +24,9 @@ pub trait Backend: Send + Sync {
     type Floats: Send + Sync;
     /// Buffer of token ids.
     type Tokens: Send + Sync;
-    /// Int8 rows, [rows][cols], with one f32 scale each.
+    /// Int8 rows, `[rows][cols]`, with one f32 scale each.
     type Rows: Send + Sync;
-    /// Ternary codes, [outputs][inputs], with one scale, packed for this device.
+    /// Ternary codes, `[outputs][inputs]`, with one scale, packed for this device.
     type Ternary: Send + Sync;
 
     /// `len` zeros.
@@ -44,14 +44,14 @@ pub trait Backend: Send + Sync {
     fn upload_tokens(&self, from: &[u32], to: &mut Self::Tokens);
     /// Waits for everything queued, then copies a buffer to the host.
     fn download(&self, from: &Self::Floats, to: &mut [f32]);
-    /// Waits, then gives the codes, [outputs][inputs] in {-1, 0, 1}, and the scale.
+    /// Waits, then gives the codes, `[outputs][inputs]` in {-1, 0, 1}, and the scale.
     fn download_ternary(&self, from: &Self::Ternary) -> (Vec<i8>, f32);
     /// `to = from`, same length.
     fn copy(&self, from: &Self::Floats, to: &mut Self::Floats);
     /// `to = 0`.
     fn clear(&self, to: &mut Self::Floats);
 
-    /// `x[t] = table[tokens[t]]`; `table` [vocab][dim], `x` [tokens][dim].
+    /// `x[t] = table[tokens[t]]`; `table` `[vocab][dim]`, `x` `[tokens][dim]`.
     fn embed(&self, tokens: &Self::Tokens, table: &Self::Floats, dim: usize, x: &mut Self::Floats);
     /// `d_table[tokens[t]] += dx[t]`.
     fn embed_backward(
@@ -62,7 +62,7 @@ pub trait Backend: Send + Sync {
         d_table: &mut Self::Floats,
     );
 
-    /// `h = gain · x / rms(x)` by rows; `rstd` [tokens] for the backward pass.
+    /// `h = gain · x / rms(x)` by rows; `rstd` `[tokens]` for the backward pass.
     fn rmsnorm(
         &self,
         x: &Self::Floats,
@@ -95,7 +95,7 @@ pub trait Backend: Send + Sync {
     /// Int8 rows: `scale = max|x| / 127`, round half to even.
     fn quantize_rows(&self, x: &Self::Floats, rows: &mut Self::Rows);
 
-    /// `y = x·wᵀ`, or added to `y`; `x` [tokens][inputs], `w` [outputs][inputs].
+    /// `y = x·wᵀ`, or added to `y`; `x` `[tokens][inputs]`, `w` `[outputs][inputs]`.
     fn matmul(&self, x: &Self::Floats, w: &Self::Floats, inputs: usize, store: Store, y: &mut Self::Floats);
     /// `dx = dy·w`.
     fn matmul_input_gradient(
@@ -126,7 +126,7 @@ pub trait Backend: Send + Sync {
 
     /// Rotates the q and k rows of `qkv` in place, row 0 at position `first`; `inverse` rotates back.
     fn rope(&self, qkv: &mut Self::Floats, table: &Self::Floats, shape: Shape, first: usize, inverse: bool);
-    /// Causal attention over rotated `qkv`; `lse` [batch][heads][time] for the backward pass.
+    /// Causal attention over rotated `qkv`; `lse` `[batch][time][heads]` for the backward pass.
     fn attention(&self, qkv: &Self::Floats, shape: Shape, out: &mut Self::Floats, lse: &mut Self::Floats);
     /// Gradient of [`Backend::attention`], written to `d_qkv`.
     fn attention_backward(
@@ -139,7 +139,7 @@ pub trait Backend: Send + Sync {
         d_qkv: &mut Self::Floats,
     );
     /// Attention of new rows of one sequence at positions from `start`, whose keys and values are
-    /// first added to the caches, [capacity][kv_heads · head_dim].
+    /// first added to the caches, `[capacity][kv_heads · head_dim]`.
     fn attention_decode(
         &self,
         qkv: &Self::Floats,
@@ -150,7 +150,7 @@ pub trait Backend: Send + Sync {
         out: &mut Self::Floats,
     );
 
-    /// `a = act(gate) · up`; `gate_up` [tokens][gate, up], `a` [tokens][width].
+    /// `a = act(gate) · up`; `gate_up` `[tokens][gate, up]`, `a` `[tokens][width]`.
     fn glu(&self, gate: Gate, gate_up: &Self::Floats, width: usize, a: &mut Self::Floats);
     /// Gradient of [`Backend::glu`], written to `d_gate_up`.
     fn glu_backward(
@@ -162,7 +162,7 @@ pub trait Backend: Send + Sync {
         d_gate_up: &mut Self::Floats,
     );
 
-    /// Cross entropy of `softmax(hidden·headᵀ)` in nats per token, into `losses` [tokens].
+    /// Cross entropy of `softmax(hidden·headᵀ)` in nats per token, into `losses` `[tokens]`.
     fn head_loss(
         &self,
         hidden: &Self::Floats,
@@ -182,7 +182,7 @@ pub trait Backend: Send + Sync {
         d_hidden: &mut Self::Floats,
         d_head: &mut Self::Floats,
     );
-    /// `logits = hidden·headᵀ`, [rows][vocab].
+    /// `logits = hidden·headᵀ`, `[rows][vocab]`.
     fn head_logits(&self, hidden: &Self::Floats, head: &Self::Floats, dim: usize, logits: &mut Self::Floats);
 
     /// `out[at] = Σ x`.
@@ -193,7 +193,7 @@ pub trait Backend: Send + Sync {
     /// Turns a gradient into the Adam update in place and advances the moments.
     fn adam(&self, g: &mut Self::Floats, m: &mut Self::Floats, v: &mut Self::Floats, with: Adam);
     /// Turns the gradient of a matrix into the factored update in place and advances its state;
-    /// `row` [rows], `col` [cols], `momentum` as `g`, or empty for none.
+    /// `row` `[rows]`, `col` `[cols]`, `momentum` as `g`, or empty for none.
     fn factored(
         &self,
         g: &mut Self::Floats,

@@ -61,7 +61,7 @@ impl BatchPlan {
         shift + Permutation::new(self.seed, epoch, self.windows).at(index) * self.context as u64
     }
 
-    /// Fills in the batch of a step: `inputs` and `targets`, both [batch, context], targets one token
+    /// Fills in the batch of a step: `inputs` and `targets`, both `[batch, context]`, targets one token
     /// ahead.
     ///
     /// # Errors

@@ -4,7 +4,7 @@
 //! `head_dim` long. Query head `h` reads key and value head `h / (heads / kv_heads)`. Scores are
 //! `q·k / sqrt(head_dim)`.
 //!
-//! The work goes in blocks of [`BLOCK`] queries against the keys up to the block's last query: one
+//! The work goes in blocks of `BLOCK` queries against the keys up to the block's last query: one
 //! f32 GEMM for the scores, a softmax of the rows, one GEMM with the values. About half of the square
 //! is never computed. Backward recomputes the probabilities from the log-sum-exp that forward kept
 //! (Dao, FlashAttention-2, algorithm 2), so the memory of a call is a few `BLOCK × time` blocks.

@@ -14,7 +14,7 @@ pub enum Gate {
 /// Rows of one task.
 const ROWS: usize = 16;
 
-/// `a[r] = act(gate[r]) · up[r]`, with `gate_up` [rows][gate then up, `width` each], `a` [rows][width].
+/// `a[r] = act(gate[r]) · up[r]`, with `gate_up` `[rows][2 · width]` (gate, then up), `a` `[rows][width]`.
 ///
 /// # Panics
 /// The lengths do not fit together.
@@ -49,7 +49,7 @@ tiered! {
     }
 }
 
-/// Gradient of [`glu`]: `d_gate_up` [rows][gate then up] is written from `da` [rows][width].
+/// Gradient of [`glu`]: `d_gate_up` `[rows][gate then up]` is written from `da` `[rows][width]`.
 ///
 /// # Panics
 /// The lengths do not fit together.

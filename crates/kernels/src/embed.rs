@@ -2,7 +2,7 @@
 
 use crate::Context;
 
-/// `x[t] = table[tokens[t]]`: `table` [vocab][dim], `x` [tokens][dim].
+/// `x[t] = table[tokens[t]]`: `table` `[vocab][dim]`, `x` `[tokens][dim]`.
 ///
 /// # Panics
 /// A token is outside the table, or the lengths do not fit together.

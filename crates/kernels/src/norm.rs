@@ -7,7 +7,7 @@ const ROWS: usize = 32;
 
 /// `h[r] = gain · x[r] / rms(x[r])`, and the reciprocal root mean squares for the backward pass.
 ///
-/// `x`, `h` [rows][cols], `gain` [cols], `rstd` [rows].
+/// `x`, `h` `[rows][cols]`, `gain` `[cols]`, `rstd` `[rows]`.
 ///
 /// # Panics
 /// The lengths do not fit together.
@@ -32,7 +32,7 @@ tiered! {
     }
 }
 
-/// [`forward`] and [`rows::quantize`] in one pass: `codes` [rows][cols], `scales` [rows].
+/// [`forward`] and [`rows::quantize`] in one pass: `codes` `[rows][cols]`, `scales` `[rows]`.
 ///
 /// # Panics
 /// The lengths do not fit together.
@@ -67,7 +67,7 @@ tiered! {
 
 /// Gradients of [`forward`]: added to `dx`, written to `d_gain`.
 ///
-/// `dh`, `x`, `dx` [rows][cols], `rstd` [rows], `gain`, `d_gain` [cols]. With `add` false `dx` is
+/// `dh`, `x`, `dx` `[rows][cols]`, `rstd` `[rows]`, `gain`, `d_gain` `[cols]`. With `add` false `dx` is
 /// replaced.
 ///
 /// # Panics

@@ -24,18 +24,18 @@ const ROWS: usize = 4 * TILE;
 /// Working memory of [`weight_gradient`], kept between calls.
 #[derive(Debug, Default)]
 pub struct Scratch {
-    /// Quantised gradients, [outputs][pairs · 2].
+    /// Quantised gradients, `[outputs][pairs · 2]`.
     gradients: Vec<i16>,
     /// Scale of each output column.
     scales: Vec<f32>,
-    /// Inputs as i16: [panel][pair of tokens][16 columns][2 tokens].
+    /// Inputs as i16: `[panel][pair of tokens][16 columns][2 tokens]`.
     inputs: Vec<i16>,
 }
 
 /// `dw = Σ_t (dy[t] · a[t]) ⊗ x[t]`, or that added to `dw`.
 ///
-/// `dy` [tokens][outputs] f32, `a` [tokens] the scales of the int8 rows `x` [tokens][inputs],
-/// `dw` [outputs][inputs].
+/// `dy` `[tokens][outputs]` f32, `a` `[tokens]` the scales of the int8 rows `x` `[tokens][inputs]`,
+/// `dw` `[outputs][inputs]`.
 ///
 /// # Panics
 /// The lengths do not fit together.

@@ -7,7 +7,7 @@ const ROWS: usize = 32;
 
 /// Quantises every row: `scales[r] = max|x[r]| / 127`, codes to nearest, ties to even.
 ///
-/// `x` [rows][cols], `codes` likewise, `scales` [rows]. Equal to `trit::rows::quantize_row` row by row,
+/// `x` `[rows][cols]`, `codes` likewise, `scales` `[rows]`. Equal to `trit::rows::quantize_row` row by row,
 /// but a row that is not finite gets the scale NaN and codes 0: it reaches the loss or the gradient
 /// norm, where the guard sees it.
 ///

@@ -63,7 +63,7 @@ const TINY: f32 = 1e-30;
 /// 1804.04235): `u = g / √(row·col / mean(row))`, divided by its RMS where that exceeds one, then
 /// averaged into `momentum` where there is one.
 ///
-/// `g` [rows][cols], `row` [rows], `col` [cols] running means of g²; `momentum` as `g` or empty.
+/// `g` `[rows][cols]`, `row` `[rows]`, `col` `[cols]` running means of g²; `momentum` as `g` or empty.
 ///
 /// # Panics
 /// The lengths do not fit together.

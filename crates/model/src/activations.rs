@@ -6,7 +6,7 @@ use crate::{ModelConfig, Precision, linear::Input};
 
 /// What one block computes and its backward pass needs. All buffers have one row per token.
 pub(crate) struct BlockBuffers<B: Backend> {
-    /// Residual stream on entry, [dim].
+    /// Residual stream on entry, `[dim]`.
     pub(crate) x: B::Floats,
     pub(crate) attn_in: Input<B>,
     pub(crate) attn_rstd: B::Floats,
@@ -16,7 +16,7 @@ pub(crate) struct BlockBuffers<B: Backend> {
     pub(crate) lse: B::Floats,
     pub(crate) o_in: Input<B>,
     pub(crate) o_rstd: B::Floats,
-    /// Residual stream between attention and the feed-forward part, [dim].
+    /// Residual stream between attention and the feed-forward part, `[dim]`.
     pub(crate) mid: B::Floats,
     pub(crate) ffn_in: Input<B>,
     pub(crate) ffn_rstd: B::Floats,

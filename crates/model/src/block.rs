@@ -9,7 +9,7 @@ use crate::{
 
 impl<B: Backend> Model<B> {
     /// Block `layer` on `buffers.x`, for tokens at positions from `first`; the residual stream goes to
-    /// `out`, [tokens][dim]. `attend` turns rotated queries, keys and values into `buffers.attended`.
+    /// `out`, `[tokens][dim]`. `attend` turns rotated queries, keys and values into `buffers.attended`.
     pub(crate) fn block_forward(
         &self,
         backend: &B,

@@ -25,7 +25,7 @@ pub enum PromptError {
     },
 }
 
-/// Keys and values of a block so far, [context][kv_heads · head_dim].
+/// Keys and values of a block so far, `[context][kv_heads · head_dim]`.
 struct Cache<B: Backend> {
     keys: B::Floats,
     values: B::Floats,
@@ -83,7 +83,7 @@ impl<B: Backend> Generator<B> {
         Ok(generator)
     }
 
-    /// Logits of the next token, [vocab].
+    /// Logits of the next token, `[vocab]`.
     pub fn logits(&self) -> &[f32] {
         &self.logits
     }

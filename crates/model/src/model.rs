@@ -90,12 +90,12 @@ impl<B: Backend> Model<B> {
         host
     }
 
-    /// The codes and scale of matrix `id`, [rows][cols], when the model is ternary.
+    /// The codes and scale of matrix `id`, `[rows][cols]`, when the model is ternary.
     pub fn codes(&self, backend: &B, id: usize) -> Option<(Vec<i8>, f32)> {
         self.ternary[id].as_ref().map(|codes| backend.download_ternary(codes))
     }
 
-    /// Losses of a batch into [`Activations::losses`]: `inputs` and `targets` [batch][time].
+    /// Losses of a batch into [`Activations::losses`]: `inputs` and `targets` `[batch][time]`.
     ///
     /// # Panics
     /// The tokens are not as many as the activations were made for, or outside the vocabulary.

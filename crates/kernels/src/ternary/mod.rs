@@ -73,7 +73,7 @@ impl Panels {
         self.bytes.len()
     }
 
-    /// Packs `codes`, row-major [outputs][inputs], values in {-1, 0, 1}.
+    /// Packs `codes`, row-major `[outputs][inputs]`, values in {-1, 0, 1}.
     ///
     /// # Panics
     /// `codes` has another length.
@@ -83,7 +83,7 @@ impl Panels {
         self.fill(cx, |output, input| codes[output * inputs + input]);
     }
 
-    /// Packs the transpose of `codes`, which is row-major [inputs][outputs].
+    /// Packs the transpose of `codes`, which is row-major `[inputs][outputs]`.
     ///
     /// # Panics
     /// `codes` has another length.
@@ -146,7 +146,7 @@ fn tile(tier: Tier, x: &[i8], rows: usize, inputs: usize, codes: &[u8], sums: &m
 
 /// `y[r][o] = scale · scales[r] · Σ_k x[r][k] · code[o][k]`, or that added to `y`.
 ///
-/// `x` is row-major [rows][inputs] with values in [-127, 127], `scales` [rows], `y` [rows][outputs].
+/// `x` is row-major `[rows][inputs]` with values in [-127, 127], `scales` `[rows]`, `y` `[rows][outputs]`.
 ///
 /// # Panics
 /// The lengths do not fit together.
