@@ -47,7 +47,7 @@ fn train(args: &args::Train) -> Result<ExitCode> {
     };
     let config = workplace.config().clone();
     let backend = Cpu::new(config.run.threads)?;
-    let corpus = prepare::corpus(&Disk, &config, &dir, args.resume)?;
+    let corpus = prepare::corpus(&Disk, &config, &dir, workplace.step().is_some())?;
     let outcome = drive(&backend, workplace, &corpus, &signals)?;
     let Some(evaluation) = outcome.curve.last.as_ref().filter(|_| !outcome.stopped) else {
         return stopped(&dir, outcome.steps);
@@ -227,6 +227,8 @@ fn compare(args: &args::Compare) -> Result<ExitCode> {
         })?;
         Ok((name, Workplace::start(&Disk, &dir.join(name), config)?))
     };
+    // The folder itself first: its tokens and tokenizer must not be those of a run that lies there.
+    let _whole = Workplace::start(&Disk, &dir, base.clone())?;
     let places = [claim("ternary", Precision::Ternary)?, claim("f32", Precision::F32)?];
     let backend = Cpu::new(base.run.threads)?;
     let corpus = prepare::corpus(&Disk, &base, &dir, false)?;

@@ -157,7 +157,7 @@ fn tensors(path: &Path) -> Result<Report> {
     if ternary_weights > 0 {
         let mean = entropy_bits / ternary_weights as f64;
         lines.push(format!(
-            "ternary codes of {} latent weights: entropy {mean:.3} bits per weight; packed, 2 bits to compute and 1.6 bits on disk",
+            "ternary codes of {} weights: entropy {mean:.3} bits per weight; the file holds the f32 latent weights they come from",
             show::thousands(ternary_weights)
         ));
     }

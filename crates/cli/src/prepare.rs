@@ -50,10 +50,13 @@ pub(crate) fn out(setup: &Setup) -> PathBuf {
 }
 
 /// Makes or finds the tokens of `config.data` in `dir`, with a progress bar.
-pub(crate) fn corpus(storage: &dyn Storage, config: &Config, dir: &Path, resume: bool) -> Result<Corpus> {
+///
+/// Where a model was `trained` and its tokenizer lies beside it, neither is made anew: they must agree
+/// with the text. (The runs of a comparison have theirs one folder up, and make their own to go on.)
+pub(crate) fn corpus(storage: &dyn Storage, config: &Config, dir: &Path, trained: bool) -> Result<Corpus> {
     let source = Source::new(&config.data, EMBEDDED);
-    let have = resume && storage.exists(&dir.join("tokens").join("manifest.json"))?;
-    let start = if have { Preparation::resume } else { Preparation::start };
+    let keep = trained && storage.exists(&dir.join("tokenizer.json"))?;
+    let start = if keep { Preparation::resume } else { Preparation::start };
     let mut preparation = start(storage, &source, &config.data, dir)?;
     let mut bar = None;
     while let Some(progress) = preparation.advance()? {

@@ -158,7 +158,7 @@ fn the_default_configuration_can_be_used_as_a_file() {
 }
 
 #[test]
-fn bad_input_is_a_clear_error_and_writes_nothing() {
+fn bad_input_is_a_clear_error_and_starts_no_run() {
     let program = Program::new();
     program.write("a.txt", prose());
     program.write("empty.txt", "");
@@ -214,6 +214,65 @@ fn a_damaged_model_is_refused() {
     assert!(program.run(&["generate", "run", "--max-tokens", "2"]).status.success());
     fs::write(program.path().join("run/tokenizer.json"), "{").unwrap();
     program.fails(&["generate", "run"], 2, &["tokenizer.json"]);
+}
+
+/// Everything below a folder but the lock, as (path, content).
+fn tree(dir: &Path) -> Vec<(std::path::PathBuf, Vec<u8>)> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            files.extend(tree(&path));
+        } else if !path.ends_with(".lock") {
+            files.push((path.clone(), fs::read(&path).unwrap()));
+        }
+    }
+    files.sort();
+    files
+}
+
+#[test]
+fn a_tokenizer_of_another_model_is_refused() {
+    let program = Program::new();
+    program.write("a.txt", prose());
+    program.write("b.txt", prose().replace("cat", "weasel"));
+    assert!(program.tiny(&["train", "--data", "a.txt", "--out", "run"]).status.success());
+    assert!(program.tiny(&["train", "--data", "b.txt", "--out", "other"]).status.success());
+    let (ours, theirs) = ("run/tokenizer.json", program.path().join("other/tokenizer.json"));
+    let own = fs::read(program.path().join(ours)).unwrap();
+    fs::copy(&theirs, program.path().join(ours)).unwrap();
+    program.fails(&["generate", "run"], 5, &["tokenizer"]);
+    program.fails(&["eval", "run", "--data", "a.txt"], 5, &["tokenizer"]);
+    program.fails(&["train", "--out", "run", "--resume"], 5, &["tokenizer"]);
+    // A model file away from its checkpoint has its number of tokens to go by.
+    fs::create_dir(program.path().join("alone")).unwrap();
+    fs::copy(
+        program.path().join("run/step-6/model.safetensors"),
+        program.path().join("alone/model.safetensors"),
+    )
+    .unwrap();
+    fs::copy(&theirs, program.path().join("alone/tokenizer.json")).unwrap();
+    program.fails(&["generate", "alone"], 4, &["alone/tokenizer.json", "another model"]);
+    program.write("alone/tokenizer.json", &own);
+    assert!(program.run(&["generate", "alone", "--max-tokens", "2"]).status.success());
+}
+
+#[test]
+fn nothing_replaces_the_files_of_a_run() {
+    let program = Program::new();
+    program.write("a.txt", prose());
+    program.write("b.txt", prose().replace("cat", "weasel"));
+    assert!(program.tiny(&["train", "--data", "a.txt", "--out", "run"]).status.success());
+    let before = tree(&program.path().join("run"));
+    program.fails(&["compare", "--data", "b.txt", "--out", "run"], 2, &["already holds a run"]);
+    program.fails(&["train", "--data", "b.txt", "--out", "run"], 2, &["already holds a run"]);
+    assert!(before == tree(&program.path().join("run")), "a refused command changed the run");
+    // Without its tokens the run could be prepared again, but not from other text.
+    fs::remove_dir_all(program.path().join("run/tokens")).unwrap();
+    program.write("a.txt", prose().replace("cat", "weasel"));
+    let tokenizer = fs::read(program.path().join("run/tokenizer.json")).unwrap();
+    assert!(!program.run(&["train", "--out", "run", "--resume"]).status.success());
+    assert!(tokenizer == fs::read(program.path().join("run/tokenizer.json")).unwrap());
 }
 
 #[cfg(unix)]

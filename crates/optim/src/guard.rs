@@ -1,4 +1,8 @@
-//! The guard: a step whose loss, gradient norm or update is not finite changes nothing.
+//! The guard: a step whose loss, gradient norm or update is not finite changes no weight.
+//!
+//! A loss or gradient that is not finite does not reach the optimizer's state either. An update that is
+//! not finite comes out of that state, which by then has advanced: if it holds the broken number, every
+//! later step is skipped too and the run stops with its last checkpoint sound.
 
 use serde::{Deserialize, Serialize};
 

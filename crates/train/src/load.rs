@@ -3,7 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use tritrain_data::Tokenizer;
-use tritrain_files::{Storage, checkpoint, tensors::TensorFile};
+use tritrain_files::{
+    Storage,
+    checkpoint::{self, Identity},
+    tensors::TensorFile,
+};
 use tritrain_model::ModelConfig;
 
 use crate::{
@@ -30,7 +34,7 @@ pub struct Loaded {
 /// `model.safetensors`; the tokenizer is the nearest `tokenizer.json` in its folder or the two above.
 ///
 /// # Errors
-/// [`Error::NoModel`]; a damaged file; a tokenizer that is missing or has another vocabulary.
+/// [`Error::NoModel`]; a damaged file; a tokenizer that is missing or is not the model's.
 pub fn load(storage: &dyn Storage, path: &Path) -> Result<Loaded> {
     let no_model = |found: &str| Error::NoModel { path: path.to_path_buf(), found: found.to_owned() };
     if !storage.exists(path)? {
@@ -38,9 +42,10 @@ pub fn load(storage: &dyn Storage, path: &Path) -> Result<Loaded> {
     }
     let file = find(storage, path)?.ok_or_else(|| no_model("no checkpoint and no model file"))?;
     let folder = file.parent().unwrap_or(Path::new("."));
-    if storage.exists(&folder.join("manifest.json"))? {
-        checkpoint::open(storage, folder)?;
-    }
+    let checkpoint = match storage.exists(&folder.join("manifest.json"))? {
+        true => Some(checkpoint::open(storage, folder)?),
+        false => None,
+    };
     let tensors = TensorFile::parse(&file, storage.map(&file)?)?;
     let (config, vocab, weights) = save::read_model(&tensors, &file)?;
     let absolute = std::path::absolute(folder).unwrap_or_else(|_| folder.to_path_buf());
@@ -53,10 +58,15 @@ pub fn load(storage: &dyn Storage, path: &Path) -> Result<Loaded> {
         });
     };
     let tokenizer = Tokenizer::from_file(&place)?;
-    if tokenizer.vocab_size() as usize > vocab {
+    // A checkpoint names its tokenizer; a model file alone says how many tokens it had.
+    if let Some(checkpoint) = checkpoint {
+        let tokenizer = tokenizer.hash().to_owned();
+        checkpoint.require(&Identity { tokenizer, ..checkpoint.manifest.identity.clone() }, &[])?;
+    }
+    if tokenizer.vocab_size() as usize != vocab {
         return Err(Error::Content {
             path: place,
-            expected: format!("at most the {vocab} tokens of {}", file.display()),
+            expected: format!("the tokenizer of {}, with {vocab} tokens", file.display()),
             found: format!("{} tokens: it belongs to another model", tokenizer.vocab_size()),
         });
     }
