@@ -31,14 +31,14 @@ pub enum ScheduleKind {
 pub struct OptimConfig {
     /// Direction of the update for matrices and embeddings: "factored" or "adamw"; gains use AdamW.
     pub direction: DirectionKind,
-    /// Peak learning rate of ternary models.
+    /// Peak learning rate of the matrices and gains of ternary models.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub rate: f32,
-    /// Peak learning rate when model.precision is "f32", as in the twin of `compare`.
+    /// The same when model.precision is "f32", as in the twin of `compare`.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub rate_f32: f32,
-    /// Rate of embedding and head, as a multiple of the peak rate.
-    #[schemars(range(min = 0.0, max = 100.0))]
+    /// Peak learning rate of embedding and head.
+    #[schemars(range(min = 0.0, max = 1.0))]
     pub embedding_rate: f32,
     /// Momentum of the factored direction; 0 keeps no first moment.
     #[schemars(range(min = 0.0, max = 0.9999))]
@@ -69,9 +69,9 @@ impl Default for OptimConfig {
     fn default() -> Self {
         OptimConfig {
             direction: DirectionKind::Factored,
-            rate: 5e-3,
-            rate_f32: 5e-3,
-            embedding_rate: 1.0,
+            rate: 1e-3,
+            rate_f32: 6e-4,
+            embedding_rate: 5e-3,
             momentum: 0.8,
             beta1: 0.9,
             beta2: 0.99,

@@ -120,16 +120,23 @@ impl<B: Backend> Optimizer<B> {
         }
     }
 
-    /// Moves every weight against its direction, at learning rate `rate`.
+    /// Moves every weight against its direction: matrices and gains at learning rate `rate`, embedding
+    /// and head at `embedding_rate`.
     ///
     /// # Panics
     /// `weights` or `directions` are not one per parameter.
-    pub fn apply(&self, backend: &B, weights: &mut [B::Floats], directions: &[B::Floats], rate: f32) {
+    pub fn apply(
+        &self,
+        backend: &B,
+        weights: &mut [B::Floats],
+        directions: &[B::Floats],
+        (rate, embedding_rate): (f32, f32),
+    ) {
         assert!(weights.len() == self.parameters.len() && directions.len() == weights.len());
         for ((parameter, weight), direction) in self.parameters.iter().zip(weights).zip(directions) {
             let (rate, decay) = match parameter.role {
                 Role::Matrix => (rate, self.config.weight_decay),
-                Role::Embedding => (rate * self.config.embedding_rate, self.config.weight_decay),
+                Role::Embedding => (embedding_rate, self.config.weight_decay),
                 Role::Gain => (rate, 0.0),
             };
             backend.apply(weight, direction, rate, decay);

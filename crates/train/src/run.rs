@@ -222,13 +222,11 @@ impl<'a, B: Backend> Run<'a, B> {
     fn step(&mut self) -> Result<Event> {
         let started = Instant::now();
         let step = self.state.step;
-        let rate = {
-            let config = self.config();
-            let peak = match self.model.layout().ternary {
-                true => config.optim.rate,
-                false => config.optim.rate_f32,
-            };
-            peak * rate_at(&config.optim, step, self.steps)
+        let (rate, embedding_rate) = {
+            let optim = &self.config().optim;
+            let peak = if self.model.layout().ternary { optim.rate } else { optim.rate_f32 };
+            let share = rate_at(optim, step, self.steps);
+            (peak * share, optim.embedding_rate * share)
         };
         let backend = self.backend;
         self.plan.batch(self.corpus, step, &mut self.inputs, &mut self.targets)?;
@@ -253,7 +251,7 @@ impl<'a, B: Backend> Run<'a, B> {
         if let Some(event) = self.judge(Skip::UpdateNorm, direction_norm * rate)? {
             return Ok(event);
         }
-        self.optimizer.apply(backend, self.model.weights_mut(), &self.gradients, rate);
+        self.optimizer.apply(backend, self.model.weights_mut(), &self.gradients, (rate, embedding_rate));
         self.model.refresh(backend);
         self.state.guard.taken();
 

@@ -44,7 +44,7 @@ impl Default for RunConfig {
             seed: 1,
             steps: 0,
             tokens: 800_000,
-            batch: 8,
+            batch: 4,
             threads: 0,
             eval_every: 100,
             eval_tokens: 32_768,

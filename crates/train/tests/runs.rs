@@ -197,10 +197,10 @@ fn a_run_is_never_overwritten_or_resumed_as_another() {
     assert_eq!(error.exit_code(), 2);
 
     let mut other = whole.config.clone();
-    other.optim.rate = 0.001;
+    other.optim.rate = 0.002;
     let error = Workplace::resume(&Disk, &whole.dir, other).unwrap_err();
     assert_eq!(error.exit_code(), 5);
-    assert!(error.to_string().contains("optim.rate is 0.001 and was 0.005"), "{error}");
+    assert!(error.to_string().contains("optim.rate is 0.002 and was 0.001"), "{error}");
 
     let held = Workplace::resume(&Disk, &whole.dir, whole.config.clone()).unwrap();
     let error = Workplace::resume(&Disk, &whole.dir, whole.config.clone()).unwrap_err();
