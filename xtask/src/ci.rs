@@ -31,7 +31,8 @@ const CHECKS: [Step; 3] = [
     },
     Step {
         name: "doc",
-        args: &["doc", "--workspace", "--no-deps", "--locked", "--quiet"],
+        // In release as well: it shares the dependencies that clippy has checked.
+        args: &["doc", "--workspace", "--no-deps", "--release", "--locked", "--quiet"],
         env: &[("RUSTDOCFLAGS", "-D warnings")],
     },
 ];

@@ -17,6 +17,7 @@ pub type CpuError = ContextError;
 #[derive(Debug)]
 pub struct Cpu {
     cx: Context,
+    ternary: Mutex<ternary::Scratch>,
     outer: Mutex<outer::Scratch>,
 }
 
@@ -35,7 +36,7 @@ impl Cpu {
     /// # Errors
     /// The threads cannot be started.
     pub fn with_tier(tier: Tier, threads: usize) -> Result<Cpu, CpuError> {
-        Ok(Cpu { cx: Context::new(tier, threads)?, outer: Mutex::default() })
+        Ok(Cpu { cx: Context::new(tier, threads)?, ternary: Mutex::default(), outer: Mutex::default() })
     }
 
     /// The instructions in use.
@@ -184,14 +185,17 @@ impl Backend for Cpu {
     }
 
     fn ternary_matmul(&self, x: &Int8Rows, w: &TernaryMatrix, store: Store, y: &mut Vec<f32>) {
-        ternary::matmul(&self.cx, &x.codes, &x.scales, &w.forward, w.scale, store, y);
+        let mut scratch = self.ternary.lock().unwrap_or_else(PoisonError::into_inner);
+        ternary::matmul(&self.cx, &x.codes, &x.scales, &w.forward, w.scale, store, &mut scratch, y);
     }
 
     fn ternary_input_gradient(&self, dy: &Int8Rows, w: &TernaryMatrix, dx: &mut Vec<f32>) {
         let Some(backward) = &w.backward else {
             panic!("this ternary matrix was made without room for gradients");
         };
-        ternary::matmul(&self.cx, &dy.codes, &dy.scales, backward, w.scale, Store::Replace, dx);
+        let mut scratch = self.ternary.lock().unwrap_or_else(PoisonError::into_inner);
+        let store = Store::Replace;
+        ternary::matmul(&self.cx, &dy.codes, &dy.scales, backward, w.scale, store, &mut scratch, dx);
     }
 
     fn ternary_weight_gradient(&self, dy: &Vec<f32>, x: &Int8Rows, dw: &mut Vec<f32>) {

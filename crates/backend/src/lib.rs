@@ -7,10 +7,9 @@ mod cpu;
 
 pub use cpu::{Cpu, CpuError, Int8Rows, TernaryMatrix};
 pub use tritrain_kernels::{
-    Tier,
+    Store, Tier,
     attention::{Shape, rope_table},
     elementwise::Gate,
-    ternary::Store,
     update::{Adam, Factored},
 };
 

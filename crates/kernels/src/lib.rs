@@ -25,6 +25,8 @@ pub mod norm;
 pub mod outer;
 pub mod rows;
 pub mod ternary;
+mod tile;
 pub mod update;
 
 pub use tier::{Context, ContextError, Tier};
+pub use tile::Store;

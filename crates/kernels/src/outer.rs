@@ -6,25 +6,27 @@
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod scalar;
 
-use crate::{Context, Tier, lanes, ternary::Store, tier::Level};
+use crate::{
+    Context, Store, Tier, lanes,
+    tier::Level,
+    tile::{COLUMNS, Out},
+};
 
 /// Tokens whose products one i32 sums: the most that cannot overflow.
 pub const TOKENS: usize = 512;
 const _: () = assert!(TOKENS * 127 * 32767 <= i32::MAX as usize);
 
-/// Inputs in a panel.
-const COLUMNS: usize = 16;
-/// Outputs of a tile.
-const TILE: usize = 6;
-/// Outputs of a task.
-const ROWS: usize = 4 * TILE;
+/// Outputs of a task: a multiple of every tile.
+const ROWS: usize = 48;
 
 /// Working memory of [`weight_gradient`], kept between calls.
 #[derive(Debug, Default)]
 pub struct Scratch {
-    /// Quantised gradients, `[outputs][pairs · 2]`.
+    /// Quantised gradients: `[panel][pair of tokens][outputs of a tile][2 tokens]`.
     gradients: Vec<i16>,
     /// Scale of each output column.
     scales: Vec<f32>,
@@ -62,80 +64,151 @@ pub fn weight_gradient(
     if dw.is_empty() {
         return;
     }
-    quantise_columns(cx, dy, a, outputs, scratch);
-    pack_inputs(cx, x, inputs, tokens, &mut scratch.inputs);
+    let (tile_rows, tile_panels) = tile_shape(cx.tier());
+    quantise_columns(cx, dy, a, outputs, tile_rows, scratch);
+    pack_inputs(cx, x, inputs, &mut scratch.inputs);
     let pairs = tokens.div_ceil(2);
-    let Scratch { gradients, scales, inputs: packed } = scratch;
-    let (gradients, scales, packed) = (&*gradients, &*scales, &*packed);
+    let Scratch { gradients, scales, inputs: packed } = &*scratch;
     cx.chunks(dw, ROWS * inputs, |index, dw| {
-        let first = index * ROWS;
-        let mut sums = [[0; COLUMNS]; TILE];
-        for block in (0..pairs).step_by(TOKENS / 2) {
-            let count = (pairs - block).min(TOKENS / 2);
-            for (panel, packed) in packed.chunks_exact(pairs * 2 * COLUMNS).enumerate() {
+        let (first, rows) = (index * ROWS, dw.len() / inputs);
+        for start in (0..pairs).step_by(TOKENS / 2) {
+            let store = if start > 0 { Store::Add } else { store };
+            for panel in (0..inputs.div_ceil(COLUMNS)).step_by(tile_panels) {
                 let column = panel * COLUMNS;
-                let columns = COLUMNS.min(inputs - column);
-                let packed = &packed[block * 2 * COLUMNS..(block + count) * 2 * COLUMNS];
-                for (tile_index, dw) in dw.chunks_mut(TILE * inputs).enumerate() {
-                    let first = first + tile_index * TILE;
-                    let rows = dw.len() / inputs;
-                    tile(
-                        cx.tier(),
-                        &gradients[first * pairs * 2..],
-                        pairs * 2,
-                        block * 2,
-                        rows,
-                        packed,
-                        &mut sums,
-                    );
-                    for r in 0..rows {
-                        let out = &mut dw[r * inputs + column..][..columns];
-                        let add = store == Store::Add || block > 0;
-                        finish(cx.tier(), &sums[r], scales[first + r], add, out);
-                    }
-                }
+                let mut out = Out {
+                    y: &mut dw[column..],
+                    stride: inputs,
+                    columns: (inputs - column).min(tile_panels * COLUMNS),
+                    offsets: &[0; ROWS][..rows],
+                    factors: &scales[first..first + rows],
+                    store,
+                };
+                let block = Block {
+                    gradients: &gradients[first * pairs * 2..],
+                    inputs: &packed[panel * pairs * 2 * COLUMNS..],
+                    stride: pairs,
+                    start,
+                    pairs: (pairs - start).min(TOKENS / 2),
+                };
+                tiles(cx.tier(), block, &mut out);
             }
         }
     });
 }
 
-/// Output columns of one task of [`quantise_columns`].
-const GROUP: usize = 16;
+/// The operands of some tiles, for a block of tokens. Tokens go in pairs.
+#[derive(Clone, Copy)]
+struct Block<'a> {
+    /// `[panel][stride][outputs of a tile][2]`, from the first output's panel on.
+    gradients: &'a [i16],
+    /// `[panel][stride][16 columns][2]`, from the first column's panel on.
+    inputs: &'a [i16],
+    /// Pairs in all.
+    stride: usize,
+    /// First pair of the block.
+    start: usize,
+    /// Pairs of the block.
+    pairs: usize,
+}
 
-/// Folds the token scales into `dy` and quantises every output column to int16, transposed.
-fn quantise_columns(cx: &Context, dy: &[f32], a: &[f32], outputs: usize, scratch: &mut Scratch) {
-    let tokens = a.len();
-    let width = tokens.next_multiple_of(2);
-    scratch.gradients.resize(outputs * width, 0);
+impl Block<'_> {
+    /// Where the gradients of output `row` begin, in panels of `width`: pairs are `2 · width` apart.
+    fn gradients_from(&self, row: usize, width: usize) -> usize {
+        2 * ((row / width * self.stride + self.start) * width + row % width)
+    }
+
+    /// Where panel `panel` of the inputs begins: pairs are `2 · COLUMNS` apart.
+    fn inputs_from(&self, panel: usize) -> usize {
+        2 * (panel * self.stride + self.start) * COLUMNS
+    }
+
+    /// Whether the operands hold what tiles of `rows` outputs, in panels of `width`, by `panels` read.
+    #[cfg(target_arch = "x86_64")]
+    fn holds(&self, rows: usize, width: usize, panels: usize) -> bool {
+        self.start + self.pairs <= self.stride
+            && self.gradients.len() >= rows.div_ceil(width) * self.stride * width * 2
+            && self.inputs.len() >= panels * self.stride * COLUMNS * 2
+    }
+}
+
+/// Outputs and panels of a tile.
+fn tile_shape(tier: Tier) -> (usize, usize) {
+    match tier.level() {
+        Level::Scalar => (scalar::ROWS, 1),
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 | Level::AvxVnni => (avx2::ROWS, 1),
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => (avx512::ROWS, 2),
+    }
+}
+const _: () = assert!(ROWS.is_multiple_of(scalar::ROWS));
+#[cfg(target_arch = "x86_64")]
+const _: () = assert!(ROWS.is_multiple_of(avx2::ROWS) && ROWS.is_multiple_of(avx512::ROWS));
+
+/// The rows and panels of `out` from one block of tokens.
+fn tiles(tier: Tier, block: Block<'_>, out: &mut Out<'_>) {
+    match tier.level() {
+        Level::Scalar => scalar::tiles(block, out),
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 | Level::AvxVnni => avx2::tiles(tier, block, out),
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => avx512::tiles(tier, block, out),
+    }
+}
+
+/// Folds the token scales into `dy` and quantises every output column to int16, in panels of `width`.
+fn quantise_columns(
+    cx: &Context,
+    dy: &[f32],
+    a: &[f32],
+    outputs: usize,
+    width: usize,
+    scratch: &mut Scratch,
+) {
+    let pairs = a.len().div_ceil(2);
+    scratch.gradients.resize(outputs.next_multiple_of(width) * pairs * 2, 0);
     scratch.scales.resize(outputs, 0.0);
-    let (gradients, scales) = ((&mut scratch.gradients[..], GROUP * width), (&mut scratch.scales[..], GROUP));
-    cx.chunks2(gradients, scales, |index, q, scales| {
-        let first = index * GROUP;
-        quantise_group(cx.tier(), dy, a, outputs, first, q, scales);
+    let gradients = (&mut scratch.gradients[..], ROWS * pairs * 2);
+    cx.chunks2(gradients, (&mut scratch.scales, ROWS), |index, q, scales| {
+        quantise_group(cx.tier(), dy, a, outputs, index * ROWS, width, q, scales);
     });
 }
 
 tiered! {
-    /// Sixteen output columns of [`quantise_columns`], or what is left of them.
-    fn quantise_group(dy: &[f32], a: &[f32], outputs: usize, first: usize, q: &mut [i16], scales: &mut [f32]) {
-        let (count, width) = (scales.len(), a.len().next_multiple_of(2));
-        // Rows of sixteen, the missing columns zero: full lanes wherever the group lies.
-        let row = |t: usize| -> [f32; GROUP] {
-            let row = &dy[t * outputs + first..][..count];
-            row.try_into().unwrap_or_else(|_| {
-                let mut padded = [0.0; GROUP];
-                padded[..count].copy_from_slice(row);
-                padded
-            })
+    /// [`ROWS`] output columns of [`quantise_columns`], or what is left of them.
+    fn quantise_group(
+        dy: &[f32],
+        a: &[f32],
+        outputs: usize,
+        first: usize,
+        width: usize,
+        q: &mut [i16],
+        scales: &mut [f32],
+    ) {
+        let count = scales.len();
+        // Whole rows, the missing columns zero: full lanes wherever the group lies.
+        let row = |t: usize| -> [f32; ROWS] {
+            let (row, a) = (&dy[t * outputs + first..][..count], a[t]);
+            let mut folded = [0.0; ROWS];
+            if let Ok(row) = <&[f32; ROWS]>::try_from(row) {
+                for c in 0..ROWS {
+                    folded[c] = row[c] * a;
+                }
+            } else {
+                for (folded, value) in folded.iter_mut().zip(row) {
+                    *folded = value * a;
+                }
+            }
+            folded
         };
-        let mut largest = [0u32; GROUP];
-        for (t, a) in a.iter().enumerate() {
+        let mut largest = [0u32; ROWS];
+        for t in 0..a.len() {
             let row = row(t);
-            for c in 0..GROUP {
-                largest[c] = largest[c].max((row[c] * a).to_bits() & 0x7fff_ffff);
+            for c in 0..ROWS {
+                largest[c] = largest[c].max(row[c].to_bits() & 0x7fff_ffff);
             }
         }
-        let mut inverse = [0.0; GROUP];
+        let mut inverse = [0.0; ROWS];
         for c in 0..count {
             let bound = f32::from_bits(largest[c]);
             // Not finite: the scale carries it on, and the guard of the optimizer sees it.
@@ -143,83 +216,71 @@ tiered! {
             scales[c] = if usable { bound / 32767.0 } else if bound.is_finite() { 0.0 } else { f32::NAN };
             inverse[c] = if usable { 32767.0 / bound } else { 0.0 };
         }
-        for (block, a) in a.chunks(GROUP).enumerate() {
-            let mut turned = [[0i16; GROUP]; GROUP];
-            for (t, a) in a.iter().enumerate() {
-                let row = row(block * GROUP + t);
-                for c in 0..GROUP {
-                    // |dy·a·inverse| ≤ 32767·(1 + 2^-22), which rounds to at most 32767.
-                    turned[t][c] = lanes::round(row[c] * a * inverse[c]) as i16;
+        // |dy·a·inverse| ≤ 32767·(1 + 2^-22), which rounds to at most 32767.
+        let quantised = |t: usize| -> [i16; ROWS] {
+            let mut quantised = [0; ROWS];
+            if t < a.len() {
+                let row = row(t);
+                for c in 0..ROWS {
+                    quantised[c] = lanes::round(row[c] * inverse[c]) as i16;
                 }
             }
-            for c in 0..count {
-                for (t, q) in q[c * width + block * GROUP..][..a.len()].iter_mut().enumerate() {
-                    *q = turned[t][c];
-                }
+            quantised
+        };
+        let pairs = a.len().div_ceil(2);
+        for pair in 0..pairs {
+            let (even, odd) = (quantised(2 * pair), quantised(2 * pair + 1));
+            let mut both = [0; 2 * ROWS];
+            for c in 0..ROWS {
+                both[2 * c] = even[c];
+                both[2 * c + 1] = odd[c];
             }
-        }
-        if a.len() % 2 == 1 {
-            for row in q.chunks_exact_mut(width) {
-                row[width - 1] = 0;
+            for (panel, both) in q.chunks_exact_mut(2 * pairs * width).zip(both.chunks_exact(2 * width)) {
+                panel[2 * pair * width..][..2 * width].copy_from_slice(both);
             }
         }
     }
 }
 
+/// Panels that one task of [`pack_inputs`] writes: a cache line of every row.
+const PANELS: usize = 4;
+
 /// Widens `x` to i16 and lays it out in panels of sixteen columns, tokens in pairs.
-fn pack_inputs(cx: &Context, x: &[i8], inputs: usize, tokens: usize, packed: &mut Vec<i16>) {
-    let pairs = tokens.div_ceil(2);
-    packed.resize(inputs.div_ceil(COLUMNS) * pairs * 2 * COLUMNS, 0);
-    cx.chunks(packed, pairs * 2 * COLUMNS, |panel, packed| {
-        let first = panel * COLUMNS;
-        let columns = COLUMNS.min(inputs - first);
-        for (pair, out) in packed.as_chunks_mut::<{ 2 * COLUMNS }>().0.iter_mut().enumerate() {
-            *out = [0; 2 * COLUMNS];
-            for half in 0..2 {
-                let token = 2 * pair + half;
-                if token < tokens {
-                    let row = &x[token * inputs + first..][..columns];
-                    for (c, value) in row.iter().enumerate() {
-                        out[2 * c + half] = i16::from(*value);
-                    }
-                }
-            }
-        }
+fn pack_inputs(cx: &Context, x: &[i8], inputs: usize, packed: &mut Vec<i16>) {
+    let panel = (x.len() / inputs).div_ceil(2) * 2 * COLUMNS;
+    packed.resize(inputs.div_ceil(COLUMNS) * panel, 0);
+    cx.chunks(packed, PANELS * panel, |index, packed| {
+        pack_panels(cx.tier(), x, inputs, index * PANELS * COLUMNS, packed);
     });
 }
 
-type Sums = [[i32; COLUMNS]; TILE];
-
-/// `sums[r][c] = Σ g[r][t] · x[t][c]` over one block of tokens: `gradients` has rows `stride` apart and
-/// the block starts at token `start`; `packed` is the block of one panel.
-fn tile(
-    tier: Tier,
-    gradients: &[i16],
-    stride: usize,
-    start: usize,
-    rows: usize,
-    packed: &[i16],
-    sums: &mut Sums,
-) {
-    match tier.level() {
-        Level::Scalar => scalar::tile(gradients, stride, start, rows, packed, sums),
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx2 => avx2::tile(tier, gradients, stride, start, rows, packed, sums),
-    }
-}
-
 tiered! {
-    fn finish(sums: &[i32; COLUMNS], scale: f32, add: bool, out: &mut [f32]) {
-        let mut values = [0.0; COLUMNS];
-        for c in 0..COLUMNS {
-            values[c] = sums[c] as f32 * scale;
-        }
-        if add {
-            for (out, value) in out.iter_mut().zip(values) {
-                *out += value;
+    /// Up to [`PANELS`] panels, from column `first` on.
+    fn pack_panels(x: &[i8], inputs: usize, first: usize, packed: &mut [i16]) {
+        let tokens = x.len() / inputs;
+        let pairs = tokens.div_ceil(2);
+        let row = |token: usize, column: usize| -> [i8; COLUMNS] {
+            let mut values = [0; COLUMNS];
+            if token < tokens {
+                let row = &x[token * inputs + column..][..COLUMNS.min(inputs - column)];
+                if let Ok(row) = row.try_into() {
+                    return row;
+                }
+                values[..row.len()].copy_from_slice(row);
             }
-        } else {
-            out.copy_from_slice(&values[..out.len()]);
+            values
+        };
+        for pair in 0..pairs {
+            for (panel, packed) in packed.chunks_exact_mut(pairs * 2 * COLUMNS).enumerate() {
+                let column = first + panel * COLUMNS;
+                let (even, odd) = (row(2 * pair, column), row(2 * pair + 1, column));
+                let mut both = [0; 2 * COLUMNS];
+                for c in 0..COLUMNS {
+                    both[2 * c] = i16::from(even[c]);
+                    both[2 * c + 1] = i16::from(odd[c]);
+                }
+                packed[2 * pair * COLUMNS..][..2 * COLUMNS].copy_from_slice(&both);
+            }
         }
     }
 }

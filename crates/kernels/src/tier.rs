@@ -14,6 +14,10 @@ pub(crate) enum Level {
     Scalar,
     #[cfg(target_arch = "x86_64")]
     Avx2,
+    #[cfg(target_arch = "x86_64")]
+    AvxVnni,
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
 }
 
 impl Tier {
@@ -25,8 +29,16 @@ impl Tier {
         #[cfg_attr(not(target_arch = "x86_64"), expect(unused_mut, reason = "the scalar tier is alone"))]
         let mut tiers = vec![Tier::SCALAR];
         #[cfg(target_arch = "x86_64")]
-        if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
-            tiers.push(Tier(Level::Avx2));
+        {
+            use std::arch::is_x86_feature_detected as has;
+            let avx2 = has!("avx2") && has!("fma");
+            let wide = has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl");
+            let levels = [
+                (Level::Avx2, avx2),
+                (Level::AvxVnni, avx2 && has!("avxvnni")),
+                (Level::Avx512, avx2 && wide && has!("avx512vnni")),
+            ];
+            tiers.extend(levels.into_iter().filter(|(_, here)| *here).map(|(level, _)| Tier(level)));
         }
         tiers
     }
@@ -52,6 +64,10 @@ impl Tier {
             Level::Scalar => "scalar",
             #[cfg(target_arch = "x86_64")]
             Level::Avx2 => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Level::AvxVnni => "avx-vnni",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => "avx512-vnni",
         }
     }
 
@@ -195,11 +211,22 @@ macro_rules! tiered {
                 body($($arg),*)
             }
 
+            /// # Safety
+            /// The processor must have AVX2, FMA and the AVX-512 extensions named.
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
+            unsafe fn avx512($($arg: $ty),*) $(-> $ret)? {
+                body($($arg),*)
+            }
+
             match tier.level() {
                 $crate::tier::Level::Scalar => body($($arg),*),
-                // SAFETY: a tier of this level exists only where both features were detected.
+                // SAFETY: a tier of these levels exists only where both features were detected.
                 #[cfg(target_arch = "x86_64")]
-                $crate::tier::Level::Avx2 => unsafe { avx2($($arg),*) },
+                $crate::tier::Level::Avx2 | $crate::tier::Level::AvxVnni => unsafe { avx2($($arg),*) },
+                // SAFETY: a tier of this level exists only where all of them were detected.
+                #[cfg(target_arch = "x86_64")]
+                $crate::tier::Level::Avx512 => unsafe { avx512($($arg),*) },
             }
         }
     };

@@ -1,40 +1,62 @@
-//! The tile with AVX2: `vpmaddubsw` multiplies 32 codes by 32 activations and adds pairs.
+//! Tiles with AVX2: `vpmaddubsw` multiplies 32 codes by 32 activations and adds pairs.
 //!
 //! Per step of four inputs: two loads of codes, one broadcast of four activations per row, and for each
 //! row two multiplies and two 16-bit additions. Twelve accumulators, two code registers and a product
 //! fill the sixteen registers. The instruction limit is 64 multiply-adds a cycle.
 
 use std::arch::x86_64::{
-    __m256i, _mm256_add_epi16, _mm256_add_epi32, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_maddubs_epi16,
-    _mm256_set1_epi16, _mm256_set1_epi32, _mm256_setzero_si256, _mm256_storeu_si256,
+    __m256i, _mm256_add_epi16, _mm256_add_epi32, _mm256_and_si256, _mm256_loadu_si256, _mm256_madd_epi16,
+    _mm256_maddubs_epi16, _mm256_set1_epi8, _mm256_set1_epi16, _mm256_set1_epi32, _mm256_setzero_si256,
+    _mm256_srli_epi16,
 };
 
-use super::{COLUMNS, STEP, STEPS_16, Sums};
-use crate::{Tier, tier::Level};
+use super::{GROUP, STEP};
+use crate::{
+    Tier,
+    tier::Level,
+    tile::{COLUMNS, Out, store},
+};
 
-/// See [`super::tile`].
-pub(super) fn tile(tier: Tier, x: &[i8], rows: usize, inputs: usize, codes: &[u8], sums: &mut Sums) {
+/// Steps that 16-bit lanes can sum before they must be widened: each step adds one pair of products
+/// of a code in {0, 1, 2} and an activation in [-127, 127] to a lane.
+const STEPS_16: usize = 64;
+const _: () = assert!(STEPS_16 * 2 * (2 * 127) <= i16::MAX as usize);
+
+/// See [`super::tiles`].
+pub(super) fn tiles(tier: Tier, x: &[i8], inputs: usize, codes: &[u8], out: &mut Out<'_>) {
+    let rows = out.rows();
     assert!(tier.level() == Level::Avx2 && x.len() == rows * inputs);
     assert!(codes.len() >= inputs.div_ceil(STEP) * STEP * COLUMNS);
-    // SAFETY: the tier proves AVX2. `x` holds `rows` rows of `inputs` values and `codes` 64 bytes for
-    // every step of four inputs, both asserted above; that is all the function reads.
+    // SAFETY: the tier proves AVX2; `x` holds `rows` rows and `codes` a panel, asserted above.
+    unsafe { all_rows(x, rows, inputs, codes, out) }
+}
+
+/// # Safety
+/// Needs AVX2, `rows · inputs` values in `x`, and in `codes` 64 bytes for each started step.
+#[target_feature(enable = "avx2")]
+unsafe fn all_rows(x: &[i8], rows: usize, inputs: usize, codes: &[u8], out: &mut Out<'_>) {
+    let mut row = 0;
+    // SAFETY: each call reads rows below `rows`, and the caller vouches for the rest.
     unsafe {
-        match rows {
-            1 => tile_rows::<1>(x, inputs, codes, sums),
-            2 => tile_rows::<2>(x, inputs, codes, sums),
-            3 => tile_rows::<3>(x, inputs, codes, sums),
-            4 => tile_rows::<4>(x, inputs, codes, sums),
-            5 => tile_rows::<5>(x, inputs, codes, sums),
-            6 => tile_rows::<6>(x, inputs, codes, sums),
-            _ => debug_assert_eq!(rows, 0, "a tile has at most six rows"),
+        while row + 6 <= rows {
+            tile::<6>(x, row, inputs, codes, out);
+            row += 6;
+        }
+        while row + 2 <= rows {
+            tile::<2>(x, row, inputs, codes, out);
+            row += 2;
+        }
+        if row < rows {
+            tile::<1>(x, row, inputs, codes, out);
         }
     }
 }
 
 /// # Safety
-/// Needs AVX2, `R · inputs` values in `x`, and 64 bytes in `codes` for each started group of four inputs.
+/// As [`all_rows`], with `row + R` rows.
 #[target_feature(enable = "avx2")]
-unsafe fn tile_rows<const R: usize>(x: &[i8], inputs: usize, codes: &[u8], sums: &mut Sums) {
+unsafe fn tile<const R: usize>(x: &[i8], row: usize, inputs: usize, codes: &[u8], out: &mut Out<'_>) {
+    let rows = &x[row * inputs..(row + R) * inputs];
     let ones = _mm256_set1_epi16(1);
     let mut wide = [[_mm256_setzero_si256(); 2]; R];
     let whole = inputs / STEP;
@@ -48,7 +70,7 @@ unsafe fn tile_rows<const R: usize>(x: &[i8], inputs: usize, codes: &[u8], sums:
                 let c0 = _mm256_loadu_si256(codes.as_ptr().add(64 * s).cast());
                 let c1 = _mm256_loadu_si256(codes.as_ptr().add(64 * s + 32).cast());
                 for r in 0..R {
-                    let four = x.as_ptr().add(r * inputs + STEP * s).cast::<i32>().read_unaligned();
+                    let four = rows.as_ptr().add(r * inputs + STEP * s).cast::<i32>().read_unaligned();
                     let four = _mm256_set1_epi32(four);
                     acc[r][0] = _mm256_add_epi16(acc[r][0], _mm256_maddubs_epi16(c0, four));
                     acc[r][1] = _mm256_add_epi16(acc[r][1], _mm256_maddubs_epi16(c1, four));
@@ -63,30 +85,68 @@ unsafe fn tile_rows<const R: usize>(x: &[i8], inputs: usize, codes: &[u8], sums:
         step = end;
     }
     if !inputs.is_multiple_of(STEP) {
-        // The last one to three inputs, padded with zeros.
-        // SAFETY: `codes` has a group for the started step.
+        // SAFETY: `codes` has 64 bytes for the started step.
         let (c0, c1) = unsafe {
             let codes = codes.as_ptr().add(64 * whole).cast::<__m256i>();
             (_mm256_loadu_si256(codes), _mm256_loadu_si256(codes.add(1)))
         };
         for r in 0..R {
-            let mut four = [0u8; STEP];
-            for (to, from) in four.iter_mut().zip(&x[r * inputs + STEP * whole..(r + 1) * inputs]) {
-                *to = from.cast_unsigned();
-            }
-            let four = _mm256_set1_epi32(i32::from_le_bytes(four));
+            let four = _mm256_set1_epi32(super::last_step(&rows[r * inputs..(r + 1) * inputs]));
             for (half, codes) in [c0, c1].into_iter().enumerate() {
                 let pairs = _mm256_madd_epi16(_mm256_maddubs_epi16(codes, four), ones);
                 wide[r][half] = _mm256_add_epi32(wide[r][half], pairs);
             }
         }
     }
+    let mut sums = [[[0; COLUMNS]; 1]; R];
     for r in 0..R {
-        // SAFETY: a row of sums is sixteen i32, two registers.
-        unsafe {
-            let out = sums[r].as_mut_ptr().cast::<__m256i>();
-            _mm256_storeu_si256(out, wide[r][0]);
-            _mm256_storeu_si256(out.add(1), wide[r][1]);
-        }
+        sums[r][0] = store::ymm(wide[r]);
     }
+    out.finish(row, &sums);
+}
+
+/// One row, padded to whole groups, against one panel of packed codes.
+pub(super) fn panel(tier: Tier, x: &[u8], packed: &[u8], out: &mut Out<'_>) {
+    assert!(tier.level() == Level::Avx2 && packed.len() * GROUP >= x.len() * 32);
+    // SAFETY: the tier proves AVX2, and there are 32 bytes for each group of eight, asserted above.
+    unsafe { panel_sums(x, packed, out) }
+}
+
+/// # Safety
+/// Needs AVX2, and 32 bytes in `packed` for each eight values in `x`.
+#[target_feature(enable = "avx2")]
+unsafe fn panel_sums(x: &[u8], packed: &[u8], out: &mut Out<'_>) {
+    let (ones, low) = (_mm256_set1_epi16(1), _mm256_set1_epi8(3));
+    let mut wide = [_mm256_setzero_si256(); 2];
+    let groups = x.len() / GROUP;
+    let mut group = 0;
+    while group < groups {
+        let end = groups.min(group + STEPS_16 / 2);
+        let mut acc = [_mm256_setzero_si256(); 4];
+        for g in group..end {
+            // SAFETY: g < groups: 32 bytes of codes and eight of activations are there.
+            unsafe {
+                let bytes = _mm256_loadu_si256(packed.as_ptr().add(32 * g).cast());
+                let fours = x.as_ptr().add(GROUP * g).cast::<i32>();
+                let near = _mm256_set1_epi32(fours.read_unaligned());
+                let far = _mm256_set1_epi32(fours.add(1).read_unaligned());
+                let codes = [
+                    (_mm256_and_si256(bytes, low), near),
+                    (_mm256_and_si256(_mm256_srli_epi16(bytes, 2), low), near),
+                    (_mm256_and_si256(_mm256_srli_epi16(bytes, 4), low), far),
+                    (_mm256_and_si256(_mm256_srli_epi16(bytes, 6), low), far),
+                ];
+                for (acc, (codes, four)) in acc.iter_mut().zip(codes) {
+                    *acc = _mm256_add_epi16(*acc, _mm256_maddubs_epi16(codes, four));
+                }
+            }
+        }
+        for half in 0..2 {
+            for acc in [acc[half], acc[half + 2]] {
+                wide[half] = _mm256_add_epi32(wide[half], _mm256_madd_epi16(acc, ones));
+            }
+        }
+        group = end;
+    }
+    out.finish(0, &[[store::ymm(wide)]]);
 }

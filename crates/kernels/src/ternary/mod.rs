@@ -1,39 +1,36 @@
 //! Ternary × int8 matrix products: `y = x · qᵀ` with codes q in {-1, 0, 1}, exact in i32.
 //!
-//! Codes lie in memory in 2 bits, in panels of [`COLUMNS`] outputs ordered as the kernel reads them. A
-//! task takes a block of rows, expands one panel at a time to a byte per code (two registers for every
-//! four inputs), and runs tiles of six rows over it.
+//! Codes lie in memory in 2 bits, in panels of [`COLUMNS`] outputs ordered as the kernels read them. A
+//! product of many rows first expands them to a byte per code, then runs register tiles: some rows of `x`
+//! against one panel or two. A product of one row reads the 2-bit codes as they are.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod avx_vnni;
 mod scalar;
 
-use crate::{Context, Tier, tier::Level};
+use crate::{
+    Context, Tier,
+    tier::Level,
+    tile::{COLUMNS, Out, Store},
+};
 
-/// Outputs in a panel.
-pub const COLUMNS: usize = 16;
 /// Inputs that one step of the inner loop consumes.
 const STEP: usize = 4;
-/// Rows of a tile.
-const TILE: usize = 6;
-/// Rows of a task: a multiple of the tile, small enough that a few threads share a batch evenly.
-const ROWS: usize = 96;
+/// Inputs that one byte of packed codes spans with its neighbours: a group.
+const GROUP: usize = 8;
+/// Rows of a task: a multiple of every tile, small enough that a few threads share a batch evenly.
+const ROWS: usize = 48;
+/// Rows of a task when there are few of them.
+const FEW_ROWS: usize = 12;
+/// Panels of a task when there is one row.
+const PANELS: usize = 16;
 
-/// Steps that 16-bit lanes can sum before they must be widened: each step adds one pair of products
-/// of a code in {0, 1, 2} and an activation in [-127, 127] to a lane.
-const STEPS_16: usize = 64;
-const _: () = assert!(STEPS_16 * 2 * (2 * 127) <= i16::MAX as usize);
 /// Inputs a matrix may have before an i32 could overflow.
 pub const MAX_INPUTS: usize = i32::MAX as usize / (2 * 127);
-
-/// Whether a product replaces what the result holds or adds to it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Store {
-    /// `y = …`
-    Replace,
-    /// `y += …`
-    Add,
-}
 
 /// Ternary codes of a matrix, packed for products over its inputs.
 ///
@@ -118,6 +115,14 @@ fn panel_len(inputs: usize) -> usize {
     inputs.div_ceil(8) * 32
 }
 
+/// Working memory of [`matmul`], kept between calls.
+#[derive(Debug, Default)]
+pub struct Scratch {
+    /// A byte per code: `[panel][step of four inputs][16 outputs][4 inputs]`; or the padded row, when
+    /// there is one.
+    bytes: Vec<u8>,
+}
+
 tiered! {
     /// One byte per code: register by register, two registers a step.
     fn expand(packed: &[u8], codes: &mut [u8]) {
@@ -131,16 +136,28 @@ tiered! {
     }
 }
 
-/// Sums of a tile: `TILE` rows of `COLUMNS` outputs, codes still offset by one.
-type Sums = [[i32; COLUMNS]; TILE];
-
-/// `sums[r][c] = Σ_k x[r][k] · (code[c][k] + 1)` for one tile of up to six rows.
-fn tile(tier: Tier, x: &[i8], rows: usize, inputs: usize, codes: &[u8], sums: &mut Sums) {
-    debug_assert!(rows <= TILE && x.len() == rows * inputs && codes.len() >= inputs.div_ceil(STEP) * 64);
+/// Rows and panels of a tile.
+fn tile_shape(tier: Tier) -> (usize, usize) {
     match tier.level() {
-        Level::Scalar => scalar::tile(x, rows, inputs, codes, sums),
+        Level::Scalar => (1, 1),
         #[cfg(target_arch = "x86_64")]
-        Level::Avx2 => avx2::tile(tier, x, rows, inputs, codes, sums),
+        Level::Avx2 | Level::AvxVnni => (6, 1),
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => (12, 2),
+    }
+}
+const _: () = assert!(ROWS.is_multiple_of(12) && ROWS.is_multiple_of(6) && FEW_ROWS.is_multiple_of(12));
+
+/// All rows of `x` against the panels in `codes`, one byte per code, at most as many as a tile takes.
+fn tiles(tier: Tier, x: &[i8], inputs: usize, codes: &[u8], out: &mut Out<'_>) {
+    match tier.level() {
+        Level::Scalar => scalar::tiles(x, inputs, codes, out),
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 => avx2::tiles(tier, x, inputs, codes, out),
+        #[cfg(target_arch = "x86_64")]
+        Level::AvxVnni => avx_vnni::tiles(tier, x, inputs, codes, out),
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => avx512::tiles(tier, x, inputs, codes, out),
     }
 }
 
@@ -150,7 +167,16 @@ fn tile(tier: Tier, x: &[i8], rows: usize, inputs: usize, codes: &[u8], sums: &m
 ///
 /// # Panics
 /// The lengths do not fit together.
-pub fn matmul(cx: &Context, x: &[i8], scales: &[f32], w: &Panels, scale: f32, store: Store, y: &mut [f32]) {
+pub fn matmul(
+    cx: &Context,
+    x: &[i8],
+    scales: &[f32],
+    w: &Panels,
+    scale: f32,
+    store: Store,
+    scratch: &mut Scratch,
+    y: &mut [f32],
+) {
     let (inputs, outputs, rows) = (w.inputs, w.outputs, scales.len());
     assert_eq!(x.len(), rows * inputs, "x is not rows × inputs");
     assert_eq!(y.len(), rows * outputs, "y is not rows × outputs");
@@ -158,72 +184,100 @@ pub fn matmul(cx: &Context, x: &[i8], scales: &[f32], w: &Panels, scale: f32, st
         return;
     }
     if rows == 1 {
-        // One row: split the outputs instead, sixteen panels at a time.
-        let columns = COLUMNS * 16;
-        cx.chunks(y, columns, |index, part| {
-            let panels = index * 16..(index * 16 + part.len().div_ceil(COLUMNS));
-            block(cx.tier(), x, scales, w, scale, store, panels, part);
-        });
-        return;
+        return vector(cx, x, scales[0] * scale, w, store, scratch, y);
     }
-    cx.chunks(y, ROWS * outputs, |index, part| {
-        let first = index * ROWS;
-        let count = part.len() / outputs;
-        let x = &x[first * inputs..(first + count) * inputs];
-        let panels = 0..outputs.div_ceil(COLUMNS);
-        block(cx.tier(), x, &scales[first..first + count], w, scale, store, panels, part);
+    let expanded = 4 * panel_len(inputs);
+    let codes = sized(&mut scratch.bytes, w.bytes.len() * 4);
+    cx.chunks(codes, expanded.max(1), |panel, codes| {
+        expand(cx.tier(), &w.bytes[panel * panel_len(inputs)..][..panel_len(inputs)], codes);
+    });
+    let codes = &*codes;
+    let task = if rows < 4 * ROWS { FEW_ROWS } else { ROWS };
+    let (_, panels) = tile_shape(cx.tier());
+    cx.chunks(y, task * outputs, |index, y| {
+        let first = index * task;
+        let count = y.len() / outputs;
+        let x = &x[first * inputs..][..count * inputs];
+        let (mut row_sums, mut factors) = ([0; ROWS], [0.0; ROWS]);
+        for r in 0..count {
+            row_sums[r] = row_sum(cx.tier(), &x[r * inputs..][..inputs]);
+            factors[r] = scale * scales[first + r];
+        }
+        for panel in (0..outputs.div_ceil(COLUMNS)).step_by(panels) {
+            let column = panel * COLUMNS;
+            let columns = (outputs - column).min(panels * COLUMNS);
+            let codes = &codes[panel * expanded..][..columns.div_ceil(COLUMNS) * expanded];
+            let mut out = Out {
+                y: &mut y[column..],
+                stride: outputs,
+                columns,
+                offsets: &row_sums[..count],
+                factors: &factors[..count],
+                store,
+            };
+            tiles(cx.tier(), x, inputs, codes, &mut out);
+        }
     });
 }
 
-/// One task: all of `x` against some panels; `y` holds just those outputs.
-fn block(
-    tier: Tier,
+/// [`matmul`] of one row: the outputs are split instead, and nothing is expanded.
+fn vector(
+    cx: &Context,
     x: &[i8],
-    scales: &[f32],
+    factor: f32,
     w: &Panels,
-    scale: f32,
     store: Store,
-    panels: std::ops::Range<usize>,
+    scratch: &mut Scratch,
     y: &mut [f32],
 ) {
-    let (inputs, rows) = (w.inputs, scales.len());
-    let width = y.len() / rows;
-    let row_sums: Vec<i32> =
-        x.chunks_exact(inputs.max(1)).map(|row| row.iter().map(|v| i32::from(*v)).sum()).collect();
-    let mut codes = vec![0; panel_len(inputs) * 4];
-    let mut sums = [[0; COLUMNS]; TILE];
-    let first_panel = panels.start;
-    for panel in panels {
-        expand(tier, &w.bytes[panel * panel_len(inputs)..(panel + 1) * panel_len(inputs)], &mut codes);
-        let column = (panel - first_panel) * COLUMNS;
-        let columns = COLUMNS.min(width - column);
-        for row in (0..rows).step_by(TILE) {
-            let count = TILE.min(rows - row);
-            tile(tier, &x[row * inputs..(row + count) * inputs], count, inputs, &codes, &mut sums);
-            for r in 0..count {
-                let total = row_sums.get(row + r).copied().unwrap_or(0);
-                let factor = scale * scales[row + r];
-                let out = &mut y[(row + r) * width + column..][..columns];
-                finish(tier, &sums[r], total, factor, store == Store::Add, out);
+    let row_sum = row_sum(cx.tier(), x);
+    let padded = sized(&mut scratch.bytes, x.len().next_multiple_of(GROUP));
+    padded[x.len()..].fill(0);
+    for (to, from) in padded.iter_mut().zip(x) {
+        *to = from.cast_unsigned();
+    }
+    let x = &*padded;
+    cx.chunks(y, PANELS * COLUMNS, |index, y| {
+        let first = index * PANELS;
+        for (panel, y) in y.chunks_mut(COLUMNS).enumerate() {
+            let packed = &w.bytes[(first + panel) * panel_len(w.inputs)..][..panel_len(w.inputs)];
+            let columns = y.len();
+            let (offsets, factors) = (&[row_sum], &[factor]);
+            let mut out = Out { y, stride: columns, columns, offsets, factors, store };
+            match cx.tier().level() {
+                Level::Scalar => scalar::panel(x, packed, &mut out),
+                #[cfg(target_arch = "x86_64")]
+                Level::Avx2 => avx2::panel(cx.tier(), x, packed, &mut out),
+                #[cfg(target_arch = "x86_64")]
+                Level::AvxVnni => avx_vnni::panel(cx.tier(), x, packed, &mut out),
+                #[cfg(target_arch = "x86_64")]
+                Level::Avx512 => avx512::panel(cx.tier(), x, packed, &mut out),
             }
         }
+    });
+}
+
+/// The last one to three values of a row, padded with zeros to a step.
+#[cfg(target_arch = "x86_64")]
+fn last_step(row: &[i8]) -> i32 {
+    let mut four = [0; STEP];
+    for (to, from) in four.iter_mut().zip(row.as_chunks::<STEP>().1) {
+        *to = from.cast_unsigned();
     }
+    i32::from_le_bytes(four)
+}
+
+/// The first `len` bytes, growing the vector where it is shorter.
+fn sized(bytes: &mut Vec<u8>, len: usize) -> &mut [u8] {
+    if bytes.len() < len {
+        bytes.resize(len, 0);
+    }
+    &mut bytes[..len]
 }
 
 tiered! {
-    /// Takes the offset of the codes out of the sums and scales them.
-    fn finish(sums: &[i32; COLUMNS], row_sum: i32, factor: f32, add: bool, y: &mut [f32]) {
-        let mut values = [0.0; COLUMNS];
-        for c in 0..COLUMNS {
-            values[c] = (sums[c] - row_sum) as f32 * factor;
-        }
-        if add {
-            for (y, value) in y.iter_mut().zip(values) {
-                *y += value;
-            }
-        } else {
-            y.copy_from_slice(&values[..y.len()]);
-        }
+    fn row_sum(x: &[i8]) -> i32 {
+        x.iter().map(|v| i32::from(*v)).sum()
     }
 }
 
@@ -263,7 +317,8 @@ mod tests {
         twin.pack_transposed(&cx, &transposed);
         assert!(panels == twin, "packings differ at {outputs}×{inputs}");
         let mut y = vec![1.0; rows * outputs];
-        matmul(&cx, x, &vec![1.0; rows], &panels, 1.0, Store::Add, &mut y);
+        let mut scratch = Scratch::default();
+        matmul(&cx, x, &vec![1.0; rows], &panels, 1.0, Store::Add, &mut scratch, &mut y);
         for r in 0..rows {
             for o in 0..outputs {
                 let exact: i32 = (0..inputs)

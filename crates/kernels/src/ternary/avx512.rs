@@ -1,0 +1,156 @@
+//! Tiles with AVX-512 VNNI: `vpdpbusd` multiplies 64 codes by 64 activations and adds fours.
+//!
+//! Twelve rows by two panels: 24 accumulators, two code registers and a broadcast. Per step of four
+//! inputs two loads, twelve broadcasts and 24 multiply-adds. The instruction limit is 128 multiply-adds a
+//! cycle where both 512-bit ports multiply.
+
+use std::arch::x86_64::{
+    __m512i, _mm256_loadu_si256, _mm512_add_epi32, _mm512_and_si512, _mm512_broadcast_i64x4,
+    _mm512_dpbusd_epi32, _mm512_loadu_si512, _mm512_set_epi64, _mm512_set1_epi8, _mm512_set1_epi32,
+    _mm512_setzero_si512, _mm512_srlv_epi64,
+};
+
+use super::{GROUP, STEP};
+use crate::{
+    Tier,
+    tier::Level,
+    tile::{COLUMNS, Out, store},
+};
+
+/// See [`super::tiles`].
+pub(super) fn tiles(tier: Tier, x: &[i8], inputs: usize, codes: &[u8], out: &mut Out<'_>) {
+    let (rows, panels) = (out.rows(), out.panels());
+    assert!(tier.level() == Level::Avx512 && x.len() == rows * inputs && panels <= 2);
+    let panel = codes.len() / panels.max(1);
+    assert!(panel >= inputs.div_ceil(STEP) * STEP * COLUMNS);
+    // SAFETY: the tier proves AVX-512 VNNI; `x` holds `rows` rows and `codes` the panels, asserted above.
+    unsafe {
+        match panels {
+            1 => all_rows::<1>(x, rows, inputs, codes, panel, out),
+            2 => all_rows::<2>(x, rows, inputs, codes, panel, out),
+            _ => {}
+        }
+    }
+}
+
+/// # Safety
+/// Needs AVX-512 VNNI, `rows · inputs` values in `x`, and in `codes` `P` panels, `panel` bytes apart, of
+/// 64 bytes for each started step.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+unsafe fn all_rows<const P: usize>(
+    x: &[i8],
+    rows: usize,
+    inputs: usize,
+    codes: &[u8],
+    panel: usize,
+    out: &mut Out<'_>,
+) {
+    let mut row = 0;
+    // SAFETY: each call reads rows below `rows`, and the caller vouches for the rest.
+    unsafe {
+        while row + 12 <= rows {
+            tile::<12, P>(x, row, inputs, codes, panel, out);
+            row += 12;
+        }
+        while row + 4 <= rows {
+            tile::<4, P>(x, row, inputs, codes, panel, out);
+            row += 4;
+        }
+        while row < rows {
+            tile::<1, P>(x, row, inputs, codes, panel, out);
+            row += 1;
+        }
+    }
+}
+
+/// # Safety
+/// As [`all_rows`], with `row + R` rows.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+unsafe fn tile<const R: usize, const P: usize>(
+    x: &[i8],
+    row: usize,
+    inputs: usize,
+    codes: &[u8],
+    panel: usize,
+    out: &mut Out<'_>,
+) {
+    let rows = &x[row * inputs..(row + R) * inputs];
+    let mut acc = [[_mm512_setzero_si512(); P]; R];
+    let whole = inputs / STEP;
+    for s in 0..whole {
+        // SAFETY: every panel has 64 bytes for a step, and every row four values.
+        unsafe {
+            let mut c = [_mm512_setzero_si512(); P];
+            for p in 0..P {
+                c[p] = _mm512_loadu_si512(codes.as_ptr().add(p * panel + 64 * s).cast());
+            }
+            for r in 0..R {
+                let four = rows.as_ptr().add(r * inputs + STEP * s).cast::<i32>().read_unaligned();
+                let four = _mm512_set1_epi32(four);
+                for p in 0..P {
+                    acc[r][p] = _mm512_dpbusd_epi32(acc[r][p], c[p], four);
+                }
+            }
+        }
+    }
+    if !inputs.is_multiple_of(STEP) {
+        for r in 0..R {
+            let four = _mm512_set1_epi32(super::last_step(&rows[r * inputs..(r + 1) * inputs]));
+            for p in 0..P {
+                // SAFETY: every panel has 64 bytes for the started step.
+                let c = unsafe { _mm512_loadu_si512(codes.as_ptr().add(p * panel + 64 * whole).cast()) };
+                acc[r][p] = _mm512_dpbusd_epi32(acc[r][p], c, four);
+            }
+        }
+    }
+    let mut sums = [[[0; COLUMNS]; P]; R];
+    for r in 0..R {
+        for p in 0..P {
+            sums[r][p] = store::zmm(acc[r][p]);
+        }
+    }
+    out.finish(row, &sums);
+}
+
+/// One row, padded to whole groups, against one panel of packed codes.
+pub(super) fn panel(tier: Tier, x: &[u8], packed: &[u8], out: &mut Out<'_>) {
+    assert!(tier.level() == Level::Avx512 && packed.len() * GROUP >= x.len() * 32);
+    // SAFETY: the tier proves AVX-512 VNNI, and there are 32 bytes for each group, asserted above.
+    unsafe { panel_sums(x, packed, out) }
+}
+
+/// # Safety
+/// Needs AVX-512 VNNI, and 32 bytes in `packed` for each eight values in `x`.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+unsafe fn panel_sums(x: &[u8], packed: &[u8], out: &mut Out<'_>) {
+    // The same 32 bytes in both halves: the lower half gives outputs 0..8, the upper one 8..16.
+    let low = _mm512_set1_epi8(3);
+    let near = _mm512_set_epi64(2, 2, 2, 2, 0, 0, 0, 0);
+    let far = _mm512_set_epi64(6, 6, 6, 6, 4, 4, 4, 4);
+    let mut acc = [_mm512_setzero_si512(); 4];
+    let groups = x.len() / GROUP;
+    let add = |acc: &mut [__m512i], g: usize| {
+        // SAFETY: g < groups: 32 bytes of codes and eight of activations are there.
+        unsafe {
+            let bytes = _mm256_loadu_si256(packed.as_ptr().add(32 * g).cast());
+            let bytes = _mm512_broadcast_i64x4(bytes);
+            let fours = x.as_ptr().add(GROUP * g).cast::<i32>();
+            for (half, shifts) in [near, far].into_iter().enumerate() {
+                let codes = _mm512_and_si512(_mm512_srlv_epi64(bytes, shifts), low);
+                let four = _mm512_set1_epi32(fours.add(half).read_unaligned());
+                acc[half] = _mm512_dpbusd_epi32(acc[half], codes, four);
+            }
+        }
+    };
+    // Two groups at a time, in sums of their own: four chains hide the latency.
+    for g in 0..groups / 2 {
+        let (even, odd) = acc.split_at_mut(2);
+        add(even, 2 * g);
+        add(odd, 2 * g + 1);
+    }
+    if groups % 2 == 1 {
+        add(&mut acc[..2], groups - 1);
+    }
+    let sums = _mm512_add_epi32(_mm512_add_epi32(acc[0], acc[1]), _mm512_add_epi32(acc[2], acc[3]));
+    out.finish(0, &[[store::zmm(sums)]]);
+}
