@@ -1,6 +1,9 @@
 //! The backend on CPU kernels: buffers are vectors, operations run at once.
 
-use std::sync::{Mutex, PoisonError};
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, PoisonError},
+};
 
 use tritrain_kernels::{
     Context, ContextError, Tier, attention, elementwise, embed, loss,
@@ -8,7 +11,10 @@ use tritrain_kernels::{
     norm, outer, rows, ternary, update,
 };
 
-use crate::{Adam, Backend, Factored, Gate, Shape, Store};
+use crate::{
+    Adam, Backend, Factored, Gate, Shape, Spent, Store,
+    profile::{Profile, Span},
+};
 
 /// Why the CPU backend cannot start.
 pub type CpuError = ContextError;
@@ -17,6 +23,7 @@ pub type CpuError = ContextError;
 #[derive(Debug)]
 pub struct Cpu {
     cx: Context,
+    profile: Option<Profile>,
     ternary: Mutex<ternary::Scratch>,
     outer: Mutex<outer::Scratch>,
 }
@@ -36,7 +43,27 @@ impl Cpu {
     /// # Errors
     /// The threads cannot be started.
     pub fn with_tier(tier: Tier, threads: usize) -> Result<Cpu, CpuError> {
-        Ok(Cpu { cx: Context::new(tier, threads)?, ternary: Mutex::default(), outer: Mutex::default() })
+        Ok(Cpu {
+            cx: Context::new(tier, threads)?,
+            profile: None,
+            ternary: Mutex::default(),
+            outer: Mutex::default(),
+        })
+    }
+
+    /// The same backend, counting the time of every operation from now on.
+    #[must_use]
+    pub fn profiled(self) -> Cpu {
+        Cpu { profile: Some(Profile::default()), ..self }
+    }
+
+    /// Time by operation since the last call of this function; nothing without [`Cpu::profiled`].
+    pub fn spent(&self) -> BTreeMap<&'static str, Spent> {
+        self.profile.as_ref().map(Profile::take).unwrap_or_default()
+    }
+
+    fn span(&self, name: &'static str) -> Option<Span<'_>> {
+        self.profile.as_ref().map(|profile| profile.span(name))
     }
 
     /// The instructions in use.
@@ -111,22 +138,27 @@ impl Backend for Cpu {
     }
 
     fn copy(&self, from: &Vec<f32>, to: &mut Vec<f32>) {
+        let _span = self.span("copy");
         to.copy_from_slice(from);
     }
 
     fn clear(&self, to: &mut Vec<f32>) {
+        let _span = self.span("clear");
         to.fill(0.0);
     }
 
     fn embed(&self, tokens: &Vec<u32>, table: &Vec<f32>, dim: usize, x: &mut Vec<f32>) {
+        let _span = self.span("embed");
         embed::gather(&self.cx, tokens, table, dim, x);
     }
 
     fn embed_backward(&self, tokens: &Vec<u32>, dx: &Vec<f32>, dim: usize, d_table: &mut Vec<f32>) {
+        let _span = self.span("embed_backward");
         embed::scatter_add(&self.cx, tokens, dx, dim, d_table);
     }
 
     fn rmsnorm(&self, x: &Vec<f32>, gain: &Vec<f32>, eps: f32, h: &mut Vec<f32>, rstd: &mut Vec<f32>) {
+        let _span = self.span("rmsnorm");
         norm::forward(&self.cx, x, gain, eps, h, rstd);
     }
 
@@ -138,6 +170,7 @@ impl Backend for Cpu {
         h: &mut Int8Rows,
         rstd: &mut Vec<f32>,
     ) {
+        let _span = self.span("rmsnorm_quantize");
         norm::forward_quantize(&self.cx, x, gain, eps, &mut h.codes, &mut h.scales, rstd);
     }
 
@@ -151,30 +184,36 @@ impl Backend for Cpu {
         dx: &mut Vec<f32>,
         d_gain: &mut Vec<f32>,
     ) {
+        let _span = self.span("rmsnorm_backward");
         norm::backward(&self.cx, dh, x, gain, rstd, store == Store::Add, dx, d_gain);
     }
 
     fn quantize_rows(&self, x: &Vec<f32>, to: &mut Int8Rows) {
+        let _span = self.span("quantize_rows");
         rows::quantize(&self.cx, x, &mut to.codes, &mut to.scales);
     }
 
     fn matmul(&self, x: &Vec<f32>, w: &Vec<f32>, inputs: usize, store: Store, y: &mut Vec<f32>) {
+        let _span = self.span("matmul");
         let (tokens, outputs) = (x.len() / inputs, w.len() / inputs);
         let beta = if store == Store::Add { 1.0 } else { 0.0 };
         matmul::matmul(&self.cx, View::new(x, tokens, inputs), View::new(w, outputs, inputs).t(), beta, y);
     }
 
     fn matmul_input_gradient(&self, dy: &Vec<f32>, w: &Vec<f32>, inputs: usize, dx: &mut Vec<f32>) {
+        let _span = self.span("matmul_input_gradient");
         let (tokens, outputs) = (dx.len() / inputs, w.len() / inputs);
         matmul::matmul(&self.cx, View::new(dy, tokens, outputs), View::new(w, outputs, inputs), 0.0, dx);
     }
 
     fn matmul_weight_gradient(&self, dy: &Vec<f32>, x: &Vec<f32>, inputs: usize, dw: &mut Vec<f32>) {
+        let _span = self.span("matmul_weight_gradient");
         let (tokens, outputs) = (x.len() / inputs, dw.len() / inputs);
         matmul::matmul(&self.cx, View::new(dy, tokens, outputs).t(), View::new(x, tokens, inputs), 0.0, dw);
     }
 
     fn ternarize(&self, latent: &Vec<f32>, w: &mut TernaryMatrix) {
+        let _span = self.span("ternarize");
         let total = elementwise::sum_abs(&self.cx, latent);
         w.scale = tritrain_trit::ternary::scale_from_total(total, latent.len()).unwrap_or(f32::NAN);
         elementwise::ternarize(&self.cx, latent, w.scale, &mut w.codes);
@@ -185,11 +224,13 @@ impl Backend for Cpu {
     }
 
     fn ternary_matmul(&self, x: &Int8Rows, w: &TernaryMatrix, store: Store, y: &mut Vec<f32>) {
+        let _span = self.span("ternary_matmul");
         let mut scratch = self.ternary.lock().unwrap_or_else(PoisonError::into_inner);
         ternary::matmul(&self.cx, &x.codes, &x.scales, &w.forward, w.scale, store, &mut scratch, y);
     }
 
     fn ternary_input_gradient(&self, dy: &Int8Rows, w: &TernaryMatrix, dx: &mut Vec<f32>) {
+        let _span = self.span("ternary_input_gradient");
         let Some(backward) = &w.backward else {
             panic!("this ternary matrix was made without room for gradients");
         };
@@ -199,15 +240,18 @@ impl Backend for Cpu {
     }
 
     fn ternary_weight_gradient(&self, dy: &Vec<f32>, x: &Int8Rows, dw: &mut Vec<f32>) {
+        let _span = self.span("ternary_weight_gradient");
         let mut scratch = self.outer.lock().unwrap_or_else(PoisonError::into_inner);
         outer::weight_gradient(&self.cx, dy, &x.scales, &x.codes, Store::Replace, &mut scratch, dw);
     }
 
     fn rope(&self, qkv: &mut Vec<f32>, table: &Vec<f32>, shape: Shape, first: usize, inverse: bool) {
+        let _span = self.span("rope");
         attention::rope(&self.cx, qkv, table, shape, first, inverse);
     }
 
     fn attention(&self, qkv: &Vec<f32>, shape: Shape, out: &mut Vec<f32>, lse: &mut Vec<f32>) {
+        let _span = self.span("attention");
         attention::forward(&self.cx, qkv, shape, out, lse);
     }
 
@@ -220,6 +264,7 @@ impl Backend for Cpu {
         shape: Shape,
         d_qkv: &mut Vec<f32>,
     ) {
+        let _span = self.span("attention_backward");
         attention::backward(&self.cx, qkv, out, lse, d_out, shape, d_qkv);
     }
 
@@ -232,10 +277,12 @@ impl Backend for Cpu {
         v_cache: &mut Vec<f32>,
         out: &mut Vec<f32>,
     ) {
+        let _span = self.span("attention_decode");
         attention::decode(&self.cx, qkv, shape, start, k_cache, v_cache, out);
     }
 
     fn glu(&self, gate: Gate, gate_up: &Vec<f32>, width: usize, a: &mut Vec<f32>) {
+        let _span = self.span("glu");
         elementwise::glu(&self.cx, gate, gate_up, width, a);
     }
 
@@ -247,6 +294,7 @@ impl Backend for Cpu {
         width: usize,
         d_gate_up: &mut Vec<f32>,
     ) {
+        let _span = self.span("glu_backward");
         elementwise::glu_backward(&self.cx, gate, gate_up, da, width, d_gate_up);
     }
 
@@ -258,6 +306,7 @@ impl Backend for Cpu {
         dim: usize,
         losses: &mut Vec<f32>,
     ) {
+        let _span = self.span("head_loss");
         loss::head_cross_entropy(&self.cx, hidden, head, targets, dim, losses, None);
     }
 
@@ -271,22 +320,27 @@ impl Backend for Cpu {
         d_hidden: &mut Vec<f32>,
         d_head: &mut Vec<f32>,
     ) {
+        let _span = self.span("head_loss_backward");
         loss::head_cross_entropy(&self.cx, hidden, head, targets, dim, losses, Some((d_hidden, d_head)));
     }
 
     fn head_logits(&self, hidden: &Vec<f32>, head: &Vec<f32>, dim: usize, logits: &mut Vec<f32>) {
+        let _span = self.span("head_logits");
         loss::head_logits(&self.cx, hidden, head, dim, logits);
     }
 
     fn sum(&self, x: &Vec<f32>, out: &mut Vec<f32>, at: usize) {
+        let _span = self.span("sum");
         out[at] = elementwise::sum(&self.cx, x) as f32;
     }
 
     fn add_sum_squares(&self, x: &Vec<f32>, out: &mut Vec<f32>, at: usize) {
+        let _span = self.span("add_sum_squares");
         out[at] += elementwise::sum_squares(&self.cx, x) as f32;
     }
 
     fn adam(&self, g: &mut Vec<f32>, m: &mut Vec<f32>, v: &mut Vec<f32>, with: Adam) {
+        let _span = self.span("adam");
         update::adam(&self.cx, g, m, v, with);
     }
 
@@ -298,10 +352,12 @@ impl Backend for Cpu {
         momentum: &mut Vec<f32>,
         with: Factored,
     ) {
+        let _span = self.span("factored");
         update::factored(&self.cx, g, row, col, momentum, with);
     }
 
     fn apply(&self, w: &mut Vec<f32>, u: &Vec<f32>, rate: f32, decay: f32) {
+        let _span = self.span("apply");
         update::apply(&self.cx, w, u, rate, decay);
     }
 }

@@ -4,8 +4,10 @@
 //! [`Backend::download`], so a GPU can queue a whole step and be waited for once.
 
 mod cpu;
+mod profile;
 
 pub use cpu::{Cpu, CpuError, Int8Rows, TernaryMatrix};
+pub use profile::Spent;
 pub use tritrain_kernels::{
     Store, Tier,
     attention::{Shape, rope_table},

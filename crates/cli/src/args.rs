@@ -26,6 +26,8 @@ pub(crate) enum Command {
     Compare(Compare),
     /// Show what a file or folder of a run holds.
     Inspect(Inspect),
+    /// Measure what this machine does: kernels, training steps, generation.
+    Bench(Bench),
     /// Print the default configuration file with the help of every option.
     Config,
 }
@@ -119,4 +121,98 @@ pub(crate) struct Inspect {
     /// Print one JSON object as the last line of standard output.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Bench {
+    #[command(subcommand)]
+    pub(crate) what: BenchKind,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum BenchKind {
+    /// The three products of a linear layer, ternary against f32.
+    Gemm(BenchGemm),
+    /// Whole training steps of a model.
+    Step(BenchStep),
+    /// Reading a prompt and making tokens with a model.
+    Generate(BenchGenerate),
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct BenchGemm {
+    /// Tokens.
+    #[arg(long, default_value_t = 1024)]
+    pub(crate) m: usize,
+    /// Outputs.
+    #[arg(long, default_value_t = 1024)]
+    pub(crate) n: usize,
+    /// Inputs.
+    #[arg(long, default_value_t = 1024)]
+    pub(crate) k: usize,
+    /// Threads; 0 takes every core.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) threads: usize,
+    /// Alternating pairs of runs, of which the median counts.
+    #[arg(long, default_value_t = 7)]
+    pub(crate) pairs: usize,
+    /// Print one JSON object as the last line of standard output.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Sizes of a model to measure.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct BenchShape {
+    /// Width of the residual stream.
+    #[arg(long, default_value_t = 512)]
+    pub(crate) dim: usize,
+    /// Number of blocks.
+    #[arg(long, default_value_t = 8)]
+    pub(crate) layers: usize,
+    /// Attention heads.
+    #[arg(long, default_value_t = 8)]
+    pub(crate) heads: usize,
+    /// Inner width of the feed-forward block.
+    #[arg(long, default_value_t = 1536)]
+    pub(crate) ffn: usize,
+    /// Tokens in the vocabulary.
+    #[arg(long, default_value_t = 8192)]
+    pub(crate) vocab: usize,
+    /// Tokens in a sequence.
+    #[arg(long, default_value_t = 256)]
+    pub(crate) ctx: usize,
+    /// Sequences in a batch.
+    #[arg(long, default_value_t = 8)]
+    pub(crate) batch: usize,
+    /// Threads; 0 takes every core.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) threads: usize,
+    /// Measure the f32 twin instead of the ternary model.
+    #[arg(long)]
+    pub(crate) f32: bool,
+    /// Print one JSON object as the last line of standard output.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct BenchStep {
+    #[command(flatten)]
+    pub(crate) shape: BenchShape,
+    /// Steps to measure.
+    #[arg(long, default_value_t = 8)]
+    pub(crate) steps: usize,
+    /// Show where the time goes, by operation.
+    #[arg(long)]
+    pub(crate) profile: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct BenchGenerate {
+    #[command(flatten)]
+    pub(crate) shape: BenchShape,
+    /// Tokens to make.
+    #[arg(long, default_value_t = 64)]
+    pub(crate) tokens: usize,
 }

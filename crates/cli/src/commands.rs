@@ -14,6 +14,7 @@ use tritrain_train::{
 
 use crate::{
     args::{self, Args, Command},
+    bench,
     error::{Error, Result},
     inspect, plot, prepare, show,
 };
@@ -25,6 +26,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         Command::Eval(args) => eval(&args),
         Command::Compare(args) => compare(&args),
         Command::Inspect(args) => inspect::run(&args),
+        Command::Bench(args) => bench::run(&args),
         Command::Config => show::line(Config::annotated().trim_end()).map(|()| ExitCode::SUCCESS),
     }
 }

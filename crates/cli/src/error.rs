@@ -9,6 +9,8 @@ pub(crate) enum Error {
     Train(#[from] tritrain_train::Error),
     #[error(transparent)]
     Cpu(#[from] tritrain_backend::CpuError),
+    #[error(transparent)]
+    Bench(#[from] tritrain_bench::BenchError),
     #[error("cannot read {}: {source}", path.display())]
     Read { path: PathBuf, source: std::io::Error },
     #[error("cannot write to standard output: {0}")]
@@ -27,7 +29,12 @@ impl Error {
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
             Error::Train(error) => u8::try_from(error.exit_code()).unwrap_or(1),
-            Error::Cpu(_) | Error::Usage { .. } | Error::Unknown { .. } | Error::Read { .. } => 2,
+            Error::Bench(tritrain_bench::BenchError::Step { .. }) => 3,
+            Error::Cpu(_)
+            | Error::Bench(_)
+            | Error::Usage { .. }
+            | Error::Unknown { .. }
+            | Error::Read { .. } => 2,
             Error::Output(_) | Error::Plot { .. } => 4,
         }
     }

@@ -1,6 +1,7 @@
 //! The `tritrain` program: reads arguments, calls the library, prints, exits.
 
 mod args;
+mod bench;
 mod commands;
 mod error;
 mod inspect;

@@ -186,24 +186,9 @@ tiered! {
         scales: &mut [f32],
     ) {
         let count = scales.len();
-        // Whole rows, the missing columns zero: full lanes wherever the group lies.
-        let row = |t: usize| -> [f32; ROWS] {
-            let (row, a) = (&dy[t * outputs + first..][..count], a[t]);
-            let mut folded = [0.0; ROWS];
-            if let Ok(row) = <&[f32; ROWS]>::try_from(row) {
-                for c in 0..ROWS {
-                    folded[c] = row[c] * a;
-                }
-            } else {
-                for (folded, value) in folded.iter_mut().zip(row) {
-                    *folded = value * a;
-                }
-            }
-            folded
-        };
         let mut largest = [0u32; ROWS];
-        for t in 0..a.len() {
-            let row = row(t);
+        for (t, a) in a.iter().enumerate() {
+            let row = fold(&dy[t * outputs + first..][..count], *a);
             for c in 0..ROWS {
                 largest[c] = largest[c].max(row[c].to_bits() & 0x7fff_ffff);
             }
@@ -216,30 +201,45 @@ tiered! {
             scales[c] = if usable { bound / 32767.0 } else if bound.is_finite() { 0.0 } else { f32::NAN };
             inverse[c] = if usable { 32767.0 / bound } else { 0.0 };
         }
-        // |dy·a·inverse| ≤ 32767·(1 + 2^-22), which rounds to at most 32767.
-        let quantised = |t: usize| -> [i16; ROWS] {
-            let mut quantised = [0; ROWS];
-            if t < a.len() {
-                let row = row(t);
-                for c in 0..ROWS {
-                    quantised[c] = lanes::round(row[c] * inverse[c]) as i16;
-                }
-            }
-            quantised
-        };
         let pairs = a.len().div_ceil(2);
         for pair in 0..pairs {
-            let (even, odd) = (quantised(2 * pair), quantised(2 * pair + 1));
+            let mut quantised = [[0i16; ROWS]; 2];
+            for (half, quantised) in quantised.iter_mut().enumerate() {
+                let t = 2 * pair + half;
+                if t < a.len() {
+                    let row = fold(&dy[t * outputs + first..][..count], a[t]);
+                    for c in 0..ROWS {
+                        // |dy·a·inverse| ≤ 32767·(1 + 2^-22), which rounds to at most 32767.
+                        quantised[c] = lanes::round(row[c] * inverse[c]) as i16;
+                    }
+                }
+            }
             let mut both = [0; 2 * ROWS];
             for c in 0..ROWS {
-                both[2 * c] = even[c];
-                both[2 * c + 1] = odd[c];
+                both[2 * c] = quantised[0][c];
+                both[2 * c + 1] = quantised[1][c];
             }
             for (panel, both) in q.chunks_exact_mut(2 * pairs * width).zip(both.chunks_exact(2 * width)) {
                 panel[2 * pair * width..][..2 * width].copy_from_slice(both);
             }
         }
     }
+}
+
+/// A row times `a`, the missing columns zero: full lanes wherever the row lies.
+#[inline(always)]
+fn fold(row: &[f32], a: f32) -> [f32; ROWS] {
+    let mut folded = [0.0; ROWS];
+    if let Ok(row) = <&[f32; ROWS]>::try_from(row) {
+        for c in 0..ROWS {
+            folded[c] = row[c] * a;
+        }
+    } else {
+        for (folded, value) in folded.iter_mut().zip(row) {
+            *folded = value * a;
+        }
+    }
+    folded
 }
 
 /// Panels that one task of [`pack_inputs`] writes: a cache line of every row.
@@ -259,21 +259,15 @@ tiered! {
     fn pack_panels(x: &[i8], inputs: usize, first: usize, packed: &mut [i16]) {
         let tokens = x.len() / inputs;
         let pairs = tokens.div_ceil(2);
-        let row = |token: usize, column: usize| -> [i8; COLUMNS] {
-            let mut values = [0; COLUMNS];
-            if token < tokens {
-                let row = &x[token * inputs + column..][..COLUMNS.min(inputs - column)];
-                if let Ok(row) = row.try_into() {
-                    return row;
-                }
-                values[..row.len()].copy_from_slice(row);
-            }
-            values
-        };
         for pair in 0..pairs {
             for (panel, packed) in packed.chunks_exact_mut(pairs * 2 * COLUMNS).enumerate() {
                 let column = first + panel * COLUMNS;
-                let (even, odd) = (row(2 * pair, column), row(2 * pair + 1, column));
+                let even = sixteen(&x[2 * pair * inputs..], column, inputs);
+                let odd = if 2 * pair + 1 < tokens {
+                    sixteen(&x[(2 * pair + 1) * inputs..], column, inputs)
+                } else {
+                    [0; COLUMNS]
+                };
                 let mut both = [0; 2 * COLUMNS];
                 for c in 0..COLUMNS {
                     both[2 * c] = i16::from(even[c]);
@@ -283,6 +277,17 @@ tiered! {
             }
         }
     }
+}
+
+/// Sixteen columns of a row of `inputs`, those beyond its end zero.
+#[inline(always)]
+fn sixteen(row: &[i8], column: usize, inputs: usize) -> [i8; COLUMNS] {
+    let row = &row[column..inputs.min(column + COLUMNS)];
+    <[i8; COLUMNS]>::try_from(row).unwrap_or_else(|_| {
+        let mut padded = [0; COLUMNS];
+        padded[..row.len()].copy_from_slice(row);
+        padded
+    })
 }
 
 #[cfg(test)]

@@ -24,8 +24,6 @@ pub enum Skip {
 /// What to do with a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Go on.
-    Take,
     /// Leave the weights as they are and go to the next batch.
     Skip(Skip),
     /// Too many were skipped: more than eight in a row, or more than one in a hundred.
@@ -43,11 +41,8 @@ pub struct Guard {
 }
 
 impl Guard {
-    /// Judges a quantity of step `step` (from 0) that must be finite.
-    pub fn check(&mut self, what: Skip, value: f32, step: u64) -> Verdict {
-        if value.is_finite() {
-            return Verdict::Take;
-        }
+    /// Notes that in step `step` (from 0) the quantity `what` was not finite.
+    pub fn skipped(&mut self, what: Skip, step: u64) -> Verdict {
         self.in_a_row += 1;
         self.skipped += 1;
         let too_many = self.in_a_row > IN_A_ROW || self.skipped > IN_A_ROW.max((step + 1) / 100);
@@ -68,32 +63,30 @@ mod tests {
     fn eight_in_a_row_are_skipped_and_the_ninth_stops() {
         let mut guard = Guard::default();
         for step in 0..8 {
-            assert_eq!(guard.check(Skip::Loss, f32::NAN, step), Verdict::Skip(Skip::Loss));
+            assert_eq!(guard.skipped(Skip::Loss, step), Verdict::Skip(Skip::Loss));
         }
-        assert_eq!(guard.check(Skip::Loss, f32::INFINITY, 8), Verdict::Stop(Skip::Loss));
+        assert_eq!(guard.skipped(Skip::Loss, 8), Verdict::Stop(Skip::Loss));
     }
 
     #[test]
     fn one_in_a_hundred_is_the_limit_over_a_long_run() {
         let (mut guard, mut stopped) = (Guard::default(), None);
         for step in 0..10_000 {
-            let value = if step % 50 == 49 { f32::NAN } else { 1.0 };
-            match guard.check(Skip::GradientNorm, value, step) {
-                Verdict::Take => guard.taken(),
-                Verdict::Skip(_) => {}
-                Verdict::Stop(_) => {
-                    stopped = Some(step);
-                    break;
-                }
+            if step % 50 != 49 {
+                guard.taken();
+            } else if let Verdict::Stop(_) = guard.skipped(Skip::GradientNorm, step) {
+                stopped = Some(step);
+                break;
             }
         }
         assert_eq!(stopped, Some(449), "the ninth skip, when 450 steps allow eight");
         let mut rare = Guard::default();
         for step in 0..10_000 {
-            let value = if step % 200 == 199 { f32::NAN } else { 1.0 };
-            assert!(!matches!(rare.check(Skip::UpdateNorm, value, step), Verdict::Stop(_)), "step {step}");
-            if value.is_finite() {
+            if step % 200 != 199 {
                 rare.taken();
+            } else {
+                let verdict = rare.skipped(Skip::UpdateNorm, step);
+                assert!(!matches!(verdict, Verdict::Stop(_)), "step {step}");
             }
         }
     }

@@ -12,11 +12,11 @@ use tritrain_files::{
     metrics::{self, Log},
     write_atomic,
 };
-use tritrain_model::{Activations, Generator, Layout, Model, Sampling, TensorKind, initial_weights, sample};
-use tritrain_optim::{Optimizer, Parameter, Role, Skip, Verdict, rate_at};
+use tritrain_model::{Generator, Layout, Model, Sampling, initial_weights, sample};
+use tritrain_optim::{Guard, Skip, Verdict, rate_at};
 
 use crate::{
-    Config, Error, Evaluation, Result, Workplace,
+    Config, Error, Evaluation, Learner, Measured, Rates, Result, Workplace,
     error::skip_name,
     evaluate,
     save::{self, State},
@@ -74,11 +74,6 @@ pub enum Event {
     },
 }
 
-/// Places in the buffer that a step reads back.
-const LOSS: usize = 0;
-const GRADIENT: usize = 1;
-const DIRECTION: usize = 2;
-
 /// A training run: all of its state, and the loop in [`Run::advance`].
 pub struct Run<'a, B: Backend> {
     backend: &'a B,
@@ -89,11 +84,7 @@ pub struct Run<'a, B: Backend> {
     validation: ValidationSet,
     identity: Identity,
     steps: u64,
-    model: Model<B>,
-    optimizer: Optimizer<B>,
-    activations: Activations<B>,
-    gradients: Vec<B::Floats>,
-    statistics: B::Floats,
+    learner: Learner<B>,
     inputs: Vec<u32>,
     targets: Vec<u32>,
     state: State,
@@ -128,17 +119,19 @@ impl<'a, B: Backend> Run<'a, B> {
             data: corpus.hash().to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         };
-        let layout = Layout::new(&config.model, vocab);
-        let mut optimizer = Optimizer::new(backend, &config.optim, parameters(&layout));
-        let (mut state, mut weights) = (State::default(), None);
-        if let Some(checkpoint) = &workplace.checkpoint {
-            // A newer program may go on with an older checkpoint: formats carry their own version.
-            checkpoint.require(&identity, &["version"])?;
-            state = save::restore_state(backend, storage, checkpoint, &mut optimizer)?;
-            weights = Some(save::restore_weights(storage, checkpoint)?.2);
-        }
-        let weights = weights.unwrap_or_else(|| initial_weights(&config.model, &layout, config.run.seed));
-        let model = Model::new(backend, &config.model, vocab, &weights, true);
+        let weights = match &workplace.checkpoint {
+            Some(checkpoint) => {
+                // A newer program may go on with an older checkpoint: formats carry their own version.
+                checkpoint.require(&identity, &["version"])?;
+                save::restore_weights(storage, checkpoint)?.2
+            }
+            None => initial_weights(&config.model, &Layout::new(&config.model, vocab), config.run.seed),
+        };
+        let mut learner = Learner::new(backend, &config.model, &config.optim, (vocab, batch), &weights);
+        let state = match &workplace.checkpoint {
+            Some(checkpoint) => save::restore_state(backend, storage, checkpoint, &mut learner.optimizer)?,
+            None => State::default(),
+        };
         let (metrics, timing) = open_logs(storage, &workplace, &state)?;
         Ok(Run {
             backend,
@@ -148,11 +141,7 @@ impl<'a, B: Backend> Run<'a, B> {
             validation,
             identity,
             steps: config.steps()?,
-            model,
-            optimizer,
-            activations: Activations::new(backend, &config.model, batch, context, true),
-            gradients: layout.specs.iter().map(|spec| backend.floats(spec.len())).collect(),
-            statistics: backend.floats(3),
+            learner,
             inputs: vec![0; batch * context],
             targets: vec![0; batch * context],
             saved: workplace.step(),
@@ -216,47 +205,31 @@ impl<'a, B: Backend> Run<'a, B> {
 
     /// The model as it stands.
     pub fn model(&self) -> &Model<B> {
-        &self.model
+        &self.learner.model
     }
 
     fn step(&mut self) -> Result<Event> {
         let started = Instant::now();
         let step = self.state.step;
-        let (rate, embedding_rate) = {
+        let rates = {
             let optim = &self.config().optim;
-            let peak = if self.model.layout().ternary { optim.rate } else { optim.rate_f32 };
+            let peak = if self.model().layout().ternary { optim.rate } else { optim.rate_f32 };
             let share = rate_at(optim, step, self.steps);
-            (peak * share, optim.embedding_rate * share)
+            Rates { matrices: peak * share, embedding: optim.embedding_rate * share }
         };
-        let backend = self.backend;
         self.plan.batch(self.corpus, step, &mut self.inputs, &mut self.targets)?;
         self.state.step += 1;
-
-        let activations = &mut self.activations;
-        self.model.gradients(backend, activations, &self.inputs, &self.targets, &mut self.gradients);
-        backend.clear(&mut self.statistics);
-        backend.sum(activations.losses(), &mut self.statistics, LOSS);
-        self.add_norms(GRADIENT);
-        let read = self.statistics();
-        let (loss, gradient_norm) = (read[LOSS] / self.inputs.len() as f32, read[GRADIENT].sqrt());
-        for (what, value) in [(Skip::Loss, loss), (Skip::GradientNorm, gradient_norm)] {
-            if let Some(event) = self.judge(what, value)? {
-                return Ok(event);
-            }
-        }
-        self.optimizer.direct(backend, &mut self.gradients);
-        self.state.updates = self.optimizer.updates();
-        self.add_norms(DIRECTION);
-        let direction_norm = self.statistics()[DIRECTION].sqrt();
-        if let Some(event) = self.judge(Skip::UpdateNorm, direction_norm * rate)? {
-            return Ok(event);
-        }
-        self.optimizer.apply(backend, self.model.weights_mut(), &self.gradients, (rate, embedding_rate));
-        self.model.refresh(backend);
+        let measured = self.learner.step(self.backend, &self.inputs, &self.targets, rates);
+        self.state.updates = self.learner.optimizer.updates();
+        let Measured { loss, gradient_norm, direction_norm } = match measured {
+            Ok(measured) => measured,
+            Err(what) => return self.skip(what),
+        };
         self.state.guard.taken();
 
         let tokens = self.state.step * self.inputs.len() as u64;
-        let report = StepReport { step: self.state.step, loss, rate, gradient_norm, direction_norm, tokens };
+        let (step, rate) = (self.state.step, rates.matrices);
+        let report = StepReport { step, loss, rate, gradient_norm, direction_norm, tokens };
         self.metrics.append(&report)?;
         let seconds = started.elapsed().as_secs_f64();
         let tokens_per_s = self.inputs.len() as f64 / seconds;
@@ -265,37 +238,19 @@ impl<'a, B: Backend> Run<'a, B> {
         Ok(Event::Step(report, seconds))
     }
 
-    fn add_norms(&mut self, at: usize) {
-        for gradient in &self.gradients {
-            self.backend.add_sum_squares(gradient, &mut self.statistics, at);
-        }
-    }
-
-    fn statistics(&self) -> [f32; 3] {
-        let mut read = [0.0; 3];
-        self.backend.download(&self.statistics, &mut read);
-        read
-    }
-
-    /// `None` when the step may go on.
-    fn judge(&mut self, what: Skip, value: f32) -> Result<Option<Event>> {
+    /// Logs a step that was not finite; an error when there were too many.
+    fn skip(&mut self, what: Skip) -> Result<Event> {
         let step = self.state.step;
-        let verdict = self.state.guard.check(what, value, step);
-        if verdict == Verdict::Take {
-            return Ok(None);
-        }
-        let name = skip_name(what);
+        let verdict = self.state.guard.skipped(what, step);
         self.metrics.append(&json!({ "step": step, "skipped": what }))?;
-        if let Verdict::Stop(_) = verdict {
-            let guard = self.state.guard;
-            return Err(Error::Numeric {
-                step,
-                what: name,
-                skipped: guard.skipped,
-                in_a_row: guard.in_a_row,
-            });
+        let what = skip_name(what);
+        match verdict {
+            Verdict::Skip(_) => Ok(Event::Skipped { step, what }),
+            Verdict::Stop(_) => {
+                let Guard { skipped, in_a_row } = self.state.guard;
+                Err(Error::Numeric { step, what, skipped, in_a_row })
+            }
         }
-        Ok(Some(Event::Skipped { step, what: name }))
     }
 
     /// The validation loss of the model as it stands; changes nothing and logs nothing.
@@ -303,7 +258,8 @@ impl<'a, B: Backend> Run<'a, B> {
     /// # Errors
     /// The token shards cannot be read.
     pub fn validate(&mut self) -> Result<Evaluation> {
-        evaluate(self.backend, &self.model, &mut self.activations, self.corpus, &self.validation)
+        let Learner { model, activations, .. } = &mut self.learner;
+        evaluate(self.backend, model, activations, self.corpus, &self.validation)
     }
 
     fn evaluate(&mut self) -> Result<Event> {
@@ -327,10 +283,18 @@ impl<'a, B: Backend> Run<'a, B> {
         let tokenizer = self.corpus.tokenizer();
         let prompt = [tokenizer.eos()];
         let mut text = String::new();
-        generate(self.backend, &self.model, tokenizer, &prompt, &sampling, run.sample_tokens, |piece| {
-            text.push_str(piece);
-            true
-        })?;
+        generate(
+            self.backend,
+            &self.learner.model,
+            tokenizer,
+            &prompt,
+            &sampling,
+            run.sample_tokens,
+            |piece| {
+                text.push_str(piece);
+                true
+            },
+        )?;
         self.state.sampled = Some(step);
         Ok(Event::Sampled { step, text })
     }
@@ -344,7 +308,7 @@ impl<'a, B: Backend> Run<'a, B> {
             self.state.best = Some((step, loss));
         }
         self.metrics.sync()?;
-        let what = (&self.model, &self.optimizer, &self.state);
+        let what = (&self.learner.model, &self.learner.optimizer, &self.state);
         let path = save::save(self.backend, self.storage, &self.workplace.dir, what, &self.identity)?;
         self.saved = Some(step);
         let best = self.state.best.map(|(step, _)| step);
@@ -395,23 +359,6 @@ pub fn generate<B: Backend>(
     Ok(made)
 }
 
-fn parameters(layout: &Layout) -> Vec<Parameter> {
-    let role = |kind| match kind {
-        TensorKind::Matrix => Role::Matrix,
-        TensorKind::Embedding => Role::Embedding,
-        TensorKind::Norm => Role::Gain,
-    };
-    let specs = layout.specs.iter();
-    specs
-        .map(|spec| Parameter {
-            name: spec.name.clone(),
-            rows: spec.rows,
-            cols: spec.cols,
-            role: role(spec.kind),
-        })
-        .collect()
-}
-
 /// Opens the logs, cut back to the state: what is done again is logged again.
 fn open_logs(storage: &dyn Storage, workplace: &Workplace, state: &State) -> Result<(Log, Log)> {
     let path = workplace.dir.join("metrics.jsonl");
@@ -455,27 +402,27 @@ mod tests {
         let mut run = Run::new(&backend, &Disk, workplace, &corpus).unwrap();
         assert!(matches!(run.advance().unwrap(), Some(Event::Step(..))));
         // A broken number in each kind of tensor: it reaches the loss, and nothing else may move.
-        let layout = run.model.layout().clone();
+        let layout = run.model().layout().clone();
         for id in [layout.embedding, layout.norm, layout.blocks[0].attn_norm] {
             for broken in [f32::NAN, f32::INFINITY] {
-                let sound = run.model.download(&backend, id);
+                let sound = run.learner.model.download(&backend, id);
                 let mut weights = sound.clone();
                 weights.fill(broken);
-                backend.upload(&weights, &mut run.model.weights_mut()[id]);
-                run.model.refresh(&backend);
+                backend.upload(&weights, &mut run.learner.model.weights_mut()[id]);
+                run.learner.model.refresh(&backend);
                 let before: Vec<_> =
-                    (0..layout.specs.len()).map(|id| run.model.download(&backend, id)).collect();
+                    (0..layout.specs.len()).map(|id| run.learner.model.download(&backend, id)).collect();
                 let step = run.progress().0;
                 let event = run.advance().unwrap();
                 assert!(matches!(event, Some(Event::Skipped { what: "the loss", .. })), "{event:?}");
                 assert_eq!(run.progress().0, step + 1, "the batch is behind");
                 for (id, before) in before.iter().enumerate() {
-                    let after = run.model.download(&backend, id);
+                    let after = run.learner.model.download(&backend, id);
                     let same = after.iter().zip(before).all(|(a, b)| a.to_bits() == b.to_bits());
                     assert!(same, "{} moved", layout.specs[id].name);
                 }
-                backend.upload(&sound, &mut run.model.weights_mut()[id]);
-                run.model.refresh(&backend);
+                backend.upload(&sound, &mut run.learner.model.weights_mut()[id]);
+                run.learner.model.refresh(&backend);
                 assert!(matches!(run.advance().unwrap(), Some(Event::Step(..))), "the guard works on");
             }
         }
@@ -489,9 +436,9 @@ mod tests {
         let backend = Cpu::new(1).unwrap();
         let workplace = Workplace::start(&Disk, &root.path().join("run"), config).unwrap();
         let mut run = Run::new(&backend, &Disk, workplace, &corpus).unwrap();
-        let norm = run.model.layout().norm;
-        let broken = vec![f32::NAN; run.model.layout().specs[norm].len()];
-        backend.upload(&broken, &mut run.model.weights_mut()[norm]);
+        let norm = run.learner.model.layout().norm;
+        let broken = vec![f32::NAN; run.learner.model.layout().specs[norm].len()];
+        backend.upload(&broken, &mut run.learner.model.weights_mut()[norm]);
         for _ in 0..8 {
             assert!(matches!(run.advance().unwrap(), Some(Event::Skipped { .. })));
         }

@@ -3,7 +3,7 @@
 use super::{Problem, problem};
 
 /// Crate (folder name) and the crates it may import.
-const ALLOWED: [(&str, &[&str]); 9] = [
+const ALLOWED: [(&str, &[&str]); 10] = [
     ("trit", &[]),
     ("kernels", &["trit"]),
     ("backend", &["kernels", "trit"]),
@@ -12,7 +12,8 @@ const ALLOWED: [(&str, &[&str]); 9] = [
     ("files", &["trit"]),
     ("data", &["files", "trit"]),
     ("train", &["backend", "data", "files", "model", "optim"]),
-    ("cli", &["backend", "data", "files", "kernels", "model", "optim", "train", "trit"]),
+    ("bench", &["backend", "kernels", "model", "optim", "train", "trit"]),
+    ("cli", &["backend", "bench", "data", "files", "kernels", "model", "optim", "train", "trit"]),
 ];
 
 const PREFIX: &str = "tritrain-";

@@ -1,0 +1,60 @@
+//! Reading a prompt and making tokens one by one.
+
+use serde::Serialize;
+use tritrain_backend::Cpu;
+use tritrain_model::{Generator, Model};
+
+use crate::{BenchError, ModelShape, time};
+
+/// What generation takes, for one sequence.
+#[derive(Clone, Debug, Serialize)]
+pub struct GenerateReport {
+    /// Tokens made a second.
+    pub tokens_per_s: f64,
+    /// Tokens of the prompt read a second.
+    pub prefill_tokens_per_s: f64,
+    /// Bytes of weights that one token reads, packed codes and head.
+    pub bytes_per_token: usize,
+    /// Gigabytes of weights read a second.
+    pub weights_gb_per_s: f64,
+    /// Threads used.
+    pub threads: usize,
+    /// Instructions used.
+    pub tier: &'static str,
+}
+
+/// Reads a prompt of half a context and makes `tokens` tokens, several times.
+///
+/// # Errors
+/// The sizes make no model, or the backend does not start.
+pub fn generate(shape: &ModelShape, tokens: usize) -> Result<GenerateReport, BenchError> {
+    const RUNS: usize = 5;
+    shape.check()?;
+    let backend = Cpu::new(shape.threads)?;
+    let model = Model::new(&backend, &shape.model, shape.vocab, &shape.weights(), false);
+    let prompt = shape.tokens((shape.model.context / 2).max(1), 2);
+    let tokens = tokens.clamp(1, (shape.model.context - prompt.len()).max(1));
+    let (mut reading, mut making) = (Vec::new(), Vec::new());
+    for _ in 0..RUNS {
+        let mut generator = None;
+        reading.push(time::seconds(|| generator = Some(Generator::new(&model, &backend, &prompt))));
+        let Some(generator) = generator else { continue };
+        let mut generator = generator?;
+        let next = shape.tokens(tokens, 3);
+        making.push(time::seconds(|| {
+            for token in &next {
+                generator.push(&model, &backend, *token);
+            }
+        }));
+    }
+    let bytes_per_token = shape.bytes_per_token();
+    let tokens_per_s = tokens as f64 / time::median(making);
+    Ok(GenerateReport {
+        tokens_per_s,
+        prefill_tokens_per_s: prompt.len() as f64 / time::median(reading),
+        bytes_per_token,
+        weights_gb_per_s: tokens_per_s * bytes_per_token as f64 / 1e9,
+        threads: backend.threads(),
+        tier: backend.tier().name(),
+    })
+}

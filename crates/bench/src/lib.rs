@@ -1,0 +1,16 @@
+//! What the kernels, a training step and generation take on this machine.
+//!
+//! Everything is measured as the median of several runs, and ratios come from runs that alternate: on a
+//! shared machine a time alone says little.
+
+mod gemm;
+mod generate;
+mod memory;
+mod shape;
+mod step;
+mod time;
+
+pub use gemm::{GemmReport, gemm};
+pub use generate::{GenerateReport, generate};
+pub use shape::{BenchError, ModelShape};
+pub use step::{Operation, StepReport, step};
