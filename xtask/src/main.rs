@@ -1,6 +1,7 @@
-//! What developers run: `cargo xtask ci|check|test|tidy`.
+//! What developers run: `cargo xtask ci|check|test|tidy|record`.
 
 mod ci;
+mod record;
 mod tidy;
 
 use std::path::Path;
@@ -12,7 +13,8 @@ usage: cargo xtask COMMAND
   ci      everything a change must pass: tidy, fmt, clippy, doc, test
   check   the same without test
   test    cargo test --release --workspace
-  tidy    the rules of ARCHITECTURE.md and CONTRIBUTING.md";
+  tidy    the rules of ARCHITECTURE.md and CONTRIBUTING.md
+  record  renew the speed table of README.md from the newest file in bench/record";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -25,6 +27,7 @@ fn main() -> ExitCode {
         ["check"] => ci::check(root),
         ["test"] => ci::test(root),
         ["tidy"] => ci::tidy(root),
+        ["record"] => record::renew(root),
         ["help" | "--help" | "-h"] => {
             println!("{HELP}");
             ExitCode::SUCCESS

@@ -12,7 +12,7 @@ use tritrain_kernels::{
 };
 
 use crate::{
-    Adam, Backend, Factored, Gate, Shape, Spent, Store,
+    Adam, Apply, Backend, Factored, Gate, Shape, Spent, Store,
     profile::{Profile, Span},
 };
 
@@ -356,8 +356,8 @@ impl Backend for Cpu {
         update::factored(&self.cx, g, row, col, momentum, with);
     }
 
-    fn apply(&self, w: &mut Vec<f32>, u: &Vec<f32>, rate: f32, decay: f32) {
+    fn apply(&self, w: &mut Vec<f32>, u: &Vec<f32>, with: Apply) {
         let _span = self.span("apply");
-        update::apply(&self.cx, w, u, rate, decay);
+        update::apply(&self.cx, w, u, with);
     }
 }

@@ -12,7 +12,7 @@ pub use tritrain_kernels::{
     Store, Tier,
     attention::{Shape, rope_table},
     elementwise::Gate,
-    update::{Adam, Factored},
+    update::{Adam, Apply, Factored},
 };
 
 /// Device buffers and the operations on them.
@@ -203,6 +203,6 @@ pub trait Backend: Send + Sync {
         momentum: &mut Self::Floats,
         with: Factored,
     );
-    /// `w -= rate · (u + decay · w)`.
-    fn apply(&self, w: &mut Self::Floats, u: &Self::Floats, rate: f32, decay: f32);
+    /// `w -= rate · (u + decay · w)`; see [`Apply`] for relative rates.
+    fn apply(&self, w: &mut Self::Floats, u: &Self::Floats, with: Apply);
 }

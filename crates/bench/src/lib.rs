@@ -6,11 +6,13 @@
 mod gemm;
 mod generate;
 mod memory;
+mod self_test;
 mod shape;
 mod step;
 mod time;
 
 pub use gemm::{GemmReport, gemm};
 pub use generate::{GenerateReport, generate};
+pub use self_test::{KernelCheck, self_test};
 pub use shape::{BenchError, ModelShape};
 pub use step::{Operation, StepReport, step};

@@ -2,8 +2,8 @@
 
 use serde::Serialize;
 use tritrain_backend::Cpu;
-use tritrain_optim::OptimConfig;
-use tritrain_train::{Learner, Rates};
+use tritrain_optim::{OptimConfig, Rates};
+use tritrain_train::Learner;
 
 use crate::{BenchError, ModelShape, memory, time};
 

@@ -28,6 +28,8 @@ pub(crate) enum Command {
     Inspect(Inspect),
     /// Measure what this machine does: kernels, training steps, generation.
     Bench(Bench),
+    /// Show what this machine offers; with --self-test, check every kernel on it.
+    Doctor(Doctor),
     /// Print the default configuration file with the help of every option.
     Config,
 }
@@ -215,4 +217,17 @@ pub(crate) struct BenchGenerate {
     /// Tokens to make.
     #[arg(long, default_value_t = 64)]
     pub(crate) tokens: usize,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Doctor {
+    /// Compare every kernel of every instruction tier with the portable one, bit for bit.
+    #[arg(long)]
+    pub(crate) self_test: bool,
+    /// Random cases of the self-test, in all.
+    #[arg(long, default_value_t = 1_000_000)]
+    pub(crate) cases: u64,
+    /// Print one JSON object as the last line of standard output.
+    #[arg(long)]
+    pub(crate) json: bool,
 }

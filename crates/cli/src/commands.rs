@@ -14,7 +14,7 @@ use tritrain_train::{
 
 use crate::{
     args::{self, Args, Command},
-    bench,
+    bench, doctor,
     error::{Error, Result},
     inspect, plot, prepare, show,
 };
@@ -27,6 +27,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         Command::Compare(args) => compare(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
         Command::Config => show::line(Config::annotated().trim_end()).map(|()| ExitCode::SUCCESS),
     }
 }

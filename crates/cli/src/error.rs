@@ -13,6 +13,8 @@ pub(crate) enum Error {
     Bench(#[from] tritrain_bench::BenchError),
     #[error("cannot read {}: {source}", path.display())]
     Read { path: PathBuf, source: std::io::Error },
+    #[error("{0} cases of the self-test are wrong: these kernels cannot be trusted on this machine")]
+    SelfTest(u64),
     #[error("cannot write to standard output: {0}")]
     Output(std::io::Error),
     #[error("cannot draw {}: {reason}", path.display())]
@@ -29,7 +31,7 @@ impl Error {
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
             Error::Train(error) => u8::try_from(error.exit_code()).unwrap_or(1),
-            Error::Bench(tritrain_bench::BenchError::Step { .. }) => 3,
+            Error::Bench(tritrain_bench::BenchError::Step { .. }) | Error::SelfTest(_) => 3,
             Error::Cpu(_)
             | Error::Bench(_)
             | Error::Usage { .. }

@@ -3,6 +3,7 @@
 mod args;
 mod bench;
 mod commands;
+mod doctor;
 mod error;
 mod inspect;
 mod plot;

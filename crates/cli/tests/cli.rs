@@ -320,3 +320,40 @@ fn a_reader_that_goes_away_does_not_stop_training() {
     assert!(child.wait().unwrap().success());
     assert!(program.path().join("run/step-6/manifest.json").exists());
 }
+
+#[test]
+fn bench_reports_what_scripts_read() {
+    let program = Program::new();
+    let positive = |output: &Output, keys: &[&str]| {
+        let report = json(output);
+        for key in keys {
+            assert!(report[key].as_f64().is_some_and(|value| value > 0.0), "{key} in {report}");
+        }
+    };
+    let gemm = ["bench", "gemm", "--m=12", "--n=20", "--k=33", "--threads=1", "--pairs=1", "--json"];
+    let keys = ["ternary_gmacs", "f32_gmacs", "ternary_over_f32", "dx_over_f32", "dw_over_f32"];
+    positive(&program.run(&gemm), &keys);
+    let shape = ["--dim=256", "--layers=1", "--heads=2", "--ffn=256", "--vocab=50", "--ctx=8", "--batch=2"];
+    let with = |start: &[&str]| program.run(&[start, &shape, &["--threads=2", "--json"]].concat());
+    let step = with(&["bench", "step", "--steps=1", "--profile"]);
+    positive(&step, &["tokens_per_s", "step_s"]);
+    let report = json(&step);
+    let names: Vec<&str> =
+        report["profile"].as_array().unwrap().iter().filter_map(|op| op["name"].as_str()).collect();
+    assert!(names.contains(&"ternary_weight_gradient") && names.contains(&"head_loss_backward"), "{names:?}");
+    positive(&with(&["bench", "step", "--steps=1", "--f32"]), &["tokens_per_s", "step_s"]);
+    positive(&with(&["bench", "generate", "--tokens=3"]), &["tokens_per_s", "prefill_tokens_per_s"]);
+    program.fails(&["bench", "step", "--dim=100", "--heads=2"], 2, &["model.dim = 100", "try 256"]);
+    program.fails(&["bench", "gemm", "--k=0"], 2, &["k is 0"]);
+}
+
+#[test]
+fn doctor_compares_every_tier_with_the_portable_one() {
+    let output = Program::new().run(&["doctor", "--self-test", "--cases=500", "--json"]);
+    let report = json(&output);
+    let tiers = report["tiers"].as_array().unwrap();
+    assert!(tiers[0] == "scalar" && tiers.contains(&report["tier"]), "{report}");
+    let checks = report["checks"].as_array().unwrap();
+    assert_eq!(checks.is_empty(), tiers.len() == 1, "{report}");
+    assert!(checks.iter().all(|check| check["wrong"] == 0 && check["cases"].as_u64() > Some(0)), "{report}");
+}

@@ -49,29 +49,36 @@ impl<'a> View<'a> {
     }
 }
 
-/// `out = beta·out + alpha·a·b` on one thread; `out` has rows `out_stride` apart.
-///
-/// # Panics
-/// The shapes do not fit together.
-pub fn serial(a: View<'_>, b: View<'_>, alpha: f32, beta: f32, out: &mut [f32], out_stride: usize) {
+/// A rectangle of a row-major result that one call of the `gemm` crate writes.
+struct Target {
+    first: *mut f32,
+    stride: usize,
+    rows: usize,
+    cols: usize,
+}
+
+// SAFETY: targets of several threads are disjoint parts of one exclusively borrowed slice; see `matmul`.
+unsafe impl Send for Target {}
+
+/// # Safety
+/// `out` must be valid for reads and writes of all of its elements, and nothing else may touch them.
+unsafe fn product(a: View<'_>, b: View<'_>, alpha: f32, beta: f32, out: &Target) {
     let (m, n, k) = (a.rows, b.cols, a.cols);
-    assert_eq!(a.cols, b.rows, "inner dimensions");
-    assert!(n <= out_stride);
+    assert!(a.cols == b.rows && out.rows == m && out.cols == n, "shapes of a product");
     if m == 0 || n == 0 {
         return;
     }
-    assert!((m - 1) * out_stride + n <= out.len(), "result too small");
     let stride = |s: usize| s as isize;
-    // SAFETY: the views were checked on construction to hold every (row, column) of their shape, the
-    // result was checked above, and it is exclusively borrowed, so it overlaps neither operand.
+    // SAFETY: the views were checked on construction to hold every (row, column) of their shape, and the
+    // caller vouches for the result.
     unsafe {
         gemm::gemm(
             m,
             n,
             k,
-            out.as_mut_ptr(),
+            out.first,
             1,
-            stride(out_stride),
+            stride(out.stride),
             beta != 0.0,
             a.data.as_ptr(),
             stride(a.col_stride),
@@ -89,20 +96,57 @@ pub fn serial(a: View<'_>, b: View<'_>, alpha: f32, beta: f32, out: &mut [f32], 
     }
 }
 
-/// `out = beta·out + a·b`, `out` row-major, rows split among threads.
+/// `out = beta·out + alpha·a·b` on one thread; `out` has rows `out_stride` apart.
+///
+/// # Panics
+/// The shapes do not fit together.
+pub fn serial(a: View<'_>, b: View<'_>, alpha: f32, beta: f32, out: &mut [f32], out_stride: usize) {
+    let (rows, cols) = (a.rows, b.cols);
+    assert!(cols <= out_stride);
+    assert!(rows == 0 || cols == 0 || (rows - 1) * out_stride + cols <= out.len(), "result too small");
+    let target = Target { first: out.as_mut_ptr(), stride: out_stride, rows, cols };
+    // SAFETY: the result holds all rows, checked above, and is exclusively borrowed.
+    unsafe { product(a, b, alpha, beta, &target) }
+}
+
+/// Tasks of a product: enough for a few threads, few enough that packing an operand anew for each
+/// stays small.
+const TASKS: usize = 4;
+
+/// `out = beta·out + a·b`, `out` row-major. Its longer side is split among threads.
 ///
 /// # Panics
 /// The shapes do not fit together.
 pub fn matmul(cx: &Context, a: View<'_>, b: View<'_>, beta: f32, out: &mut [f32]) {
-    let n = b.cols;
-    assert_eq!(out.len(), a.rows * n);
+    let (m, n) = (a.rows, b.cols);
+    assert_eq!(a.cols, b.rows, "inner dimensions");
+    assert_eq!(out.len(), m * n);
     if out.is_empty() {
         return;
     }
-    // A quarter of the rows, in multiples of 16: enough pieces for a few threads, few enough that the
-    // packing of `b`, which every piece repeats, stays small. A function of the shape alone.
-    let rows = a.rows.div_ceil(4).next_multiple_of(16);
-    cx.chunks(out, rows * n, |index, part| {
-        serial(a.rows_from(index * rows, part.len() / n), b, 1.0, beta, part, n);
+    // Parts in multiples of 16, a function of the shape alone.
+    let part = |length: usize| length.div_ceil(TASKS).next_multiple_of(16);
+    if m >= n {
+        let rows = part(m);
+        cx.chunks(out, rows * n, |index, out| {
+            serial(a.rows_from(index * rows, out.len() / n), b, 1.0, beta, out, n);
+        });
+        return;
+    }
+    let cols = part(n);
+    let first = out.as_mut_ptr();
+    let mut targets: Vec<Target> = (0..n)
+        .step_by(cols)
+        .map(|column| Target {
+            first: first.wrapping_add(column),
+            stride: n,
+            rows: m,
+            cols: cols.min(n - column),
+        })
+        .collect();
+    cx.chunks(&mut targets, 1, |index, target| {
+        let b = b.t().rows_from(index * cols, target[0].cols).t();
+        // SAFETY: the columns of the targets are disjoint and lie in `out`, which holds m rows of n.
+        unsafe { product(a, b, 1.0, beta, &target[0]) }
     });
 }

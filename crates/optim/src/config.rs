@@ -31,10 +31,10 @@ pub enum ScheduleKind {
 pub struct OptimConfig {
     /// Direction of the update for matrices and embeddings: "factored" or "adamw"; gains use AdamW.
     pub direction: DirectionKind,
-    /// Peak learning rate of the matrices and gains of ternary models.
+    /// Peak learning rate of ternary matrices, a share of the root mean square of each; gains: a sixteenth.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub rate: f32,
-    /// The same when model.precision is "f32", as in the twin of `compare`.
+    /// The same where model.precision is "f32", as in the twin of `compare`.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub rate_f32: f32,
     /// Peak learning rate of embedding and head.

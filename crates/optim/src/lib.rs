@@ -7,5 +7,5 @@ mod schedule;
 
 pub use config::{DirectionKind, OptimConfig, ScheduleKind};
 pub use guard::{Guard, Skip, Verdict};
-pub use optimizer::{Optimizer, Parameter, Role, StateError};
+pub use optimizer::{Optimizer, Parameter, Rates, Role, StateError};
 pub use schedule::rate_at;

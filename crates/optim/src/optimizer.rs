@@ -1,18 +1,30 @@
 //! Directions: what turns one gradient per tensor into one update per tensor.
 
-use tritrain_backend::{Adam, Backend, Factored};
+use tritrain_backend::{Adam, Apply, Backend, Factored};
 
 use crate::{DirectionKind, OptimConfig};
 
 /// Added to the root of Adam's second moment.
 const ADAM_EPS: f32 = 1e-8;
 
+/// Learning rate of gains, as a share of that of matrices. Larger shares trained worse.
+const GAIN_SHARE: f32 = 1.0 / 16.0;
+
+/// Learning rates of a step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rates {
+    /// Of matrices, as a share of the root mean square of each.
+    pub matrices: f32,
+    /// Of embedding and head.
+    pub embedding: f32,
+}
+
 /// What a tensor is to the optimizer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// Matrix inside a block: the configured direction, weight decay.
+    /// Matrix inside a block: the configured direction, a rate relative to its weights, weight decay.
     Matrix,
-    /// Embedding or head: the same, with its own rate.
+    /// Embedding or head: the same direction, an absolute rate of its own.
     Embedding,
     /// Gain of a norm: AdamW without decay, whatever the direction.
     Gain,
@@ -120,26 +132,20 @@ impl<B: Backend> Optimizer<B> {
         }
     }
 
-    /// Moves every weight against its direction: matrices and gains at learning rate `rate`, embedding
-    /// and head at `embedding_rate`.
+    /// Moves every weight against its direction.
     ///
     /// # Panics
     /// `weights` or `directions` are not one per parameter.
-    pub fn apply(
-        &self,
-        backend: &B,
-        weights: &mut [B::Floats],
-        directions: &[B::Floats],
-        (rate, embedding_rate): (f32, f32),
-    ) {
+    pub fn apply(&self, backend: &B, weights: &mut [B::Floats], directions: &[B::Floats], rates: Rates) {
         assert!(weights.len() == self.parameters.len() && directions.len() == weights.len());
+        let decay = self.config.weight_decay;
         for ((parameter, weight), direction) in self.parameters.iter().zip(weights).zip(directions) {
-            let (rate, decay) = match parameter.role {
-                Role::Matrix => (rate, self.config.weight_decay),
-                Role::Embedding => (embedding_rate, self.config.weight_decay),
-                Role::Gain => (rate, 0.0),
+            let with = match parameter.role {
+                Role::Matrix => Apply { rate: rates.matrices, decay, relative: true },
+                Role::Embedding => Apply { rate: rates.embedding, decay, relative: false },
+                Role::Gain => Apply { rate: rates.matrices * GAIN_SHARE, decay: 0.0, relative: false },
             };
-            backend.apply(weight, direction, rate, decay);
+            backend.apply(weight, direction, with);
         }
     }
 

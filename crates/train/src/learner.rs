@@ -2,7 +2,7 @@
 
 use tritrain_backend::Backend;
 use tritrain_model::{Activations, Layout, Model, ModelConfig, TensorKind};
-use tritrain_optim::{OptimConfig, Optimizer, Parameter, Role, Skip};
+use tritrain_optim::{OptimConfig, Optimizer, Parameter, Rates, Role, Skip};
 
 /// A model on a device with everything a training step needs there.
 pub struct Learner<B: Backend> {
@@ -22,15 +22,6 @@ pub struct Measured {
     pub gradient_norm: f32,
     /// Norm of the direction, all tensors together, before the learning rate.
     pub direction_norm: f32,
-}
-
-/// Learning rates of a step.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Rates {
-    /// Of matrices and gains.
-    pub matrices: f32,
-    /// Of embedding and head.
-    pub embedding: f32,
 }
 
 /// Places in the buffer that a step reads back.
@@ -94,7 +85,6 @@ impl<B: Backend> Learner<B> {
         self.add_norms(backend, DIRECTION);
         let direction_norm = self.statistics(backend)[DIRECTION].sqrt();
         finite(direction_norm * rates.matrices.max(rates.embedding), Skip::UpdateNorm)?;
-        let rates = (rates.matrices, rates.embedding);
         self.optimizer.apply(backend, self.model.weights_mut(), &self.gradients, rates);
         self.model.refresh(backend);
         Ok(Measured { loss, gradient_norm, direction_norm })

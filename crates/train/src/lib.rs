@@ -16,7 +16,7 @@ pub use compare::{Comparison, Curve, pearson};
 pub use config::{Config, ConfigError, Difference, FREE, Kind, OptionInfo, Problem, Section};
 pub use error::{Error, Result};
 pub use evaluate::{DomainLoss, Evaluation, evaluate, evaluate_text};
-pub use learner::{Learner, Measured, Rates};
+pub use learner::{Learner, Measured};
 pub use load::{Loaded, load};
 pub use run::{Event, Run, StepReport, generate};
 pub use run_config::RunConfig;

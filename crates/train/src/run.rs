@@ -13,10 +13,10 @@ use tritrain_files::{
     write_atomic,
 };
 use tritrain_model::{Generator, Layout, Model, Sampling, initial_weights, sample};
-use tritrain_optim::{Guard, Skip, Verdict, rate_at};
+use tritrain_optim::{Guard, Rates, Skip, Verdict, rate_at};
 
 use crate::{
-    Config, Error, Evaluation, Learner, Measured, Rates, Result, Workplace,
+    Config, Error, Evaluation, Learner, Measured, Result, Workplace,
     error::skip_name,
     evaluate,
     save::{self, State},

@@ -77,7 +77,11 @@ impl Panels {
     pub fn pack(&mut self, cx: &Context, codes: &[i8]) {
         let (outputs, inputs) = (self.outputs, self.inputs);
         assert_eq!(codes.len(), outputs * inputs);
-        self.fill(cx, |output, input| codes[output * inputs + input]);
+        cx.chunks(&mut self.bytes, panel_len(inputs), |panel, bytes| {
+            let first = panel * COLUMNS;
+            let rows = &codes[first * inputs..outputs.min(first + COLUMNS) * inputs];
+            pack_panel(cx.tier(), rows, inputs, bytes);
+        });
     }
 
     /// Packs the transpose of `codes`, which is row-major `[inputs][outputs]`.
@@ -87,27 +91,72 @@ impl Panels {
     pub fn pack_transposed(&mut self, cx: &Context, codes: &[i8]) {
         let (outputs, inputs) = (self.outputs, self.inputs);
         assert_eq!(codes.len(), outputs * inputs);
-        self.fill(cx, |output, input| codes[input * outputs + output]);
-    }
-
-    fn fill(&mut self, cx: &Context, code: impl Fn(usize, usize) -> i8 + Sync + Send) {
-        let (outputs, inputs) = (self.outputs, self.inputs);
-        let bits = |output: usize, input: usize| {
-            let inside = output < outputs && input < inputs;
-            (if inside { code(output, input) + 1 } else { 1 }) as u8
-        };
         cx.chunks(&mut self.bytes, panel_len(inputs), |panel, bytes| {
-            let first = panel * COLUMNS;
-            for (group, part) in bytes.chunks_exact_mut(32).enumerate() {
-                for (j, byte) in part.iter_mut().enumerate() {
-                    let (output, input) = (first + j / 4, group * 8 + j % 4);
-                    *byte = bits(output, input)
-                        | bits(output + 8, input) << 2
-                        | bits(output, input + 4) << 4
-                        | bits(output + 8, input + 4) << 6;
+            pack_transposed_panel(cx.tier(), codes, outputs, panel * COLUMNS, bytes);
+        });
+    }
+}
+
+/// Two bits of every byte: code + 1.
+#[inline(always)]
+fn offset(codes: u64) -> u64 {
+    const LOW: u64 = 0x0303_0303_0303_0303;
+    ((codes & LOW) + 0x0101_0101_0101_0101) & LOW
+}
+
+tiered! {
+    /// Packs up to sixteen rows of codes as one panel.
+    fn pack_panel(rows: &[i8], inputs: usize, bytes: &mut [u8]) {
+        for (group, bytes) in bytes.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+            for c in 0..COLUMNS / 2 {
+                let [near, far] = [c, c + 8].map(|output| {
+                    let mut eight = [0; GROUP];
+                    if (output + 1) * inputs <= rows.len() {
+                        let row = &rows[output * inputs..][..inputs][group * GROUP..];
+                        match row.first_chunk::<GROUP>() {
+                            Some(whole) => eight = whole.map(i8::cast_unsigned),
+                            None => {
+                                for (to, from) in eight.iter_mut().zip(row) {
+                                    *to = from.cast_unsigned();
+                                }
+                            }
+                        }
+                    }
+                    offset(u64::from_le_bytes(eight))
+                });
+                let word = near | far << 2 | near >> 32 << 4 | far >> 32 << 6;
+                bytes[4 * c..4 * c + 4].copy_from_slice(&(word as u32).to_le_bytes());
+            }
+        }
+    }
+}
+
+tiered! {
+    /// Packs sixteen columns of `codes` `[inputs][outputs]`, from `first` on, as one panel.
+    fn pack_transposed_panel(codes: &[i8], outputs: usize, first: usize, bytes: &mut [u8]) {
+        let columns = COLUMNS.min(outputs - first);
+        for (group, bytes) in bytes.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+            // By input: outputs 0..8 and 8..16.
+            let mut rows = [[offset(0); 2]; GROUP];
+            for (k, row) in rows.iter_mut().enumerate() {
+                let start = (group * GROUP + k) * outputs + first;
+                if start + columns <= codes.len() {
+                    let mut sixteen = [0; COLUMNS];
+                    for (to, from) in sixteen.iter_mut().zip(&codes[start..start + columns]) {
+                        *to = from.cast_unsigned();
+                    }
+                    let (near, far) = sixteen.split_at(8);
+                    let eight = |half: &[u8]| u64::from_le_bytes(half.try_into().unwrap_or_default());
+                    *row = [offset(eight(near)), offset(eight(far))];
                 }
             }
-        });
+            for k in 0..STEP {
+                let word = rows[k][0] | rows[k][1] << 2 | rows[STEP + k][0] << 4 | rows[STEP + k][1] << 6;
+                for (c, byte) in word.to_le_bytes().into_iter().enumerate() {
+                    bytes[STEP * c + k] = byte;
+                }
+            }
+        }
     }
 }
 

@@ -1,0 +1,220 @@
+//! Every kernel of every tier of this machine against the scalar one, on random cases.
+
+use std::time::Instant;
+
+use serde::Serialize;
+use tritrain_kernels::{
+    Context, ContextError, Store, Tier, attention, elementwise, norm, outer, rows, ternary, update,
+};
+use tritrain_trit::rng::Stream;
+
+/// How one kernel of one tier did.
+#[derive(Clone, Debug, Serialize)]
+pub struct KernelCheck {
+    /// The tier.
+    pub tier: &'static str,
+    /// The kernel.
+    pub kernel: &'static str,
+    /// Random cases compared with the scalar tier, bit for bit.
+    pub cases: u64,
+    /// Cases that differed.
+    pub wrong: u64,
+    /// The first case that differed, which is also its seed.
+    pub first_wrong: Option<u64>,
+    /// Seconds of both tiers together.
+    pub seconds: f64,
+}
+
+/// A kernel on a case made from a seed: the bits of everything that it wrote.
+type Case = fn(&Context, &Random) -> Vec<u32>;
+
+const KERNELS: [(&str, Case); 10] = [
+    ("ternary product", |cx, random| ternary_product(cx, random, 2 + random.below(0, 20))),
+    ("ternary product, one row", |cx, random| ternary_product(cx, random, 1)),
+    ("weight gradient", weight_gradient),
+    ("int8 rows", int8_rows),
+    ("RMSNorm and int8 rows", norm_forward),
+    ("RMSNorm backward", norm_backward),
+    ("gated activation", gated),
+    ("ternary codes", codes),
+    ("rotary positions", rope),
+    ("factored update", factored),
+];
+
+/// Random numbers of one case.
+struct Random(Stream);
+
+impl Random {
+    /// The `at`-th size, below `limit`.
+    fn below(&self, at: u64, limit: usize) -> usize {
+        (self.0.uniform(at) * limit as f32) as usize % limit
+    }
+
+    /// `len` normal numbers, the `block`-th such list; now and then a zero, a tie or a large one.
+    fn floats(&self, block: u64, len: usize) -> Vec<f32> {
+        let normal = |i: u64| {
+            let value = self.0.normal((block + 1) << 32 | i);
+            match i % 11 {
+                0 => 0.0,
+                1 => (value * 4.0).round() / 4.0,
+                2 => value * 1e4,
+                _ => value,
+            }
+        };
+        (0..len as u64).map(normal).collect()
+    }
+
+    /// `len` activations.
+    fn int8(&self, block: u64, len: usize) -> Vec<i8> {
+        self.floats(block, len).into_iter().map(|v| (v * 60.0).clamp(-127.0, 127.0) as i8).collect()
+    }
+}
+
+/// Compares `cases` random cases in all, spread over kernels and tiers.
+///
+/// # Errors
+/// Threads cannot be started.
+pub fn self_test(cases: u64, mut done: impl FnMut(&KernelCheck)) -> Result<Vec<KernelCheck>, ContextError> {
+    let scalar = Context::new(Tier::SCALAR, 1)?;
+    let tiers: Vec<Tier> = Tier::available().into_iter().filter(|tier| *tier != Tier::SCALAR).collect();
+    let each = cases.div_ceil((tiers.len().max(1) * KERNELS.len()) as u64);
+    let mut checks = Vec::new();
+    for tier in tiers {
+        let cx = Context::new(tier, 1)?;
+        for (kernel, case) in KERNELS {
+            let started = Instant::now();
+            let differs = |seed: &u64| {
+                let random = Random(Stream::new(*seed, 0, 0));
+                case(&cx, &random) != case(&scalar, &random)
+            };
+            let wrong: Vec<u64> = (0..each).filter(differs).collect();
+            let check = KernelCheck {
+                tier: tier.name(),
+                kernel,
+                cases: each,
+                wrong: wrong.len() as u64,
+                first_wrong: wrong.first().copied(),
+                seconds: started.elapsed().as_secs_f64(),
+            };
+            done(&check);
+            checks.push(check);
+        }
+    }
+    Ok(checks)
+}
+
+fn bits(values: &[f32]) -> impl Iterator<Item = u32> {
+    values.iter().map(|v| v.to_bits())
+}
+
+fn ternary_product(cx: &Context, random: &Random, rows: usize) -> Vec<u32> {
+    let (outputs, inputs) = (1 + random.below(1, 50), 1 + random.below(2, 90));
+    let codes: Vec<i8> =
+        random.int8(0, outputs * inputs).into_iter().map(|v| (v / 43).clamp(-1, 1)).collect();
+    let mut panels = ternary::Panels::zeros(outputs, inputs);
+    panels.pack(cx, &codes);
+    let (x, scales) = (random.int8(1, rows * inputs), random.floats(2, rows));
+    let mut y = random.floats(3, rows * outputs);
+    let mut scratch = ternary::Scratch::default();
+    ternary::matmul(cx, &x, &scales, &panels, 0.5, Store::Add, &mut scratch, &mut y);
+    bits(&y).collect()
+}
+
+fn weight_gradient(cx: &Context, random: &Random) -> Vec<u32> {
+    let (tokens, outputs, inputs) =
+        (1 + random.below(0, 40), 1 + random.below(1, 60), 1 + random.below(2, 50));
+    let (dy, scales) = (random.floats(0, tokens * outputs), random.floats(1, tokens));
+    let (x, mut dw) = (random.int8(2, tokens * inputs), random.floats(3, outputs * inputs));
+    let mut scratch = outer::Scratch::default();
+    outer::weight_gradient(cx, &dy, &scales, &x, Store::Add, &mut scratch, &mut dw);
+    bits(&dw).collect()
+}
+
+fn int8_rows(cx: &Context, random: &Random) -> Vec<u32> {
+    let (count, cols) = (1 + random.below(0, 5), 1 + random.below(1, 200));
+    let x = random.floats(0, count * cols);
+    let (mut codes, mut scales) = (vec![0; x.len()], vec![0.0; count]);
+    rows::quantize(cx, &x, &mut codes, &mut scales);
+    bits(&scales).chain(codes.iter().map(|c| *c as u32)).collect()
+}
+
+fn norm_forward(cx: &Context, random: &Random) -> Vec<u32> {
+    let (count, cols) = (1 + random.below(0, 5), 1 + random.below(1, 200));
+    let (x, gain) = (random.floats(0, count * cols), random.floats(1, cols));
+    let (mut codes, mut scales, mut rstd) = (vec![0; x.len()], vec![0.0; count], vec![0.0; count]);
+    norm::forward_quantize(cx, &x, &gain, 1e-5, &mut codes, &mut scales, &mut rstd);
+    bits(&scales).chain(bits(&rstd)).chain(codes.iter().map(|c| *c as u32)).collect()
+}
+
+fn norm_backward(cx: &Context, random: &Random) -> Vec<u32> {
+    let (count, cols) = (1 + random.below(0, 5), 1 + random.below(1, 200));
+    let (dh, x) = (random.floats(0, count * cols), random.floats(1, count * cols));
+    let (gain, rstd) = (random.floats(2, cols), random.floats(3, count));
+    let (mut dx, mut d_gain) = (random.floats(4, count * cols), vec![0.0; cols]);
+    norm::backward(cx, &dh, &x, &gain, &rstd, true, &mut dx, &mut d_gain);
+    bits(&dx).chain(bits(&d_gain)).collect()
+}
+
+fn gated(cx: &Context, random: &Random) -> Vec<u32> {
+    let (count, width) = (1 + random.below(0, 4), 1 + random.below(1, 120));
+    let gate = [elementwise::Gate::Silu, elementwise::Gate::Relu2][random.below(2, 2)];
+    let (gate_up, da) = (random.floats(0, 2 * count * width), random.floats(1, count * width));
+    let (mut a, mut d_gate_up) = (vec![0.0; count * width], vec![0.0; 2 * count * width]);
+    elementwise::glu(cx, gate, &gate_up, width, &mut a);
+    elementwise::glu_backward(cx, gate, &gate_up, &da, width, &mut d_gate_up);
+    bits(&a).chain(bits(&d_gate_up)).collect()
+}
+
+fn codes(cx: &Context, random: &Random) -> Vec<u32> {
+    let latent = random.floats(0, 1 + random.below(0, 500));
+    let scale = (elementwise::sum_abs(cx, &latent) / latent.len() as f64) as f32;
+    let mut codes = vec![0; latent.len()];
+    elementwise::ternarize(cx, &latent, scale, &mut codes);
+    std::iter::once(scale.to_bits()).chain(codes.iter().map(|c| *c as u32)).collect()
+}
+
+fn rope(cx: &Context, random: &Random) -> Vec<u32> {
+    let head_dim = 2 * (1 + random.below(0, 40));
+    let (kv_heads, time) = (1 + random.below(1, 3), 1 + random.below(2, 9));
+    let heads = kv_heads * (1 + random.below(3, 3));
+    let shape = attention::Shape { batch: 1, time, heads, kv_heads, head_dim };
+    let table = attention::rope_table(time, head_dim, 10_000.0);
+    let mut qkv = random.floats(0, shape.rows() * shape.qkv_width());
+    attention::rope(cx, &mut qkv, &table, shape, 0, random.below(4, 2) == 1);
+    bits(&qkv).collect()
+}
+
+fn factored(cx: &Context, random: &Random) -> Vec<u32> {
+    let (count, cols) = (1 + random.below(0, 40), 1 + random.below(1, 60));
+    let (mut g, mut momentum) = (random.floats(0, count * cols), random.floats(1, count * cols));
+    let squares = |block, len| random.floats(block, len).into_iter().map(|v| v * v).collect::<Vec<f32>>();
+    let (mut row, mut col) = (squares(2, count), squares(3, cols));
+    let with = update::Factored { beta2: 0.9, momentum: 0.5 };
+    update::factored(cx, &mut g, &mut row, &mut col, &mut momentum, with);
+    bits(&g).chain(bits(&row)).chain(bits(&col)).chain(bits(&momentum)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kernel_of_every_tier_is_compared() {
+        let mut shown = 0;
+        let checks = self_test(2_000, |_| shown += 1).unwrap();
+        let tiers = Tier::available().len() - 1;
+        assert_eq!((checks.len(), shown), (tiers * KERNELS.len(), tiers * KERNELS.len()));
+        for check in checks {
+            assert!(check.cases > 0 && check.wrong == 0, "{check:?}");
+        }
+    }
+
+    #[test]
+    fn another_result_is_another_case() {
+        let cx = Context::new(Tier::SCALAR, 1).unwrap();
+        for (kernel, case) in KERNELS {
+            let [a, b] = [1, 2].map(|seed| case(&cx, &Random(Stream::new(seed, 0, 0))));
+            assert!(!a.is_empty() && a != b, "{kernel} writes nothing that a seed changes");
+        }
+    }
+}
