@@ -69,10 +69,10 @@ impl Default for OptimConfig {
     fn default() -> Self {
         OptimConfig {
             direction: DirectionKind::Factored,
-            rate: 1e-3,
-            rate_f32: 6e-4,
-            embedding_rate: 5e-3,
-            momentum: 0.8,
+            rate: 0.019,
+            rate_f32: 0.0145,
+            embedding_rate: 8e-3,
+            momentum: 0.5,
             beta1: 0.9,
             beta2: 0.99,
             weight_decay: 0.0,

@@ -58,19 +58,19 @@ fn bad_files_say_what_is_wrong_and_where() {
         ),
         (
             "[optim]\nrate = 1.5",
-            "run.toml:2: optim.rate = 1.5: expected a number from 0.0 to 1.0 (default 0.001)",
+            "run.toml:2: optim.rate = 1.5: expected a number from 0.0 to 1.0 (default 0.019)",
         ),
         (
             "[optim]\nrate = nan",
-            "run.toml:2: optim.rate = nan: expected a number from 0.0 to 1.0 (default 0.001)",
+            "run.toml:2: optim.rate = nan: expected a number from 0.0 to 1.0 (default 0.019)",
         ),
         (
             "[optim]\nrate = -inf",
-            "run.toml:2: optim.rate = -inf: expected a number from 0.0 to 1.0 (default 0.001)",
+            "run.toml:2: optim.rate = -inf: expected a number from 0.0 to 1.0 (default 0.019)",
         ),
         (
             "[optim]\nrate = 1979-05-27",
-            "run.toml:2: optim.rate = 1979-05-27: expected a number from 0.0 to 1.0 (default 0.001)",
+            "run.toml:2: optim.rate = 1979-05-27: expected a number from 0.0 to 1.0 (default 0.019)",
         ),
         (
             "[model]\nnorm_eps = 0",
@@ -116,7 +116,7 @@ fn every_problem_is_told_in_the_order_of_the_file() {
     let text = "[run]\nbatch = 0\n[optim]\nrate = 2.0\nspeed = 1\n[model]\ndim = 1\n[mode]\n";
     let expected = "\
 run.toml:2: run.batch = 0: expected an integer from 1 to 65_536 (default 4)
-run.toml:4: optim.rate = 2.0: expected a number from 0.0 to 1.0 (default 0.001)
+run.toml:4: optim.rate = 2.0: expected a number from 0.0 to 1.0 (default 0.019)
 run.toml:5: optim.speed: no such option; did you mean run.seed?
 run.toml:7: model.dim = 1: expected an integer from 2 to 65_536 (default 256)
 run.toml:8: [mode]: no such section; did you mean [model]?
@@ -232,7 +232,9 @@ dim = 256
 ";
     assert!(text.starts_with(start), "{text}");
     assert!(
-        text.contains("\n# Peak learning rate of the matrices and gains of ternary models. Range 0.0 to 1.0.\nrate = 0.001\n"),
+        text.contains(
+            "\n# Peak learning rate of embedding and head. Range 0.0 to 1.0.\nembedding_rate = 0.008\n"
+        ),
         "{text}"
     );
     let options: Vec<_> = Config::options().iter().flat_map(|section| &section.options).collect();
@@ -304,14 +306,14 @@ fn differences_show_both_values() {
     let mut theirs = ours.clone();
     theirs.optim.rate = 0.1;
     let [difference] = &ours.differences(&theirs)[..] else { panic!("one difference") };
-    assert_eq!((&*difference.key, &*difference.ours, &*difference.theirs), ("optim.rate", "0.001", "0.1"));
+    assert_eq!((&*difference.key, &*difference.ours, &*difference.theirs), ("optim.rate", "0.019", "0.1"));
     assert_eq!(ours.hash().len(), 64);
 }
 
 #[test]
 fn floats_are_saved_as_they_were_written() {
     let text = Config::default().to_toml();
-    for line in ["rate = 0.001", "beta2 = 0.99", "norm_eps = 1e-5", "rope_theta = 10000.0", "warmup = 0.05"] {
+    for line in ["rate = 0.019", "beta2 = 0.99", "norm_eps = 1e-5", "rope_theta = 10000.0", "warmup = 0.05"] {
         assert!(text.lines().any(|found| found == line), "{line}:\n{text}");
     }
 }

@@ -200,7 +200,7 @@ fn a_run_is_never_overwritten_or_resumed_as_another() {
     other.optim.rate = 0.002;
     let error = Workplace::resume(&Disk, &whole.dir, other).unwrap_err();
     assert_eq!(error.exit_code(), 5);
-    assert!(error.to_string().contains("optim.rate is 0.002 and was 0.001"), "{error}");
+    assert!(error.to_string().contains("optim.rate is 0.002 and was 0.019"), "{error}");
 
     let held = Workplace::resume(&Disk, &whole.dir, whole.config.clone()).unwrap();
     let error = Workplace::resume(&Disk, &whole.dir, whole.config.clone()).unwrap_err();
