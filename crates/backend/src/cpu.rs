@@ -12,7 +12,7 @@ use tritrain_kernels::{
 };
 
 use crate::{
-    Adam, Apply, Backend, Factored, Gate, Shape, Spent, Store,
+    Adam, Apply, Backend, Factored, Gate, Products, Shape, Spent, Store,
     profile::{Profile, Span},
 };
 
@@ -26,6 +26,7 @@ pub struct Cpu {
     profile: Option<Profile>,
     ternary: Mutex<ternary::Scratch>,
     outer: Mutex<outer::Scratch>,
+    loss: Mutex<loss::Scratch>,
 }
 
 impl Cpu {
@@ -48,6 +49,7 @@ impl Cpu {
             profile: None,
             ternary: Mutex::default(),
             outer: Mutex::default(),
+            loss: Mutex::default(),
         })
     }
 
@@ -303,11 +305,12 @@ impl Backend for Cpu {
         hidden: &Vec<f32>,
         head: &Vec<f32>,
         targets: &Vec<u32>,
-        dim: usize,
+        with: (usize, Products),
         losses: &mut Vec<f32>,
     ) {
         let _span = self.span("head_loss");
-        loss::head_cross_entropy(&self.cx, hidden, head, targets, dim, losses, None);
+        let mut scratch = self.loss.lock().unwrap_or_else(PoisonError::into_inner);
+        loss::head_cross_entropy(&self.cx, hidden, head, targets, with, losses, None, &mut scratch);
     }
 
     fn head_loss_backward(
@@ -315,13 +318,15 @@ impl Backend for Cpu {
         hidden: &Vec<f32>,
         head: &Vec<f32>,
         targets: &Vec<u32>,
-        dim: usize,
+        with: (usize, Products),
         losses: &mut Vec<f32>,
         d_hidden: &mut Vec<f32>,
         d_head: &mut Vec<f32>,
     ) {
         let _span = self.span("head_loss_backward");
-        loss::head_cross_entropy(&self.cx, hidden, head, targets, dim, losses, Some((d_hidden, d_head)));
+        let mut scratch = self.loss.lock().unwrap_or_else(PoisonError::into_inner);
+        let gradients = Some((&mut d_hidden[..], &mut d_head[..]));
+        loss::head_cross_entropy(&self.cx, hidden, head, targets, with, losses, gradients, &mut scratch);
     }
 
     fn head_logits(&self, hidden: &Vec<f32>, head: &Vec<f32>, dim: usize, logits: &mut Vec<f32>) {

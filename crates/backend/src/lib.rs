@@ -12,6 +12,7 @@ pub use tritrain_kernels::{
     Store, Tier,
     attention::{Shape, rope_table},
     elementwise::Gate,
+    loss::Products,
     update::{Adam, Apply, Factored},
 };
 
@@ -163,13 +164,14 @@ pub trait Backend: Send + Sync {
         d_gate_up: &mut Self::Floats,
     );
 
-    /// Cross entropy of `softmax(hidden·headᵀ)` in nats per token, into `losses` `[tokens]`.
+    /// Cross entropy of `softmax(hidden·headᵀ)` in nats per token, into `losses` `[tokens]`; `with` is the
+    /// width of `hidden` and how the head multiplies.
     fn head_loss(
         &self,
         hidden: &Self::Floats,
         head: &Self::Floats,
         targets: &Self::Tokens,
-        dim: usize,
+        with: (usize, Products),
         losses: &mut Self::Floats,
     );
     /// [`Backend::head_loss`], and the gradients of the mean loss: `d_hidden` replaced, `d_head` added to.
@@ -178,7 +180,7 @@ pub trait Backend: Send + Sync {
         hidden: &Self::Floats,
         head: &Self::Floats,
         targets: &Self::Tokens,
-        dim: usize,
+        with: (usize, Products),
         losses: &mut Self::Floats,
         d_hidden: &mut Self::Floats,
         d_head: &mut Self::Floats,

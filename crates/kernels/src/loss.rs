@@ -1,19 +1,152 @@
 //! The output head fused with its cross entropy, so that the logits of a batch never exist at once.
 //!
-//! Tokens go through in chunks, in order: logits of the chunk by one GEMM, a pass over its rows that
-//! leaves the loss and turns logits into their gradients in place, two GEMMs back. The scratch is the
+//! Tokens go through in chunks, in order: logits of the chunk by one product, a pass over its rows that
+//! leaves the loss and turns logits into probabilities in place, two products back. The scratch is the
 //! logits of one chunk. The gradient of the head is a sum over tokens: each chunk adds its part after
 //! the one before, whatever the number of threads.
+//!
+//! With [`Products::Int16`] logits are sums of products of 12-bit integers, exact in i32, with one scale
+//! per token and one per row of the head. Backward, probabilities are int16 with one scale per token (for
+//! `d_hidden`) or per row of the head (for `d_head`), and hidden and head are int8. A probability smaller
+//! than 1/65534 of the largest that shares its scale becomes zero. Targets are subtracted apart, exactly:
+//! they are so much larger than most probabilities that a common scale would lose those.
 
-use crate::Context;
-use crate::lanes;
-use crate::matmul::{View, matmul};
+use crate::{
+    Context, Store, Tier, lanes,
+    matmul::{View, matmul},
+    outer::{
+        self, GRADIENT, Left, Right, TWELVE_BITS, pack_columns, pack_rows, product, tile_rows,
+        weight_gradient,
+    },
+    rows,
+    tile::COLUMNS,
+};
 
 /// Most tokens in a chunk.
 const CHUNK: usize = 512;
 
-/// Most logits in a chunk: 8 MiB.
-const SCRATCH: usize = 1 << 21;
+/// Most logits in a chunk: 16 MiB.
+const SCRATCH: usize = 1 << 22;
+
+/// Rows of a task that subtracts targets.
+const ROWS: usize = 64;
+
+/// How the output head multiplies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Products {
+    /// By the f32 GEMM.
+    F32,
+    /// Rounded to integers of up to 16 bits, by scales per row.
+    Int16,
+}
+
+/// Working memory of [`head_cross_entropy`], kept between calls.
+#[derive(Debug, Default)]
+pub struct Scratch {
+    logits: Vec<f32>,
+    integers: Integers,
+}
+
+/// What [`Products::Int16`] multiplies.
+#[derive(Debug, Default)]
+struct Integers {
+    /// Hidden states of a chunk in 12 bits.
+    hidden: Left,
+    /// The head in 12 bits, one column per token of the vocabulary.
+    head: Right,
+    /// Hidden states of a chunk as int8 rows.
+    hidden_rows: Int8,
+    /// The head as int8 rows,
+    head_rows: Int8,
+    /// and the same as columns over the vocabulary.
+    head_columns: Right,
+    /// Probabilities of a chunk by token, times the scales of `head_rows`.
+    probabilities: Left,
+    outer: outer::Scratch,
+}
+
+/// Int8 rows with a scale each.
+#[derive(Debug, Default)]
+struct Int8 {
+    codes: Vec<i8>,
+    scales: Vec<f32>,
+}
+
+impl Int8 {
+    fn quantize(&mut self, cx: &Context, x: &[f32], cols: usize) {
+        self.codes.resize(x.len(), 0);
+        self.scales.resize(x.len() / cols, 0.0);
+        rows::quantize(cx, x, &mut self.codes, &mut self.scales);
+    }
+
+    /// `from -= factor · row`, with one of the rows.
+    fn subtract(&self, tier: Tier, row: usize, factor: f32, from: &mut [f32]) {
+        subtract(tier, &self.codes[row * from.len()..][..from.len()], factor * self.scales[row], from);
+    }
+}
+
+tiered! {
+    fn subtract(codes: &[i8], factor: f32, from: &mut [f32]) {
+        for (from, code) in from.iter_mut().zip(codes) {
+            *from -= f32::from(*code) * factor;
+        }
+    }
+}
+
+impl Integers {
+    /// Rounds the head, `[vocab, dim]`.
+    fn set_head(&mut self, cx: &Context, head: &[f32], dim: usize, gradients: bool) {
+        let columns = &mut self.head;
+        pack_rows(cx, head, &[], (dim, TWELVE_BITS, COLUMNS), &mut columns.values, &mut columns.scales);
+        if gradients {
+            self.head_rows.quantize(cx, head, dim);
+            pack_columns(cx, &self.head_rows.codes, dim, &mut self.head_columns.values);
+        }
+    }
+
+    /// `logits = hidden·headᵀ`.
+    fn logits(&mut self, cx: &Context, hidden: &[f32], dim: usize, logits: &mut [f32]) {
+        let rows = &mut self.hidden;
+        let shape = (dim, TWELVE_BITS, tile_rows(cx.tier()));
+        pack_rows(cx, hidden, &[], shape, &mut rows.values, &mut rows.scales);
+        product(cx, rows, &self.head, dim, Store::Replace, logits);
+    }
+
+    /// With `d_logits = p − scale·onehot`, from `p`: `d_hidden = d_logits·head` and
+    /// `d_head += d_logitsᵀ·hidden`.
+    fn backward(
+        &mut self,
+        cx: &Context,
+        p: &[f32],
+        (targets, scale): (&[u32], f32),
+        hidden: &[f32],
+        dim: usize,
+        (d_hidden, d_head): (&mut [f32], &mut [f32]),
+    ) {
+        let (head, by_token) = (&self.head_rows, &mut self.probabilities);
+        let shape = (head.scales.len(), GRADIENT, tile_rows(cx.tier()));
+        pack_rows(cx, p, &head.scales, shape, &mut by_token.values, &mut by_token.scales);
+        product(cx, by_token, &self.head_columns, head.scales.len(), Store::Replace, d_hidden);
+        cx.chunks(d_hidden, ROWS * dim, |index, d_hidden| {
+            for (row, target) in d_hidden.chunks_exact_mut(dim).zip(&targets[index * ROWS..]) {
+                head.subtract(cx.tier(), *target as usize, scale, row);
+            }
+        });
+        let rows = &mut self.hidden_rows;
+        rows.quantize(cx, hidden, dim);
+        weight_gradient(cx, p, &rows.scales, &rows.codes, Store::Add, &mut self.outer, d_head);
+        cx.chunks(d_head, ROWS * dim, |index, d_head| {
+            let words = index * ROWS..index * ROWS + d_head.len() / dim;
+            for (t, target) in targets.iter().enumerate() {
+                let word = *target as usize;
+                if words.contains(&word) {
+                    let row = &mut d_head[(word - words.start) * dim..][..dim];
+                    rows.subtract(cx.tier(), t, scale, row);
+                }
+            }
+        });
+    }
+}
 
 /// Rows above which logits are worth a GEMM. Below, its packing of the head costs more than it saves.
 const FEW_ROWS: usize = 4;
@@ -24,6 +157,8 @@ fn chunk_rows(vocab: usize) -> usize {
 }
 
 /// Cross entropy of the output head, in nats, and its gradients.
+///
+/// `products` says how the head multiplies.
 ///
 /// `hidden` `[n, dim]`, already normalised; `head` `[vocab, dim]`; `targets` `[n]`. Writes `losses`
 /// `[n]`, `ln Σ exp(hidden·head) − hidden·head[target]` of each token.
@@ -38,9 +173,10 @@ pub fn head_cross_entropy(
     hidden: &[f32],
     head: &[f32],
     targets: &[u32],
-    dim: usize,
+    (dim, products): (usize, Products),
     losses: &mut [f32],
     mut gradients: Option<(&mut [f32], &mut [f32])>,
+    scratch: &mut Scratch,
 ) {
     let (n, vocab) = (targets.len(), head.len() / dim);
     assert_eq!(head.len(), vocab * dim, "head is no whole number of rows");
@@ -56,28 +192,49 @@ pub fn head_cross_entropy(
     if n == 0 {
         return;
     }
-    let head = View::new(head, vocab, dim);
+    let Scratch { logits, integers } = scratch;
     let scale = gradients.is_some().then_some(1.0 / n as f32);
+    if products == Products::Int16 {
+        integers.set_head(cx, head, dim, gradients.is_some());
+    }
+    let head = View::new(head, vocab, dim);
     let rows = chunk_rows(vocab).min(n);
-    let mut scratch = vec![0.0; rows * vocab];
+    logits.resize(logits.len().max(rows * vocab), 0.0);
     for (first, (targets, losses)) in
         (0..n).step_by(rows).zip(targets.chunks(rows).zip(losses.chunks_mut(rows)))
     {
         let rows = targets.len();
-        let logits = &mut scratch[..rows * vocab];
+        let logits = &mut logits[..rows * vocab];
         let span = first * dim..(first + rows) * dim;
-        let x = View::new(&hidden[span.clone()], rows, dim);
-        matmul(cx, x, head.t(), 0.0, logits);
+        let hidden = &hidden[span.clone()];
+        let x = View::new(hidden, rows, dim);
+        match products {
+            Products::F32 => matmul(cx, x, head.t(), 0.0, logits),
+            Products::Int16 => integers.logits(cx, hidden, dim, logits),
+        }
         entropy(cx, logits, targets, losses, vocab, scale);
-        if let Some((d_hidden, d_head)) = &mut gradients {
-            let d_logits = View::new(logits, rows, vocab);
-            matmul(cx, d_logits, head, 0.0, &mut d_hidden[span]);
-            matmul(cx, d_logits.t(), x, 1.0, d_head);
+        let Some((d_hidden, d_head)) = &mut gradients else {
+            continue;
+        };
+        let d_hidden = &mut d_hidden[span];
+        match products {
+            Products::F32 => {
+                for (row, target) in logits.chunks_exact_mut(vocab).zip(targets) {
+                    row[*target as usize] -= 1.0 / n as f32;
+                }
+                let d_logits = View::new(logits, rows, vocab);
+                matmul(cx, d_logits, head, 0.0, d_hidden);
+                matmul(cx, d_logits.t(), x, 1.0, d_head);
+            }
+            Products::Int16 => {
+                let targets = (targets, 1.0 / n as f32);
+                integers.backward(cx, logits, targets, hidden, dim, (d_hidden, d_head));
+            }
         }
     }
 }
 
-/// `logits` `[rows, vocab]` become `scale·(softmax − onehot)`; without a scale they are scratch.
+/// `logits` `[rows, vocab]` become `scale·softmax`; without a scale they are scratch.
 fn entropy(
     cx: &Context,
     logits: &mut [f32],
@@ -114,7 +271,6 @@ tiered! {
                 for p in row.iter_mut() {
                     *p *= factor;
                 }
-                row[target] -= scale;
             }
         }
     }

@@ -1,37 +1,64 @@
-//! Weight gradients: `dW[o][i] = Σ_t g[t][o] · x[t][i]`, int16 × int8 summed exactly in i32.
+//! Sums of outer products of integers: `y[o][i] = Σ_t l[t][o] · r[t][i]`, exact in i32.
 //!
-//! The inner dimension is tokens. Gradients are folded with the token scales of the inputs and
-//! quantised to int16 with one scale per output column; inputs are int8 already. Sums run over blocks
-//! of [`TOKENS`] tokens and blocks are added in f32 in order.
+//! Both factors lie in memory as int16, in panels, two of the inner index `t` side by side; their scales
+//! come in when a sum is done. Sums run over blocks of [`TOKENS`] of the inner index, and blocks are
+//! added in f32 in order.
+//!
+//! [`weight_gradient`] is the product that a linear layer needs: the inner index is tokens, gradients are
+//! int16 with one scale per output, inputs int8. [`crate::loss`] builds the products of the output head
+//! from the same parts.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod pack;
 mod scalar;
 
+pub(crate) use pack::{pack_columns, pack_rows, quantise_columns};
+
 use crate::{
-    Context, Store, Tier, lanes,
+    Context, Store, Tier,
     tier::Level,
     tile::{COLUMNS, Out},
 };
 
-/// Tokens whose products one i32 sums: the most that cannot overflow.
+/// Products that one i32 sums.
 pub const TOKENS: usize = 512;
-const _: () = assert!(TOKENS * 127 * 32767 <= i32::MAX as usize);
 
-/// Outputs of a task: a multiple of every tile.
+/// Largest magnitudes of the two factors whose sums cannot overflow: a gradient and an int8,
+pub(crate) const GRADIENT: i16 = 32767;
+const _: () = assert!(TOKENS * 127 * GRADIENT as usize <= i32::MAX as usize);
+/// or two numbers of twelve bits.
+pub(crate) const TWELVE_BITS: i16 = 2047;
+const _: () = assert!(TOKENS * TWELVE_BITS as usize * TWELVE_BITS as usize <= i32::MAX as usize);
+
+/// Rows of the result in a task: a multiple of every tile.
 const ROWS: usize = 48;
+
+/// The left factor: rows of the result.
+#[derive(Debug, Default)]
+pub(crate) struct Left {
+    /// `[panel][pair of the inner index][rows of a tile][2]`.
+    pub(crate) values: Vec<i16>,
+    /// `[rows]`.
+    pub(crate) scales: Vec<f32>,
+}
+
+/// The right factor: columns of the result.
+#[derive(Debug, Default)]
+pub(crate) struct Right {
+    /// `[panel][pair of the inner index][16 columns][2]`.
+    pub(crate) values: Vec<i16>,
+    /// `[columns]`, or none where they are ones.
+    pub(crate) scales: Vec<f32>,
+}
 
 /// Working memory of [`weight_gradient`], kept between calls.
 #[derive(Debug, Default)]
 pub struct Scratch {
-    /// Quantised gradients: `[panel][pair of tokens][outputs of a tile][2 tokens]`.
-    gradients: Vec<i16>,
-    /// Scale of each output column.
-    scales: Vec<f32>,
-    /// Inputs as i16: `[panel][pair of tokens][16 columns][2 tokens]`.
-    inputs: Vec<i16>,
+    gradients: Left,
+    inputs: Right,
 }
 
 /// `dw = Σ_t (dy[t] · a[t]) ⊗ x[t]`, or that added to `dw`.
@@ -64,28 +91,36 @@ pub fn weight_gradient(
     if dw.is_empty() {
         return;
     }
-    let (tile_rows, tile_panels) = tile_shape(cx.tier());
-    quantise_columns(cx, dy, a, outputs, tile_rows, scratch);
-    pack_inputs(cx, x, inputs, &mut scratch.inputs);
-    let pairs = tokens.div_ceil(2);
-    let Scratch { gradients, scales, inputs: packed } = &*scratch;
-    cx.chunks(dw, ROWS * inputs, |index, dw| {
-        let (first, rows) = (index * ROWS, dw.len() / inputs);
+    let Scratch { gradients, inputs: right } = scratch;
+    quantise_columns(cx, dy, a, outputs, gradients);
+    pack_columns(cx, x, inputs, &mut right.values);
+    product(cx, gradients, right, tokens, store, dw);
+}
+
+/// `y = lᵀ·r` over an inner index below `inner`, or that added to `y`.
+pub(crate) fn product(cx: &Context, left: &Left, right: &Right, inner: usize, store: Store, y: &mut [f32]) {
+    let (rows, pairs) = (left.scales.len(), inner.div_ceil(2));
+    let columns = y.len() / rows;
+    let (_, tile_panels) = tile_shape(cx.tier());
+    cx.chunks(y, ROWS * columns, |index, y| {
+        let (first, rows) = (index * ROWS, y.len() / columns);
         for start in (0..pairs).step_by(TOKENS / 2) {
             let store = if start > 0 { Store::Add } else { store };
-            for panel in (0..inputs.div_ceil(COLUMNS)).step_by(tile_panels) {
+            for panel in (0..columns.div_ceil(COLUMNS)).step_by(tile_panels) {
                 let column = panel * COLUMNS;
+                let count = (columns - column).min(tile_panels * COLUMNS);
                 let mut out = Out {
-                    y: &mut dw[column..],
-                    stride: inputs,
-                    columns: (inputs - column).min(tile_panels * COLUMNS),
+                    y: &mut y[column..],
+                    stride: columns,
+                    columns: count,
                     offsets: &[0; ROWS][..rows],
-                    factors: &scales[first..first + rows],
+                    factors: &left.scales[first..first + rows],
+                    column_factors: right.scales.get(column..column + count).unwrap_or_default(),
                     store,
                 };
                 let block = Block {
-                    gradients: &gradients[first * pairs * 2..],
-                    inputs: &packed[panel * pairs * 2 * COLUMNS..],
+                    gradients: &left.values[first * pairs * 2..],
+                    inputs: &right.values[panel * pairs * 2 * COLUMNS..],
                     stride: pairs,
                     start,
                     pairs: (pairs - start).min(TOKENS / 2),
@@ -131,7 +166,12 @@ impl Block<'_> {
     }
 }
 
-/// Outputs and panels of a tile.
+/// Rows of a tile: those of a panel of the left factor.
+pub(crate) fn tile_rows(tier: Tier) -> usize {
+    tile_shape(tier).0
+}
+
+/// Rows and panels of a tile.
 fn tile_shape(tier: Tier) -> (usize, usize) {
     match tier.level() {
         Level::Scalar => (scalar::ROWS, 1),
@@ -154,140 +194,6 @@ fn tiles(tier: Tier, block: Block<'_>, out: &mut Out<'_>) {
         #[cfg(target_arch = "x86_64")]
         Level::Avx512 => avx512::tiles(tier, block, out),
     }
-}
-
-/// Folds the token scales into `dy` and quantises every output column to int16, in panels of `width`.
-fn quantise_columns(
-    cx: &Context,
-    dy: &[f32],
-    a: &[f32],
-    outputs: usize,
-    width: usize,
-    scratch: &mut Scratch,
-) {
-    let pairs = a.len().div_ceil(2);
-    scratch.gradients.resize(outputs.next_multiple_of(width) * pairs * 2, 0);
-    scratch.scales.resize(outputs, 0.0);
-    let gradients = (&mut scratch.gradients[..], ROWS * pairs * 2);
-    cx.chunks2(gradients, (&mut scratch.scales, ROWS), |index, q, scales| {
-        quantise_group(cx.tier(), dy, a, outputs, index * ROWS, width, q, scales);
-    });
-}
-
-tiered! {
-    /// [`ROWS`] output columns of [`quantise_columns`], or what is left of them.
-    fn quantise_group(
-        dy: &[f32],
-        a: &[f32],
-        outputs: usize,
-        first: usize,
-        width: usize,
-        q: &mut [i16],
-        scales: &mut [f32],
-    ) {
-        let count = scales.len();
-        let mut largest = [0u32; ROWS];
-        for (t, a) in a.iter().enumerate() {
-            let row = fold(&dy[t * outputs + first..][..count], *a);
-            for c in 0..ROWS {
-                largest[c] = largest[c].max(row[c].to_bits() & 0x7fff_ffff);
-            }
-        }
-        let mut inverse = [0.0; ROWS];
-        for c in 0..count {
-            let bound = f32::from_bits(largest[c]);
-            // Not finite: the scale carries it on, and the guard of the optimizer sees it.
-            let usable = bound.is_finite() && bound > f32::MIN_POSITIVE * 65536.0;
-            scales[c] = if usable { bound / 32767.0 } else if bound.is_finite() { 0.0 } else { f32::NAN };
-            inverse[c] = if usable { 32767.0 / bound } else { 0.0 };
-        }
-        let pairs = a.len().div_ceil(2);
-        for pair in 0..pairs {
-            let mut quantised = [[0i16; ROWS]; 2];
-            for (half, quantised) in quantised.iter_mut().enumerate() {
-                let t = 2 * pair + half;
-                if t < a.len() {
-                    let row = fold(&dy[t * outputs + first..][..count], a[t]);
-                    for c in 0..ROWS {
-                        // |dy·a·inverse| ≤ 32767·(1 + 2^-22), which rounds to at most 32767.
-                        quantised[c] = lanes::round(row[c] * inverse[c]) as i16;
-                    }
-                }
-            }
-            let mut both = [0; 2 * ROWS];
-            for c in 0..ROWS {
-                both[2 * c] = quantised[0][c];
-                both[2 * c + 1] = quantised[1][c];
-            }
-            for (panel, both) in q.chunks_exact_mut(2 * pairs * width).zip(both.chunks_exact(2 * width)) {
-                panel[2 * pair * width..][..2 * width].copy_from_slice(both);
-            }
-        }
-    }
-}
-
-/// A row times `a`, the missing columns zero: full lanes wherever the row lies.
-#[inline(always)]
-fn fold(row: &[f32], a: f32) -> [f32; ROWS] {
-    let mut folded = [0.0; ROWS];
-    if let Ok(row) = <&[f32; ROWS]>::try_from(row) {
-        for c in 0..ROWS {
-            folded[c] = row[c] * a;
-        }
-    } else {
-        for (folded, value) in folded.iter_mut().zip(row) {
-            *folded = value * a;
-        }
-    }
-    folded
-}
-
-/// Panels that one task of [`pack_inputs`] writes: a cache line of every row.
-const PANELS: usize = 4;
-
-/// Widens `x` to i16 and lays it out in panels of sixteen columns, tokens in pairs.
-fn pack_inputs(cx: &Context, x: &[i8], inputs: usize, packed: &mut Vec<i16>) {
-    let panel = (x.len() / inputs).div_ceil(2) * 2 * COLUMNS;
-    packed.resize(inputs.div_ceil(COLUMNS) * panel, 0);
-    cx.chunks(packed, PANELS * panel, |index, packed| {
-        pack_panels(cx.tier(), x, inputs, index * PANELS * COLUMNS, packed);
-    });
-}
-
-tiered! {
-    /// Up to [`PANELS`] panels, from column `first` on.
-    fn pack_panels(x: &[i8], inputs: usize, first: usize, packed: &mut [i16]) {
-        let tokens = x.len() / inputs;
-        let pairs = tokens.div_ceil(2);
-        for pair in 0..pairs {
-            for (panel, packed) in packed.chunks_exact_mut(pairs * 2 * COLUMNS).enumerate() {
-                let column = first + panel * COLUMNS;
-                let even = sixteen(&x[2 * pair * inputs..], column, inputs);
-                let odd = if 2 * pair + 1 < tokens {
-                    sixteen(&x[(2 * pair + 1) * inputs..], column, inputs)
-                } else {
-                    [0; COLUMNS]
-                };
-                let mut both = [0; 2 * COLUMNS];
-                for c in 0..COLUMNS {
-                    both[2 * c] = i16::from(even[c]);
-                    both[2 * c + 1] = i16::from(odd[c]);
-                }
-                packed[2 * pair * COLUMNS..][..2 * COLUMNS].copy_from_slice(&both);
-            }
-        }
-    }
-}
-
-/// Sixteen columns of a row of `inputs`, those beyond its end zero.
-#[inline(always)]
-fn sixteen(row: &[i8], column: usize, inputs: usize) -> [i8; COLUMNS] {
-    let row = &row[column..inputs.min(column + COLUMNS)];
-    <[i8; COLUMNS]>::try_from(row).unwrap_or_else(|_| {
-        let mut padded = [0; COLUMNS];
-        padded[..row.len()].copy_from_slice(row);
-        padded
-    })
 }
 
 #[cfg(test)]

@@ -23,6 +23,8 @@ pub(crate) struct Out<'a> {
     pub(crate) offsets: &'a [i32],
     /// What the sums of each row are scaled with.
     pub(crate) factors: &'a [f32],
+    /// What the sums of each column are scaled with, or nothing for ones.
+    pub(crate) column_factors: &'a [f32],
     pub(crate) store: Store,
 }
 
@@ -53,6 +55,11 @@ impl Out<'_> {
                     values[c] = (sums[r][p][c] - offset) as f32 * factor;
                 }
                 let columns = (self.columns - p * COLUMNS).min(COLUMNS);
+                if !self.column_factors.is_empty() {
+                    for (value, factor) in values.iter_mut().zip(&self.column_factors[p * COLUMNS..]) {
+                        *value *= factor;
+                    }
+                }
                 let y = &mut self.y[start + p * COLUMNS..][..columns];
                 if let Ok(y) = <&mut [f32; COLUMNS]>::try_from(&mut *y) {
                     for c in 0..COLUMNS {

@@ -1,7 +1,7 @@
 //! The fused head and cross entropy against plain f64 loops, and against itself on other threads and
 //! tiers.
 
-use tritrain_kernels::loss::{head_cross_entropy, head_logits};
+use tritrain_kernels::loss::{Products, Scratch, head_cross_entropy, head_logits};
 use tritrain_kernels::{Context, Tier};
 
 /// Error allowed in losses and logits, relative to the tensor's largest entry.
@@ -76,18 +76,31 @@ impl Case {
         Case { hidden, head, targets, dim }
     }
 
-    fn run(&self, cx: &Context) -> Results<f32> {
+    fn run(&self, cx: &Context, products: Products) -> Results<f32> {
+        let d_head = vec![0.0; self.head.len()];
+        self.run_with(cx, products, &mut Scratch::default(), d_head)
+    }
+
+    fn run_with(
+        &self,
+        cx: &Context,
+        products: Products,
+        scratch: &mut Scratch,
+        mut d_head: Vec<f32>,
+    ) -> Results<f32> {
         let mut losses = vec![f32::NAN; self.targets.len()];
         let mut d_hidden = vec![f32::NAN; self.hidden.len()];
-        let mut d_head = vec![0.0; self.head.len()];
         let gradients = Some((&mut d_hidden[..], &mut d_head[..]));
-        head_cross_entropy(cx, &self.hidden, &self.head, &self.targets, self.dim, &mut losses, gradients);
+        let (hidden, head, with) = (&self.hidden, &self.head, (self.dim, products));
+        head_cross_entropy(cx, hidden, head, &self.targets, with, &mut losses, gradients, scratch);
         Results { losses, d_hidden, d_head }
     }
 
-    fn run_forward(&self, cx: &Context) -> Vec<f32> {
+    fn run_forward(&self, cx: &Context, products: Products) -> Vec<f32> {
         let mut losses = vec![f32::NAN; self.targets.len()];
-        head_cross_entropy(cx, &self.hidden, &self.head, &self.targets, self.dim, &mut losses, None);
+        let (hidden, head, with) = (&self.hidden, &self.head, (self.dim, products));
+        let scratch = &mut Scratch::default();
+        head_cross_entropy(cx, hidden, head, &self.targets, with, &mut losses, None, scratch);
         losses
     }
 
@@ -125,16 +138,92 @@ fn naive(hidden: &[f64], head: &[f64], targets: &[u32], dim: usize) -> Results<f
     Results { losses, d_hidden, d_head }
 }
 
+const BOTH: [Products; 2] = [Products::F32, Products::Int16];
+
 #[test]
 fn losses_and_gradients_equal_plain_loops() {
     let cx = fastest();
-    for (seed, sizes) in SIZES.into_iter().enumerate() {
-        let case = Case::new(sizes, 1 + seed as u64);
-        let (found, expected) = (case.run(&cx), case.naive());
-        close(&format!("{sizes:?} losses"), &found.losses, &expected.losses, FORWARD);
-        close(&format!("{sizes:?} d_hidden"), &found.d_hidden, &expected.d_hidden, GRADIENT);
-        close(&format!("{sizes:?} d_head"), &found.d_head, &expected.d_head, GRADIENT);
-        assert_eq!(bits(&case.run_forward(&cx)), bits(&found.losses), "{sizes:?} without gradients");
+    for products in BOTH {
+        // Scratch that served other sizes must not show.
+        let mut scratch = Scratch::default();
+        for (seed, sizes) in SIZES.into_iter().enumerate() {
+            let case = Case::new(sizes, 1 + seed as u64);
+            let what = |part: &str| format!("{sizes:?} {products:?} {part}");
+            let found = case.run_with(&cx, products, &mut scratch, vec![0.0; case.head.len()]);
+            let expected = case.naive();
+            // Twelve bits forward; int8 factors and int16 gradients backward.
+            let (forward, gradient) = match products {
+                Products::F32 => (FORWARD, GRADIENT),
+                Products::Int16 => (1e-3, 1e-2),
+            };
+            close(&what("losses"), &found.losses, &expected.losses, forward);
+            close(&what("d_hidden"), &found.d_hidden, &expected.d_hidden, gradient);
+            close(&what("d_head"), &found.d_head, &expected.d_head, gradient);
+            assert_eq!(bits(&case.run_forward(&cx, products)), bits(&found.losses), "{}", what("forward"));
+        }
+    }
+}
+
+/// `x` rounded by rows of `cols` to integers of magnitude at most `bound`, and scaled back.
+fn rounded(x: &[f64], cols: usize, bound: f64) -> Vec<f64> {
+    let unit = |row: &[f64]| row.iter().fold(0.0, |max: f64, v| max.max(v.abs())) / bound;
+    let rows = x.chunks_exact(cols).map(|row| (row, unit(row)));
+    rows.flat_map(|(row, unit)| row.iter().map(move |v| (v / unit).round_ties_even() * unit)).collect()
+}
+
+/// Probabilities lose what rounds to zero beside the largest of their token (or of their row of the head),
+/// and no more: half a unit of 1/32767 of it each.
+#[test]
+fn small_gradients_are_dropped_within_their_bound() {
+    let (n, vocab, dim) = (70, 600, 16);
+    let mut case = Case::new((n, vocab, dim), 8);
+    // Sharp distributions, as of a trained model: most entries are far below the threshold.
+    case.hidden.iter_mut().for_each(|v| *v *= 8.0);
+    let found = case.run(&fastest(), Products::Int16);
+    let (hidden, head) = (wide(&case.hidden), wide(&case.head));
+    // The other roundings are taken as they are: twelve bits forward, int8 backward.
+    let (x, w) = (rounded(&hidden, dim, 2047.0), rounded(&head, dim, 2047.0));
+    let (x8, w8) = (rounded(&hidden, dim, 127.0), rounded(&head, dim, 127.0));
+    let scale_of = |x: &[f64]| x.iter().fold(0.0, |max: f64, v| max.max(v.abs())) / 127.0;
+    let mut p = Vec::new();
+    for x in x.chunks_exact(dim) {
+        let logits: Vec<f64> =
+            w.chunks_exact(dim).map(|w| w.iter().zip(x).map(|(w, x)| w * x).sum()).collect();
+        let max = logits.iter().fold(f64::NEG_INFINITY, |max, l| max.max(*l));
+        let sum: f64 = logits.iter().map(|l| (l - max).exp()).sum();
+        p.extend(logits.iter().map(|logit| (logit - max).exp() / sum / n as f64));
+    }
+    let hot = |t: usize, v: usize| if case.targets[t] as usize == v { 1.0 / n as f64 } else { 0.0 };
+    let slack = 1.001 * 0.5 / 32767.0;
+    let [w_scales, x_scales] =
+        [&head, &hidden].map(|x| x.chunks_exact(dim).map(scale_of).collect::<Vec<f64>>());
+    let mut dropped = 0;
+    for t in 0..n {
+        let folded: Vec<f64> = (0..vocab).map(|v| p[t * vocab + v] * w_scales[v]).collect();
+        let largest = folded.iter().fold(0.0, |max: f64, v| max.max(*v));
+        dropped += folded.iter().filter(|v| **v < largest / 65534.0).count();
+        for i in 0..dim {
+            let exact: f64 = (0..vocab).map(|v| (p[t * vocab + v] - hot(t, v)) * w8[v * dim + i]).sum();
+            let bound: f64 = (0..vocab).map(|v| (w8[v * dim + i] / w_scales[v]).abs()).sum();
+            let (found, bound) = (f64::from(found.d_hidden[t * dim + i]), slack * largest * bound);
+            assert!(
+                (found - exact).abs() <= bound + 1e-5 * exact.abs(),
+                "d_hidden ({t}, {i}): {found}, {exact}"
+            );
+        }
+    }
+    assert!(dropped > n * vocab / 2, "the case must drop something: {dropped}");
+    for v in 0..vocab {
+        let largest = (0..n).fold(0.0, |max: f64, t| max.max(p[t * vocab + v] * x_scales[t]));
+        for i in 0..dim {
+            let exact: f64 = (0..n).map(|t| (p[t * vocab + v] - hot(t, v)) * x8[t * dim + i]).sum();
+            let bound: f64 = (0..n).map(|t| (x8[t * dim + i] / x_scales[t]).abs()).sum();
+            let (found, bound) = (f64::from(found.d_head[v * dim + i]), slack * largest * bound);
+            assert!(
+                (found - exact).abs() <= bound + 1e-5 * exact.abs(),
+                "d_head ({v}, {i}): {found}, {exact}"
+            );
+        }
     }
 }
 
@@ -142,7 +231,7 @@ fn losses_and_gradients_equal_plain_loops() {
 fn gradients_equal_central_differences_of_the_mean() {
     let cx = fastest();
     let case = Case::new((6, 11, 4), 9);
-    let found = case.run(&cx);
+    let found = case.run(&cx, Products::F32);
     let mean = |hidden: &[f64], head: &[f64]| {
         let losses = naive(hidden, head, &case.targets, case.dim).losses;
         losses.iter().sum::<f64>() / losses.len() as f64
@@ -169,36 +258,29 @@ fn gradients_equal_central_differences_of_the_mean() {
 fn d_head_is_added_to() {
     let cx = fastest();
     let case = Case::new((600, 20, 6), 4);
-    let fresh = case.run(&cx);
-    let mut d_head = vec![10.0; case.head.len()];
-    let mut d_hidden = vec![10.0; case.hidden.len()];
-    let gradients = Some((&mut d_hidden[..], &mut d_head[..]));
-    head_cross_entropy(
-        &cx,
-        &case.hidden,
-        &case.head,
-        &case.targets,
-        case.dim,
-        &mut vec![0.0; 600],
-        gradients,
-    );
-    let expected: Vec<f64> = fresh.d_head.iter().map(|v| f64::from(*v) + 10.0).collect();
-    close("d_head", &d_head, &expected, 1e-6);
-    assert_eq!(bits(&d_hidden), bits(&fresh.d_hidden));
+    for products in BOTH {
+        let fresh = case.run(&cx, products);
+        let found = case.run_with(&cx, products, &mut Scratch::default(), vec![10.0; case.head.len()]);
+        let expected: Vec<f64> = fresh.d_head.iter().map(|v| f64::from(*v) + 10.0).collect();
+        close("d_head", &found.d_head, &expected, 1e-6);
+        assert_eq!(bits(&found.d_hidden), bits(&fresh.d_hidden));
+    }
 }
 
 #[test]
 fn threads_and_tiers_change_no_bit() {
-    for (seed, sizes) in [(520, 300, 16), (65, 40_000, 2), (9, 33, 7)].into_iter().enumerate() {
+    for (seed, sizes) in [(520, 300, 16), (65, 70_000, 2), (9, 33, 7)].into_iter().enumerate() {
         let case = Case::new(sizes, 30 + seed as u64);
-        let expected = case.run(&context(Tier::SCALAR, 1));
-        for tier in Tier::available() {
-            for threads in [1, 2, 3, 8] {
-                let found = case.run(&context(tier, threads));
-                let what = format!("{sizes:?}, {}, {threads} threads", tier.name());
-                assert_eq!(bits(&found.losses), bits(&expected.losses), "losses, {what}");
-                assert_eq!(bits(&found.d_hidden), bits(&expected.d_hidden), "d_hidden, {what}");
-                assert_eq!(bits(&found.d_head), bits(&expected.d_head), "d_head, {what}");
+        for products in BOTH {
+            let expected = case.run(&context(Tier::SCALAR, 1), products);
+            for tier in Tier::available() {
+                for threads in [1, 2, 3, 8] {
+                    let found = case.run(&context(tier, threads), products);
+                    let what = format!("{sizes:?}, {products:?}, {}, {threads} threads", tier.name());
+                    assert_eq!(bits(&found.losses), bits(&expected.losses), "losses, {what}");
+                    assert_eq!(bits(&found.d_hidden), bits(&expected.d_hidden), "d_hidden, {what}");
+                    assert_eq!(bits(&found.d_head), bits(&expected.d_head), "d_head, {what}");
+                }
             }
         }
     }
@@ -207,15 +289,12 @@ fn threads_and_tiers_change_no_bit() {
 /// Logits of ±10⁴: the loss is 0 for the winner and the gap for the loser, the gradient one-hot.
 #[test]
 fn extreme_logits_stay_exact() {
-    let cx = fastest();
-    let (hidden, head, targets) = ([1e4f32, 1e4], [1.0f32, -1.0, 0.5], [0u32, 1]);
-    let (mut losses, mut d_hidden, mut d_head) = ([f32::NAN; 2], [f32::NAN; 2], [0.0; 3]);
-    let gradients = Some((&mut d_hidden[..], &mut d_head[..]));
-    head_cross_entropy(&cx, &hidden, &head, &targets, 1, &mut losses, gradients);
-    assert_eq!(losses, [0.0, 2e4]);
+    let case = Case { hidden: vec![1e4, 1e4], head: vec![1.0, -1.0, 0.5], targets: vec![0, 1], dim: 1 };
+    let found = case.run(&fastest(), Products::F32);
+    assert_eq!(found.losses, [0.0, 2e4]);
     // d logits are (0, 0, 0) and (½, −½, 0).
-    assert_eq!(d_hidden, [0.0, 1.0]);
-    assert_eq!(d_head, [5e3, -5e3, 0.0]);
+    assert_eq!(found.d_hidden, [0.0, 1.0]);
+    assert_eq!(found.d_head, [5e3, -5e3, 0.0]);
 }
 
 /// A numeric fault must reach the guard: NaN in, NaN out.
@@ -223,10 +302,11 @@ fn extreme_logits_stay_exact() {
 fn nan_is_not_hidden() {
     for tier in Tier::available() {
         let cx = context(tier, 1);
-        for place in 0..20 {
+        for (place, products) in (0..20).flat_map(|place| BOTH.map(|products| (place, products))) {
             let mut case = Case::new((2, 20, 1), 3);
             case.head[place] = f32::NAN;
-            assert!(case.run_forward(&cx).iter().all(|loss| loss.is_nan()), "{} at {place}", tier.name());
+            let losses = case.run_forward(&cx, products);
+            assert!(losses.iter().all(|loss| loss.is_nan()), "{products:?} {} at {place}", tier.name());
         }
     }
 }
@@ -260,12 +340,12 @@ fn logits_equal_plain_loops_on_every_tier() {
 fn a_target_outside_the_vocabulary_panics() {
     let mut case = Case::new((5, 20, 3), 1);
     case.targets[4] = 20;
-    case.run_forward(&fastest());
+    case.run_forward(&fastest(), Products::F32);
 }
 
 #[test]
 fn no_tokens_are_nothing_to_do() {
     let case = Case::new((0, 20, 3), 1);
-    let found = case.run(&fastest());
+    let found = case.run(&fastest(), Products::Int16);
     assert!(found.losses.is_empty() && found.d_head.iter().all(|v| *v == 0.0));
 }

@@ -1,8 +1,8 @@
 //! The parameters on a device, and the passes over a batch.
 
-use tritrain_backend::{Backend, Store, rope_table};
+use tritrain_backend::{Backend, Products, Store, rope_table};
 
-use crate::{Activations, Layout, ModelConfig, TensorKind};
+use crate::{Activations, Layout, ModelConfig, Precision, TensorKind};
 
 /// A model on a device: f32 weights in [`Layout`] order (the latent weights, for ternary matrices) and
 /// the codes made from them.
@@ -105,7 +105,7 @@ impl<B: Backend> Model<B> {
             &a.hidden,
             &self.weights[self.layout.head],
             &a.targets,
-            self.config.dim,
+            self.head_products(),
             &mut a.losses,
         );
     }
@@ -130,13 +130,23 @@ impl<B: Backend> Model<B> {
             backend.clear(&mut grads[layout.head]);
         }
         let (head, d_head) = (&self.weights[layout.head], &mut grads[layout.head]);
-        backend.head_loss_backward(&a.hidden, head, &a.targets, dim, &mut a.losses, &mut b.d_dim, d_head);
+        let with = self.head_products();
+        backend.head_loss_backward(&a.hidden, head, &a.targets, with, &mut a.losses, &mut b.d_dim, d_head);
         let (gain, d_gain) = (&self.weights[layout.norm], &mut grads[layout.norm]);
         backend.rmsnorm_backward(&b.d_dim, &a.x, gain, &a.rstd, Store::Replace, &mut b.dx, d_gain);
         for (layer, buffers) in a.blocks.iter().enumerate().rev() {
             self.block_backward(backend, layer, a.shape, buffers, &mut a.gated, b, grads);
         }
         backend.embed_backward(&a.inputs, &b.dx, dim, &mut grads[layout.embedding]);
+    }
+
+    /// Width of the hidden states, and how the head multiplies them.
+    fn head_products(&self) -> (usize, Products) {
+        let products = match self.config.precision {
+            Precision::Ternary => Products::Int16,
+            Precision::F32 => Products::F32,
+        };
+        (self.config.dim, products)
     }
 
     /// Everything up to the normalised hidden states.

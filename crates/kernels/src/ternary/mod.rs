@@ -262,6 +262,7 @@ pub fn matmul(
                 columns,
                 offsets: &row_sums[..count],
                 factors: &factors[..count],
+                column_factors: &[],
                 store,
             };
             tiles(cx.tier(), x, inputs, codes, &mut out);
@@ -292,7 +293,7 @@ fn vector(
             let packed = &w.bytes[(first + panel) * panel_len(w.inputs)..][..panel_len(w.inputs)];
             let columns = y.len();
             let (offsets, factors) = (&[row_sum], &[factor]);
-            let mut out = Out { y, stride: columns, columns, offsets, factors, store };
+            let mut out = Out { y, stride: columns, columns, offsets, factors, column_factors: &[], store };
             match cx.tier().level() {
                 Level::Scalar => scalar::panel(x, packed, &mut out),
                 #[cfg(target_arch = "x86_64")]
