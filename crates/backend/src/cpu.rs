@@ -102,6 +102,10 @@ impl Backend for Cpu {
     type Rows = Int8Rows;
     type Ternary = TernaryMatrix;
 
+    fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        self.cx.run(work)
+    }
+
     fn floats(&self, len: usize) -> Vec<f32> {
         vec![0.0; len]
     }
@@ -332,6 +336,11 @@ impl Backend for Cpu {
     fn head_logits(&self, hidden: &Vec<f32>, head: &Vec<f32>, dim: usize, logits: &mut Vec<f32>) {
         let _span = self.span("head_logits");
         loss::head_logits(&self.cx, hidden, head, dim, logits);
+    }
+
+    fn head_logits_int8(&self, hidden: &Vec<f32>, head: &Int8Rows, dim: usize, logits: &mut Vec<f32>) {
+        let _span = self.span("head_logits_int8");
+        loss::head_logits_int8(&self.cx, hidden, (&head.codes, &head.scales), dim, logits);
     }
 
     fn sum(&self, x: &Vec<f32>, out: &mut Vec<f32>, at: usize) {

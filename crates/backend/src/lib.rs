@@ -31,6 +31,11 @@ pub trait Backend: Send + Sync {
     /// Ternary codes, `[outputs][inputs]`, with one scale, packed for this device.
     type Ternary: Send + Sync;
 
+    /// Runs `work`, many calls of this backend, from wherever they cost least.
+    fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        work()
+    }
+
     /// `len` zeros.
     fn floats(&self, len: usize) -> Self::Floats;
     /// Room for `len` token ids.
@@ -187,6 +192,14 @@ pub trait Backend: Send + Sync {
     );
     /// `logits = hidden·headᵀ`, `[rows][vocab]`.
     fn head_logits(&self, hidden: &Self::Floats, head: &Self::Floats, dim: usize, logits: &mut Self::Floats);
+    /// [`Backend::head_logits`] with the head as int8 rows.
+    fn head_logits_int8(
+        &self,
+        hidden: &Self::Floats,
+        head: &Self::Rows,
+        dim: usize,
+        logits: &mut Self::Floats,
+    );
 
     /// `out[at] = Σ x`.
     fn sum(&self, x: &Self::Floats, out: &mut Self::Floats, at: usize);

@@ -76,7 +76,7 @@ impl ModelShape {
         Layout::new(&self.model, self.vocab).parameters()
     }
 
-    /// Bytes of weights that one generated token reads: two bits a code, or f32, and the head in f32.
+    /// Bytes of weights that one generated token reads: two bits a code and the head in int8, or f32.
     pub fn bytes_per_token(&self) -> usize {
         let layout = Layout::new(&self.model, self.vocab);
         let bytes = |spec: &TensorSpec| match spec.kind {
@@ -84,7 +84,8 @@ impl ModelShape {
             TensorKind::Matrix if layout.ternary => spec.len() / 4,
             TensorKind::Matrix | TensorKind::Norm => spec.len() * 4,
         };
-        layout.specs.iter().map(bytes).sum::<usize>() + layout.specs[layout.head].len() * 4
+        let head = layout.specs[layout.head].len() * if layout.ternary { 1 } else { 4 };
+        layout.specs.iter().map(bytes).sum::<usize>() + head
     }
 
     pub(crate) fn weights(&self) -> Vec<Vec<f32>> {

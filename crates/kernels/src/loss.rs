@@ -283,22 +283,55 @@ tiered! {
 /// A slice does not fit the others, or `dim` is zero.
 pub fn head_logits(cx: &Context, hidden: &[f32], head: &[f32], dim: usize, logits: &mut [f32]) {
     let (rows, vocab) = (hidden.len() / dim, head.len() / dim);
-    assert_eq!(hidden.len(), rows * dim, "hidden is no whole number of rows");
     assert_eq!(head.len(), vocab * dim, "head is no whole number of rows");
-    assert_eq!(logits.len(), rows * vocab, "logits");
-    if logits.is_empty() {
-        return;
-    }
-    if rows > FEW_ROWS {
+    check_logits(hidden, (rows, dim, vocab), logits);
+    if rows > FEW_ROWS && vocab > 0 {
         matmul(cx, View::new(hidden, rows, dim), View::new(head, vocab, dim).t(), 0.0, logits);
         return;
     }
-    // 256 KiB of the head per task.
+    logits_by_words(cx, hidden, dim, vocab, logits, |first, x, part| {
+        dots(cx.tier(), x, &head[first * dim..][..part.len() * dim], part);
+    });
+}
+
+/// [`head_logits`] with int8 rows for the head: `codes` `[vocab, dim]`, `scales` `[vocab]`.
+///
+/// # Panics
+/// A slice does not fit the others, or `dim` is zero.
+pub fn head_logits_int8(
+    cx: &Context,
+    hidden: &[f32],
+    (codes, scales): (&[i8], &[f32]),
+    dim: usize,
+    logits: &mut [f32],
+) {
+    let (rows, vocab) = (hidden.len() / dim, scales.len());
+    assert_eq!(codes.len(), vocab * dim, "codes and scales of the head");
+    check_logits(hidden, (rows, dim, vocab), logits);
+    logits_by_words(cx, hidden, dim, vocab, logits, |first, x, part| {
+        let codes = &codes[first * dim..][..part.len() * dim];
+        dots_int8(cx.tier(), x, codes, &scales[first..], part);
+    });
+}
+
+fn check_logits(hidden: &[f32], (rows, dim, vocab): (usize, usize, usize), logits: &[f32]) {
+    assert_eq!(hidden.len(), rows * dim, "hidden is no whole number of rows");
+    assert_eq!(logits.len(), rows * vocab, "logits");
+}
+
+/// Calls `work` for each row of `hidden` on parts of its logits, with the first word of the part.
+fn logits_by_words(
+    cx: &Context,
+    hidden: &[f32],
+    dim: usize,
+    vocab: usize,
+    logits: &mut [f32],
+    work: impl Fn(usize, &[f32], &mut [f32]) + Sync + Send,
+) {
+    // 64 Ki entries of the head per task.
     let words = (1_usize << 16).div_ceil(dim);
-    for (x, logits) in hidden.chunks_exact(dim).zip(logits.chunks_exact_mut(vocab)) {
-        cx.chunks(logits, words, |index, part| {
-            dots(cx.tier(), x, &head[index * words * dim..][..part.len() * dim], part);
-        });
+    for (x, logits) in hidden.chunks_exact(dim).zip(logits.chunks_exact_mut(vocab.max(1))) {
+        cx.chunks(logits, words, |index, part| work(index * words, x, part));
     }
 }
 
@@ -307,6 +340,15 @@ tiered! {
     fn dots(x: &[f32], matrix: &[f32], out: &mut [f32]) {
         for (row, out) in matrix.chunks_exact(x.len()).zip(out) {
             *out = lanes::dot(x, row);
+        }
+    }
+}
+
+tiered! {
+    /// Dot product of `x` with each row of `codes` `[out.len(), x.len()]`, times its scale.
+    fn dots_int8(x: &[f32], codes: &[i8], scales: &[f32], out: &mut [f32]) {
+        for ((row, scale), out) in codes.chunks_exact(x.len()).zip(scales).zip(out) {
+            *out = lanes::dot_int8(x, row) * scale;
         }
     }
 }

@@ -128,6 +128,11 @@ impl Context {
         self.pool.current_num_threads()
     }
 
+    /// Runs `work` on a thread of the pool: kernels that it calls start without a change of threads.
+    pub fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        self.pool.install(work)
+    }
+
     /// Runs `work` on every chunk of `chunk` elements of `out`, with the chunk's index.
     ///
     /// The chunk length is the caller's, a function of sizes: results cannot depend on the pool.

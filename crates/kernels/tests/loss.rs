@@ -1,8 +1,8 @@
 //! The fused head and cross entropy against plain f64 loops, and against itself on other threads and
 //! tiers.
 
-use tritrain_kernels::loss::{Products, Scratch, head_cross_entropy, head_logits};
-use tritrain_kernels::{Context, Tier};
+use tritrain_kernels::loss::{Products, Scratch, head_cross_entropy, head_logits, head_logits_int8};
+use tritrain_kernels::{Context, Tier, rows::quantize};
 
 /// Error allowed in losses and logits, relative to the tensor's largest entry.
 const FORWARD: f64 = 1e-5;
@@ -322,13 +322,27 @@ fn logits_equal_plain_loops_on_every_tier() {
                 wide(&head).chunks_exact(dim).map(|w| w.iter().zip(x).map(|(w, x)| w * x).sum::<f64>()),
             );
         }
-        let mut first: Option<Vec<f32>> = None;
+        let (mut codes, mut scales) = (vec![0; head.len()], vec![0.0; vocab]);
+        quantize(&fastest(), &head, &mut codes, &mut scales);
+        let mut expected_int8 = Vec::new();
+        for x in wide(&hidden).chunks_exact(dim) {
+            expected_int8.extend(codes.chunks_exact(dim).zip(&scales).map(|(codes, scale)| {
+                codes.iter().zip(x).map(|(c, x)| f64::from(*c) * x).sum::<f64>() * f64::from(*scale)
+            }));
+        }
+        let (mut first, mut first_int8): (Option<Vec<f32>>, Option<Vec<f32>>) = (None, None);
         for tier in Tier::available() {
             for threads in [1, 2, 3, 8] {
                 let mut logits = vec![f32::NAN; rows * vocab];
                 head_logits(&context(tier, threads), &hidden, &head, dim, &mut logits);
                 close(&format!("{rows} × {vocab} × {dim}"), &logits, &expected, FORWARD);
                 let first = first.get_or_insert_with(|| logits.clone());
+                assert_eq!(bits(first), bits(&logits));
+
+                let cx = context(tier, threads);
+                head_logits_int8(&cx, &hidden, (&codes, &scales), dim, &mut logits);
+                close(&format!("int8 {rows} × {vocab} × {dim}"), &logits, &expected_int8, FORWARD);
+                let first = first_int8.get_or_insert_with(|| logits.clone());
                 assert_eq!(bits(first), bits(&logits));
             }
         }

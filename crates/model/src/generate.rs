@@ -3,7 +3,7 @@
 use tritrain_backend::{Backend, Shape};
 
 use crate::{
-    Model,
+    Model, Precision,
     activations::{BlockBuffers, shape},
 };
 
@@ -48,6 +48,8 @@ struct Pass<B: Backend> {
 /// read again from position 0 and the earlier half forgotten.
 pub struct Generator<B: Backend> {
     caches: Vec<Cache<B>>,
+    /// The head as int8 rows, in a ternary model: a quarter of the bytes to read for every token.
+    head: Option<B::Rows>,
     step: Pass<B>,
     sequence: Vec<u32>,
     device_logits: B::Floats,
@@ -71,15 +73,21 @@ impl<B: Backend> Generator<B> {
         let width = model.config.kv_heads * model.config.head_dim();
         let cache = || backend.floats(model.config.context * width);
         let caches = (0..model.config.layers).map(|_| Cache { keys: cache(), values: cache() }).collect();
+        let head = (model.config.precision == Precision::Ternary).then(|| {
+            let mut rows = backend.rows(model.vocab, model.config.dim);
+            backend.quantize_rows(&model.weights[model.layout.head], &mut rows);
+            rows
+        });
         let mut generator = Generator {
             caches,
+            head,
             step: Pass::new(model, backend, 1),
             sequence: Vec::new(),
             device_logits: backend.floats(model.vocab),
             logits: vec![0.0; model.vocab],
         };
         let kept = prompt.len().min(model.config.context);
-        generator.read(model, backend, &prompt[prompt.len() - kept..]);
+        backend.run(|| generator.read(model, backend, &prompt[prompt.len() - kept..]));
         Ok(generator)
     }
 
@@ -93,6 +101,10 @@ impl<B: Backend> Generator<B> {
     /// # Panics
     /// The token is outside the vocabulary.
     pub fn push(&mut self, model: &Model<B>, backend: &B, token: u32) {
+        backend.run(|| self.append(model, backend, token));
+    }
+
+    fn append(&mut self, model: &Model<B>, backend: &B, token: u32) {
         if self.sequence.len() == model.config.context {
             let mut kept = self.sequence.split_off(model.config.context.div_ceil(2));
             kept.push(token);
@@ -101,8 +113,11 @@ impl<B: Backend> Generator<B> {
             return;
         }
         self.step.run(model, backend, &mut self.caches, self.sequence.len(), &[token]);
-        let head = &model.weights[model.layout.head];
-        backend.head_logits(&self.step.hidden, head, model.config.dim, &mut self.device_logits);
+        let (hidden, dim, logits) = (&self.step.hidden, model.config.dim, &mut self.device_logits);
+        match &self.head {
+            Some(head) => backend.head_logits_int8(hidden, head, dim, logits),
+            None => backend.head_logits(hidden, &model.weights[model.layout.head], dim, logits),
+        }
         backend.download(&self.device_logits, &mut self.logits);
         self.sequence.push(token);
     }
@@ -111,10 +126,11 @@ impl<B: Backend> Generator<B> {
     fn read(&mut self, model: &Model<B>, backend: &B, tokens: &[u32]) {
         let (last, before) = tokens.split_last().expect("prompts hold a token");
         if !before.is_empty() {
-            Pass::new(model, backend, before.len()).run(model, backend, &mut self.caches, 0, before);
+            let mut pass = Pass::new(model, backend, before.len());
+            pass.run(model, backend, &mut self.caches, 0, before);
             self.sequence.extend_from_slice(before);
         }
-        self.push(model, backend, *last);
+        self.append(model, backend, *last);
     }
 }
 

@@ -100,14 +100,11 @@ impl<B: Backend> Model<B> {
     /// # Panics
     /// The tokens are not as many as the activations were made for, or outside the vocabulary.
     pub fn evaluate(&self, backend: &B, a: &mut Activations<B>, inputs: &[u32], targets: &[u32]) {
-        self.forward(backend, a, inputs, targets);
-        backend.head_loss(
-            &a.hidden,
-            &self.weights[self.layout.head],
-            &a.targets,
-            self.head_products(),
-            &mut a.losses,
-        );
+        backend.run(|| {
+            self.forward(backend, a, inputs, targets);
+            let (head, with) = (&self.weights[self.layout.head], self.head_products());
+            backend.head_loss(&a.hidden, head, &a.targets, with, &mut a.losses);
+        });
     }
 
     /// Losses as [`Model::evaluate`], and the gradients of their mean into `grads`, in layout order.

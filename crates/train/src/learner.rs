@@ -73,6 +73,16 @@ impl<B: Backend> Learner<B> {
         targets: &[u32],
         rates: Rates,
     ) -> Result<Measured, Skip> {
+        backend.run(|| self.learn(backend, inputs, targets, rates))
+    }
+
+    fn learn(
+        &mut self,
+        backend: &B,
+        inputs: &[u32],
+        targets: &[u32],
+        rates: Rates,
+    ) -> Result<Measured, Skip> {
         self.model.gradients(backend, &mut self.activations, inputs, targets, &mut self.gradients);
         backend.clear(&mut self.statistics);
         backend.sum(self.activations.losses(), &mut self.statistics, LOSS);
