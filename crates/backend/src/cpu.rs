@@ -338,9 +338,10 @@ impl Backend for Cpu {
         loss::head_logits(&self.cx, hidden, head, dim, logits);
     }
 
-    fn head_logits_int8(&self, hidden: &Vec<f32>, head: &Int8Rows, dim: usize, logits: &mut Vec<f32>) {
+    fn head_logits_int8(&self, hidden: &Vec<f32>, head: &Int8Rows, logits: &mut Vec<f32>) {
         let _span = self.span("head_logits_int8");
-        loss::head_logits_int8(&self.cx, hidden, (&head.codes, &head.scales), dim, logits);
+        let mut scratch = self.loss.lock().unwrap_or_else(PoisonError::into_inner);
+        loss::head_logits_int8(&self.cx, hidden, (&head.codes, &head.scales), &mut scratch, logits);
     }
 
     fn sum(&self, x: &Vec<f32>, out: &mut Vec<f32>, at: usize) {

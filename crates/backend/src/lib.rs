@@ -193,13 +193,7 @@ pub trait Backend: Send + Sync {
     /// `logits = hidden·headᵀ`, `[rows][vocab]`.
     fn head_logits(&self, hidden: &Self::Floats, head: &Self::Floats, dim: usize, logits: &mut Self::Floats);
     /// [`Backend::head_logits`] with the head as int8 rows.
-    fn head_logits_int8(
-        &self,
-        hidden: &Self::Floats,
-        head: &Self::Rows,
-        dim: usize,
-        logits: &mut Self::Floats,
-    );
+    fn head_logits_int8(&self, hidden: &Self::Floats, head: &Self::Rows, logits: &mut Self::Floats);
 
     /// `out[at] = Σ x`.
     fn sum(&self, x: &Self::Floats, out: &mut Self::Floats, at: usize);

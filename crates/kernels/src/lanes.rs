@@ -30,27 +30,23 @@ pub fn dot(a: &[f32], b: &[f32]) -> f32 {
     total(acc)
 }
 
-/// [`dot`] with int8: on four sets of lanes, since each step waits for the one before.
+/// Products of twelve-bit and eight-bit integers whose sum fits an i32.
+const EXACT: usize = 8192;
+const _: () = assert!(EXACT * 2048 * 128 <= i32::MAX as usize + 1);
+
+/// Dot product of integers below 2^11 and int8 in magnitude, exact in blocks, which are added in f32.
 #[inline(always)]
-pub fn dot_int8(a: &[f32], b: &[i8]) -> f32 {
-    const WIDE: usize = 4 * LANES;
+pub fn dot_integers(a: &[i16], b: &[i8]) -> f32 {
     debug_assert_eq!(a.len(), b.len());
-    let mut acc = [0.0; WIDE];
-    let (chunks_a, tail_a) = a.as_chunks::<WIDE>();
-    let (chunks_b, tail_b) = b.as_chunks::<WIDE>();
-    for (x, y) in chunks_a.iter().zip(chunks_b) {
-        for l in 0..WIDE {
-            acc[l] = x[l].mul_add(f32::from(y[l]), acc[l]);
+    let mut total = 0.0;
+    for (a, b) in a.chunks(EXACT).zip(b.chunks(EXACT)) {
+        let mut sum = 0i32;
+        for (x, y) in a.iter().zip(b) {
+            sum = sum.wrapping_add(i32::from(*x) * i32::from(*y));
         }
+        total += sum as f32;
     }
-    for (l, (x, y)) in tail_a.iter().zip(tail_b).enumerate() {
-        acc[l] = x.mul_add(f32::from(*y), acc[l]);
-    }
-    let mut sum = [0.0; LANES];
-    for l in 0..LANES {
-        sum[l] = (acc[l] + acc[LANES + l]) + (acc[2 * LANES + l] + acc[3 * LANES + l]);
-    }
-    total(sum)
+    total
 }
 
 /// Sum of `map` over a slice, lane by lane.

@@ -15,7 +15,7 @@ use crate::{
     Context, Store, Tier, lanes,
     matmul::{View, matmul},
     outer::{
-        self, GRADIENT, Left, Right, TWELVE_BITS, pack_columns, pack_rows, product, tile_rows,
+        self, GRADIENT, Left, Right, TWELVE_BITS, pack_columns, pack_rows, product, scale, tile_rows,
         weight_gradient,
     },
     rows,
@@ -44,6 +44,8 @@ pub enum Products {
 #[derive(Debug, Default)]
 pub struct Scratch {
     logits: Vec<f32>,
+    /// One row of hidden states in twelve bits.
+    rounded: Vec<i16>,
     integers: Integers,
 }
 
@@ -192,7 +194,7 @@ pub fn head_cross_entropy(
     if n == 0 {
         return;
     }
-    let Scratch { logits, integers } = scratch;
+    let Scratch { logits, integers, .. } = scratch;
     let scale = gradients.is_some().then_some(1.0 / n as f32);
     if products == Products::Int16 {
         integers.set_head(cx, head, dim, gradients.is_some());
@@ -289,12 +291,15 @@ pub fn head_logits(cx: &Context, hidden: &[f32], head: &[f32], dim: usize, logit
         matmul(cx, View::new(hidden, rows, dim), View::new(head, vocab, dim).t(), 0.0, logits);
         return;
     }
-    logits_by_words(cx, hidden, dim, vocab, logits, |first, x, part| {
-        dots(cx.tier(), x, &head[first * dim..][..part.len() * dim], part);
-    });
+    for (x, logits) in hidden.chunks_exact(dim).zip(logits.chunks_exact_mut(vocab.max(1))) {
+        logits_by_words(cx, dim, logits, |first, part| {
+            dots(cx.tier(), x, &head[first * dim..][..part.len() * dim], part);
+        });
+    }
 }
 
-/// [`head_logits`] with int8 rows for the head: `codes` `[vocab, dim]`, `scales` `[vocab]`.
+/// [`head_logits`] with int8 rows for the head: `codes` `[vocab, dim]`, `scales` `[vocab]`. Hidden states
+/// are rounded to twelve bits.
 ///
 /// # Panics
 /// A slice does not fit the others, or `dim` is zero.
@@ -302,16 +307,23 @@ pub fn head_logits_int8(
     cx: &Context,
     hidden: &[f32],
     (codes, scales): (&[i8], &[f32]),
-    dim: usize,
+    scratch: &mut Scratch,
     logits: &mut [f32],
 ) {
-    let (rows, vocab) = (hidden.len() / dim, scales.len());
+    let (rows, vocab) = (logits.len() / scales.len(), scales.len());
+    let dim = codes.len() / vocab;
     assert_eq!(codes.len(), vocab * dim, "codes and scales of the head");
     check_logits(hidden, (rows, dim, vocab), logits);
-    logits_by_words(cx, hidden, dim, vocab, logits, |first, x, part| {
-        let codes = &codes[first * dim..][..part.len() * dim];
-        dots_int8(cx.tier(), x, codes, &scales[first..], part);
-    });
+    let rounded = &mut scratch.rounded;
+    rounded.resize(dim, 0);
+    for (x, logits) in hidden.chunks_exact(dim).zip(logits.chunks_exact_mut(vocab)) {
+        let scale = round_row(cx.tier(), x, rounded);
+        let rounded = &rounded[..];
+        logits_by_words(cx, dim, logits, |first, part| {
+            let codes = &codes[first * dim..][..part.len() * dim];
+            dots_int8(cx.tier(), (rounded, scale), codes, &scales[first..], part);
+        });
+    }
 }
 
 fn check_logits(hidden: &[f32], (rows, dim, vocab): (usize, usize, usize), logits: &[f32]) {
@@ -319,20 +331,16 @@ fn check_logits(hidden: &[f32], (rows, dim, vocab): (usize, usize, usize), logit
     assert_eq!(logits.len(), rows * vocab, "logits");
 }
 
-/// Calls `work` for each row of `hidden` on parts of its logits, with the first word of the part.
+/// Calls `work` on parts of the logits of one row, with the first word of the part.
 fn logits_by_words(
     cx: &Context,
-    hidden: &[f32],
     dim: usize,
-    vocab: usize,
     logits: &mut [f32],
-    work: impl Fn(usize, &[f32], &mut [f32]) + Sync + Send,
+    work: impl Fn(usize, &mut [f32]) + Sync + Send,
 ) {
     // 64 Ki entries of the head per task.
     let words = (1_usize << 16).div_ceil(dim);
-    for (x, logits) in hidden.chunks_exact(dim).zip(logits.chunks_exact_mut(vocab.max(1))) {
-        cx.chunks(logits, words, |index, part| work(index * words, x, part));
-    }
+    cx.chunks(logits, words, |index, part| work(index * words, part));
 }
 
 tiered! {
@@ -345,10 +353,22 @@ tiered! {
 }
 
 tiered! {
-    /// Dot product of `x` with each row of `codes` `[out.len(), x.len()]`, times its scale.
-    fn dots_int8(x: &[f32], codes: &[i8], scales: &[f32], out: &mut [f32]) {
+    /// Dot product of `x` with each row of `codes` `[out.len(), x.len()]`, times both scales.
+    fn dots_int8(x: (&[i16], f32), codes: &[i8], scales: &[f32], out: &mut [f32]) {
+        let (x, scale_x) = x;
         for ((row, scale), out) in codes.chunks_exact(x.len()).zip(scales).zip(out) {
-            *out = lanes::dot_int8(x, row) * scale;
+            *out = lanes::dot_integers(x, row) * (scale * scale_x);
         }
+    }
+}
+
+tiered! {
+    /// Rounds `x` to twelve bits; returns the scale.
+    fn round_row(x: &[f32], to: &mut [i16]) -> f32 {
+        let (scale, inverse) = scale(lanes::max_abs(x), TWELVE_BITS);
+        for (to, x) in to.iter_mut().zip(x) {
+            *to = lanes::round(x * inverse) as i16;
+        }
+        scale
     }
 }

@@ -15,7 +15,7 @@ mod avx512;
 mod pack;
 mod scalar;
 
-pub(crate) use pack::{pack_columns, pack_rows, quantise_columns};
+pub(crate) use pack::{pack_columns, pack_rows, quantise_columns, scale};
 
 use crate::{
     Context, Store, Tier,

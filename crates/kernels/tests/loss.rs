@@ -340,8 +340,9 @@ fn logits_equal_plain_loops_on_every_tier() {
                 assert_eq!(bits(first), bits(&logits));
 
                 let cx = context(tier, threads);
-                head_logits_int8(&cx, &hidden, (&codes, &scales), dim, &mut logits);
-                close(&format!("int8 {rows} × {vocab} × {dim}"), &logits, &expected_int8, FORWARD);
+                let scratch = &mut Scratch::default();
+                head_logits_int8(&cx, &hidden, (&codes, &scales), scratch, &mut logits);
+                close(&format!("int8 {rows} × {vocab} × {dim}"), &logits, &expected_int8, 1e-3);
                 let first = first_int8.get_or_insert_with(|| logits.clone());
                 assert_eq!(bits(first), bits(&logits));
             }

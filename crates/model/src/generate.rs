@@ -115,7 +115,7 @@ impl<B: Backend> Generator<B> {
         self.step.run(model, backend, &mut self.caches, self.sequence.len(), &[token]);
         let (hidden, dim, logits) = (&self.step.hidden, model.config.dim, &mut self.device_logits);
         match &self.head {
-            Some(head) => backend.head_logits_int8(hidden, head, dim, logits),
+            Some(head) => backend.head_logits_int8(hidden, head, logits),
             None => backend.head_logits(hidden, &model.weights[model.layout.head], dim, logits),
         }
         backend.download(&self.device_logits, &mut self.logits);

@@ -65,7 +65,7 @@ tiered! {
 
 /// The scale that maps `largest` to the integer `bound`, and its inverse.
 #[inline(always)]
-fn scale(largest: f32, bound: i16) -> (f32, f32) {
+pub(crate) fn scale(largest: f32, bound: i16) -> (f32, f32) {
     let bound = f32::from(bound);
     if !largest.is_finite() {
         // The scale carries it on, and the guard of the optimizer sees it.

@@ -1,6 +1,6 @@
 //! Ternary × int8 matrix products: `y = x · qᵀ` with codes q in {-1, 0, 1}, exact in i32.
 //!
-//! Codes lie in memory in 2 bits, in panels of [`COLUMNS`] outputs ordered as the kernels read them. A
+//! Codes lie in memory in 2 bits, in panels of `COLUMNS` outputs ordered as the kernels read them. A
 //! product of many rows first expands them to a byte per code, then runs register tiles: some rows of `x`
 //! against one panel or two. A product of one row reads the 2-bit codes as they are.
 
