@@ -120,10 +120,14 @@ pub fn sum_abs(cx: &Context, x: &[f32]) -> f64 {
 fn block_sums(cx: &Context, x: &[f32], sum: impl Fn(crate::Tier, &[f32]) -> f32 + Sync + Send) -> f64 {
     let count = x.len().div_ceil(BLOCK);
     let one = |block: usize| sum(cx.tier(), &x[block * BLOCK..x.len().min((block + 1) * BLOCK)]);
-    if count <= 4 {
-        return (0..count).map(|block| f64::from(one(block))).sum();
-    }
-    cx.map(count, one).into_iter().map(f64::from).sum()
+    cx.with_floats(count, |sums| {
+        cx.chunks(sums, 4, |first, sums| {
+            for (at, sum) in sums.iter_mut().enumerate() {
+                *sum = one(4 * first + at);
+            }
+        });
+        sums.iter().copied().map(f64::from).sum()
+    })
 }
 
 tiered! {

@@ -1,5 +1,7 @@
 //! The dispatch point: which instructions a kernel may use, and the threads it runs on.
 
+use std::sync::{Mutex, PoisonError};
+
 use rayon::prelude::*;
 
 /// A set of instructions, known to exist on this machine.
@@ -102,6 +104,8 @@ pub enum ContextError {
 pub struct Context {
     tier: Tier,
     pool: rayon::ThreadPool,
+    /// Working memory of kernels that are not running.
+    spare: Mutex<Vec<Vec<f32>>>,
 }
 
 impl Context {
@@ -115,7 +119,7 @@ impl Context {
             .thread_name(|n| format!("kernel-{n}"))
             .build()
             .map_err(|error| ContextError::Threads { threads, reason: error.to_string() })?;
-        Ok(Context { tier, pool })
+        Ok(Context { tier, pool, spare: Mutex::default() })
     }
 
     /// The tier kernels run on.
@@ -191,9 +195,19 @@ impl Context {
         });
     }
 
-    /// `map` of every index in `0..count`, in order.
-    pub(crate) fn map<T: Send>(&self, count: usize, map: impl Fn(usize) -> T + Sync + Send) -> Vec<T> {
-        self.pool.install(|| (0..count).into_par_iter().map(map).collect())
+    /// Lends `work` a slice of `len` floats with unknown contents.
+    ///
+    /// The memory is kept, last lent first, so the same calls in the same order allocate once. For the
+    /// thread that starts a kernel, not for its tasks, whose order is never the same.
+    pub(crate) fn with_floats<R>(&self, len: usize, work: impl FnOnce(&mut [f32]) -> R) -> R {
+        let spare = || self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut floats = spare().pop().unwrap_or_default();
+        if floats.len() < len {
+            floats.resize(len, 0.0);
+        }
+        let result = work(&mut floats[..len]);
+        spare().push(floats);
+        result
     }
 }
 

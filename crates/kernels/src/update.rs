@@ -79,30 +79,34 @@ pub fn factored(
     assert!(g.len() == rows * cols && (momentum.is_empty() || momentum.len() == g.len()));
     let beta2 = with.beta2;
     let blocks = rows.div_ceil(ROWS);
-    let mut partial = vec![0.0; blocks * cols];
-    {
-        let g = &*g;
-        cx.chunks2((row, ROWS), (&mut partial, cols), |index, row, partial| {
-            for (row, g) in row.iter_mut().zip(g[index * ROWS * cols..].chunks_exact(cols)) {
-                let mean = square_into(cx.tier(), g, partial) / cols as f32;
-                *row = beta2 * *row + (1.0 - beta2) * (mean + TINY);
-            }
-        });
-    }
-    for (c, col) in col.iter_mut().enumerate() {
-        let sum: f32 = (0..blocks).map(|block| partial[block * cols + c]).sum();
-        *col = beta2 * *col + (1.0 - beta2) * (sum / rows as f32 + TINY);
-    }
+    cx.with_floats(blocks * cols, |partial| {
+        partial.fill(0.0);
+        {
+            let g = &*g;
+            cx.chunks2((row, ROWS), (partial, cols), |index, row, partial| {
+                for (row, g) in row.iter_mut().zip(g[index * ROWS * cols..].chunks_exact(cols)) {
+                    let mean = square_into(cx.tier(), g, partial) / cols as f32;
+                    *row = beta2 * *row + (1.0 - beta2) * (mean + TINY);
+                }
+            });
+        }
+        for (c, col) in col.iter_mut().enumerate() {
+            let sum: f32 = (0..blocks).map(|block| partial[block * cols + c]).sum();
+            *col = beta2 * *col + (1.0 - beta2) * (sum / rows as f32 + TINY);
+        }
+    });
     let mean_row = (elementwise::sum(cx, row) / rows as f64) as f32;
-    let col_factor: Vec<f32> = col.iter().map(|c| 1.0 / c.sqrt()).collect();
-    {
-        let row = &*row;
+    cx.with_floats(cols, |factors| {
+        for (factor, col) in factors.iter_mut().zip(&*col) {
+            *factor = 1.0 / col.sqrt();
+        }
+        let (row, factors) = (&*row, &*factors);
         cx.chunks(g, ROWS * cols, |index, g| {
             for (g, row) in g.chunks_exact_mut(cols).zip(&row[index * ROWS..]) {
-                scale_row(cx.tier(), g, (mean_row / row).sqrt(), &col_factor);
+                scale_row(cx.tier(), g, (mean_row / row).sqrt(), factors);
             }
         });
-    }
+    });
     let rms = (elementwise::sum_squares(cx, g) / g.len() as f64).sqrt() as f32;
     let clip = if rms > 1.0 { 1.0 / rms } else { 1.0 };
     if momentum.is_empty() {
