@@ -39,14 +39,25 @@ impl Out<'_> {
         self.columns.div_ceil(COLUMNS)
     }
 
-    /// Stores the sums of `R` rows from row `first` on and `P` panels.
+    /// Asks for the lines that `R` rows from row `first` on will be stored to.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    pub(crate) fn prefetch<const R: usize>(&self, first: usize) {
+        use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
+        for row in self.y.chunks(self.stride).skip(first).take(R) {
+            // SAFETY: the address is that of a slice; prefetching changes nothing.
+            unsafe { _mm_prefetch::<_MM_HINT_ET0>(row.as_ptr().cast()) };
+        }
+    }
+
+    /// Stores the sums of those of `R` rows from row `first` on that exist, and `P` panels.
     #[inline(always)]
     pub(crate) fn finish<const R: usize, const P: usize>(
         &mut self,
         first: usize,
         sums: &[[[i32; COLUMNS]; P]; R],
     ) {
-        for r in 0..R {
+        for r in 0..R.min(self.rows() - first) {
             let (offset, factor) = (self.offsets[first + r], self.factors[first + r]);
             let start = (first + r) * self.stride;
             for p in 0..P {

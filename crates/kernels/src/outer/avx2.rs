@@ -20,32 +20,18 @@ pub(super) const ROWS: usize = 6;
 /// See [`super::tiles`].
 pub(super) fn tiles(tier: Tier, block: Block<'_>, out: &mut Out<'_>) {
     assert!(matches!(tier.level(), Level::Avx2 | Level::AvxVnni) && block.holds(out.rows(), ROWS, 1));
-    // SAFETY: both tiers prove AVX2, and the block holds all rows and one panel, asserted above.
-    unsafe { all_rows(block, out) }
-}
-
-/// # Safety
-/// Needs AVX2, and a block that holds the rows of `out` and one panel.
-#[target_feature(enable = "avx2")]
-unsafe fn all_rows(block: Block<'_>, out: &mut Out<'_>) {
-    let (mut row, rows) = (0, out.rows());
-    // SAFETY: each call reads rows below `rows`, and the caller vouches for the rest.
-    unsafe {
-        while row + ROWS <= rows {
-            tile::<ROWS>(block, row, out);
-            row += ROWS;
-        }
-        while row < rows {
-            tile::<1>(block, row, out);
-            row += 1;
-        }
+    for row in (0..out.rows()).step_by(ROWS) {
+        // SAFETY: both tiers prove AVX2, and the block holds whole panels of all rows, asserted above.
+        unsafe { tile(block, row, out) }
     }
 }
 
 /// # Safety
-/// As [`all_rows`], with `row + R` rows, all of one panel.
+/// Needs AVX2, and a block that holds the panel of rows from `row` on and one panel of columns.
 #[target_feature(enable = "avx2")]
-unsafe fn tile<const R: usize>(block: Block<'_>, row: usize, out: &mut Out<'_>) {
+unsafe fn tile(block: Block<'_>, row: usize, out: &mut Out<'_>) {
+    const R: usize = ROWS;
+    out.prefetch::<R>(row);
     let mut acc = [[_mm256_setzero_si256(); 2]; R];
     // SAFETY: the caller vouches for the block: `pairs` pairs from both places on.
     unsafe {

@@ -20,42 +20,25 @@ pub(super) fn tiles(tier: Tier, block: Block<'_>, out: &mut Out<'_>) {
     assert!(
         tier.level() == Level::Avx512 && out.panels() <= 2 && block.holds(out.rows(), ROWS, out.panels())
     );
-    // SAFETY: the tier proves AVX-512 VNNI, and the block holds all rows and panels, asserted above.
-    unsafe {
-        match out.panels() {
-            1 => all_rows::<1>(block, out),
-            2 => all_rows::<2>(block, out),
-            _ => {}
+    for row in (0..out.rows()).step_by(ROWS) {
+        // SAFETY: the tier proves AVX-512 VNNI, and the block holds whole panels of all rows and `P` of
+        // columns, asserted above.
+        unsafe {
+            match out.panels() {
+                1 => tile::<1>(block, row, out),
+                2 => tile::<2>(block, row, out),
+                _ => {}
+            }
         }
     }
 }
 
 /// # Safety
-/// Needs AVX-512 VNNI, and a block that holds the rows of `out` and `P` panels.
+/// Needs AVX-512 VNNI, and a block that holds the panel of rows from `row` on and `P` panels of columns.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn all_rows<const P: usize>(block: Block<'_>, out: &mut Out<'_>) {
-    let (mut row, rows) = (0, out.rows());
-    // SAFETY: each call reads rows below `rows`, and the caller vouches for the rest.
-    unsafe {
-        while row + ROWS <= rows {
-            tile::<ROWS, P>(block, row, out);
-            row += ROWS;
-        }
-        while row + 4 <= rows {
-            tile::<4, P>(block, row, out);
-            row += 4;
-        }
-        while row < rows {
-            tile::<1, P>(block, row, out);
-            row += 1;
-        }
-    }
-}
-
-/// # Safety
-/// As [`all_rows`], with `row + R` rows, all of one panel.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn tile<const R: usize, const P: usize>(block: Block<'_>, row: usize, out: &mut Out<'_>) {
+unsafe fn tile<const P: usize>(block: Block<'_>, row: usize, out: &mut Out<'_>) {
+    const R: usize = ROWS;
+    out.prefetch::<R>(row);
     let mut acc = [[_mm512_setzero_si512(); P]; R];
     // SAFETY: the caller vouches for the block: `pairs` pairs from each place on.
     unsafe {

@@ -93,8 +93,8 @@ fn fold(row: &[f32], a: f32) -> [f32; ROWS] {
     folded
 }
 
-/// Panels that one task of [`pack_columns`] writes: a cache line of every row.
-const PANELS: usize = 4;
+/// Panels that one task of [`pack_columns`] writes: some lines of every row, which are fetched together.
+const PANELS: usize = 16;
 
 /// Widens int8 `x` `[inner][inputs]` to i16 and lays it out as columns of the result.
 pub(crate) fn pack_columns(cx: &Context, x: &[i8], inputs: usize, packed: &mut Vec<i16>) {

@@ -5,7 +5,7 @@
 //! fill the sixteen registers. The instruction limit is 64 multiply-adds a cycle.
 
 use std::arch::x86_64::{
-    __m256i, _mm256_add_epi16, _mm256_add_epi32, _mm256_and_si256, _mm256_loadu_si256, _mm256_madd_epi16,
+    _mm256_add_epi16, _mm256_add_epi32, _mm256_and_si256, _mm256_loadu_si256, _mm256_madd_epi16,
     _mm256_maddubs_epi16, _mm256_set1_epi8, _mm256_set1_epi16, _mm256_set1_epi32, _mm256_setzero_si256,
     _mm256_srli_epi16,
 };
@@ -22,55 +22,40 @@ use crate::{
 const STEPS_16: usize = 64;
 const _: () = assert!(STEPS_16 * 2 * (2 * 127) <= i16::MAX as usize);
 
-/// See [`super::tiles`].
-pub(super) fn tiles(tier: Tier, x: &[i8], inputs: usize, codes: &[u8], out: &mut Out<'_>) {
-    let rows = out.rows();
-    assert!(tier.level() == Level::Avx2 && x.len() == rows * inputs);
-    assert!(codes.len() >= inputs.div_ceil(STEP) * STEP * COLUMNS);
-    // SAFETY: the tier proves AVX2; `x` holds `rows` rows and `codes` a panel, asserted above.
-    unsafe { all_rows(x, rows, inputs, codes, out) }
-}
+/// Rows of a tile.
+pub(super) const ROWS: usize = 6;
+const _: () = assert!(super::FEW_ROWS.is_multiple_of(ROWS));
 
-/// # Safety
-/// Needs AVX2, `rows · inputs` values in `x`, and in `codes` 64 bytes for each started step.
-#[target_feature(enable = "avx2")]
-unsafe fn all_rows(x: &[i8], rows: usize, inputs: usize, codes: &[u8], out: &mut Out<'_>) {
-    let mut row = 0;
-    // SAFETY: each call reads rows below `rows`, and the caller vouches for the rest.
-    unsafe {
-        while row + 6 <= rows {
-            tile::<6>(x, row, inputs, codes, out);
-            row += 6;
-        }
-        while row + 2 <= rows {
-            tile::<2>(x, row, inputs, codes, out);
-            row += 2;
-        }
-        if row < rows {
-            tile::<1>(x, row, inputs, codes, out);
-        }
+/// See [`super::tiles`].
+pub(super) fn tiles(tier: Tier, x: &[i8], steps: usize, codes: &[u8], out: &mut Out<'_>) {
+    let rows = out.rows();
+    assert!(tier.level() == Level::Avx2 && x.len() >= rows.next_multiple_of(ROWS) * steps * STEP);
+    assert!(codes.len() >= steps * STEP * COLUMNS);
+    for (row, x) in (0..rows).step_by(ROWS).zip(x.chunks_exact(ROWS * steps * STEP)) {
+        // SAFETY: the tier proves AVX2; `x` holds a panel of rows and `codes` one of codes, as asserted.
+        unsafe { tile(x, row, steps, codes, out) }
     }
 }
 
 /// # Safety
-/// As [`all_rows`], with `row + R` rows.
+/// Needs AVX2, 24 values in `x` and 64 bytes in `codes` for each step.
 #[target_feature(enable = "avx2")]
-unsafe fn tile<const R: usize>(x: &[i8], row: usize, inputs: usize, codes: &[u8], out: &mut Out<'_>) {
-    let rows = &x[row * inputs..(row + R) * inputs];
+unsafe fn tile(x: &[i8], row: usize, steps: usize, codes: &[u8], out: &mut Out<'_>) {
+    const R: usize = ROWS;
+    out.prefetch::<R>(row);
     let ones = _mm256_set1_epi16(1);
     let mut wide = [[_mm256_setzero_si256(); 2]; R];
-    let whole = inputs / STEP;
     let mut step = 0;
-    while step < whole {
-        let end = whole.min(step + STEPS_16);
+    while step < steps {
+        let end = steps.min(step + STEPS_16);
         let mut acc = [[_mm256_setzero_si256(); 2]; R];
         for s in step..end {
-            // SAFETY: s < whole, so 64 bytes of codes and four values of each row are there.
+            // SAFETY: s < steps, so 64 bytes of codes and four values of each row are there.
             unsafe {
                 let c0 = _mm256_loadu_si256(codes.as_ptr().add(64 * s).cast());
                 let c1 = _mm256_loadu_si256(codes.as_ptr().add(64 * s + 32).cast());
                 for r in 0..R {
-                    let four = rows.as_ptr().add(r * inputs + STEP * s).cast::<i32>().read_unaligned();
+                    let four = x.as_ptr().add(STEP * (R * s + r)).cast::<i32>().read_unaligned();
                     let four = _mm256_set1_epi32(four);
                     acc[r][0] = _mm256_add_epi16(acc[r][0], _mm256_maddubs_epi16(c0, four));
                     acc[r][1] = _mm256_add_epi16(acc[r][1], _mm256_maddubs_epi16(c1, four));
@@ -83,20 +68,6 @@ unsafe fn tile<const R: usize>(x: &[i8], row: usize, inputs: usize, codes: &[u8]
             }
         }
         step = end;
-    }
-    if !inputs.is_multiple_of(STEP) {
-        // SAFETY: `codes` has 64 bytes for the started step.
-        let (c0, c1) = unsafe {
-            let codes = codes.as_ptr().add(64 * whole).cast::<__m256i>();
-            (_mm256_loadu_si256(codes), _mm256_loadu_si256(codes.add(1)))
-        };
-        for r in 0..R {
-            let four = _mm256_set1_epi32(super::last_step(&rows[r * inputs..(r + 1) * inputs]));
-            for (half, codes) in [c0, c1].into_iter().enumerate() {
-                let pairs = _mm256_madd_epi16(_mm256_maddubs_epi16(codes, four), ones);
-                wide[r][half] = _mm256_add_epi32(wide[r][half], pairs);
-            }
-        }
     }
     let mut sums = [[[0; COLUMNS]; 1]; R];
     for r in 0..R {

@@ -17,89 +17,57 @@ use crate::{
     tile::{COLUMNS, Out, store},
 };
 
+/// Rows of a tile.
+pub(super) const ROWS: usize = 12;
+const _: () = assert!(super::FEW_ROWS.is_multiple_of(ROWS));
+
 /// See [`super::tiles`].
-pub(super) fn tiles(tier: Tier, x: &[i8], inputs: usize, codes: &[u8], out: &mut Out<'_>) {
+pub(super) fn tiles(tier: Tier, x: &[i8], steps: usize, codes: &[u8], out: &mut Out<'_>) {
     let (rows, panels) = (out.rows(), out.panels());
-    assert!(tier.level() == Level::Avx512 && x.len() == rows * inputs && panels <= 2);
+    assert!(tier.level() == Level::Avx512 && x.len() >= rows.next_multiple_of(ROWS) * steps * STEP);
     let panel = codes.len() / panels.max(1);
-    assert!(panel >= inputs.div_ceil(STEP) * STEP * COLUMNS);
-    // SAFETY: the tier proves AVX-512 VNNI; `x` holds `rows` rows and `codes` the panels, asserted above.
-    unsafe {
-        match panels {
-            1 => all_rows::<1>(x, rows, inputs, codes, panel, out),
-            2 => all_rows::<2>(x, rows, inputs, codes, panel, out),
-            _ => {}
+    assert!(panel >= steps * STEP * COLUMNS);
+    for (row, x) in (0..rows).step_by(ROWS).zip(x.chunks_exact(ROWS * steps * STEP)) {
+        // SAFETY: the tier proves AVX-512 VNNI; `x` holds a panel of rows and `codes` the panels, as
+        // asserted.
+        unsafe {
+            match panels {
+                1 => tile::<1>(x, row, steps, codes, panel, out),
+                2 => tile::<2>(x, row, steps, codes, panel, out),
+                _ => unreachable!("tiles have one panel or two"),
+            }
         }
     }
 }
 
 /// # Safety
-/// Needs AVX-512 VNNI, `rows · inputs` values in `x`, and in `codes` `P` panels, `panel` bytes apart, of
-/// 64 bytes for each started step.
+/// Needs AVX-512 VNNI, 48 values in `x` for each step, and in `codes` `P` panels, `panel` bytes apart, of
+/// 64 bytes for each step.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn all_rows<const P: usize>(
-    x: &[i8],
-    rows: usize,
-    inputs: usize,
-    codes: &[u8],
-    panel: usize,
-    out: &mut Out<'_>,
-) {
-    let mut row = 0;
-    // SAFETY: each call reads rows below `rows`, and the caller vouches for the rest.
-    unsafe {
-        while row + 12 <= rows {
-            tile::<12, P>(x, row, inputs, codes, panel, out);
-            row += 12;
-        }
-        while row + 4 <= rows {
-            tile::<4, P>(x, row, inputs, codes, panel, out);
-            row += 4;
-        }
-        while row < rows {
-            tile::<1, P>(x, row, inputs, codes, panel, out);
-            row += 1;
-        }
-    }
-}
-
-/// # Safety
-/// As [`all_rows`], with `row + R` rows.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn tile<const R: usize, const P: usize>(
+unsafe fn tile<const P: usize>(
     x: &[i8],
     row: usize,
-    inputs: usize,
+    steps: usize,
     codes: &[u8],
     panel: usize,
     out: &mut Out<'_>,
 ) {
-    let rows = &x[row * inputs..(row + R) * inputs];
+    const R: usize = ROWS;
+    out.prefetch::<R>(row);
     let mut acc = [[_mm512_setzero_si512(); P]; R];
-    let whole = inputs / STEP;
-    for s in 0..whole {
-        // SAFETY: every panel has 64 bytes for a step, and every row four values.
+    for s in 0..steps {
+        // SAFETY: s < steps, so every panel has 64 bytes and every row four values.
         unsafe {
             let mut c = [_mm512_setzero_si512(); P];
             for p in 0..P {
                 c[p] = _mm512_loadu_si512(codes.as_ptr().add(p * panel + 64 * s).cast());
             }
             for r in 0..R {
-                let four = rows.as_ptr().add(r * inputs + STEP * s).cast::<i32>().read_unaligned();
+                let four = x.as_ptr().add(STEP * (R * s + r)).cast::<i32>().read_unaligned();
                 let four = _mm512_set1_epi32(four);
                 for p in 0..P {
                     acc[r][p] = _mm512_dpbusd_epi32(acc[r][p], c[p], four);
                 }
-            }
-        }
-    }
-    if !inputs.is_multiple_of(STEP) {
-        for r in 0..R {
-            let four = _mm512_set1_epi32(super::last_step(&rows[r * inputs..(r + 1) * inputs]));
-            for p in 0..P {
-                // SAFETY: every panel has 64 bytes for the started step.
-                let c = unsafe { _mm512_loadu_si512(codes.as_ptr().add(p * panel + 64 * whole).cast()) };
-                acc[r][p] = _mm512_dpbusd_epi32(acc[r][p], c, four);
             }
         }
     }

@@ -15,53 +15,35 @@ use crate::{
     tile::{COLUMNS, Out, store},
 };
 
-/// See [`super::tiles`].
-pub(super) fn tiles(tier: Tier, x: &[i8], inputs: usize, codes: &[u8], out: &mut Out<'_>) {
-    let rows = out.rows();
-    assert!(tier.level() == Level::AvxVnni && x.len() == rows * inputs);
-    assert!(codes.len() >= inputs.div_ceil(STEP) * STEP * COLUMNS);
-    // SAFETY: the tier proves AVX-VNNI; `x` holds `rows` rows and `codes` a panel, asserted above.
-    unsafe { all_rows(x, rows, inputs, codes, out) }
-}
+/// Rows of a tile.
+pub(super) const ROWS: usize = 6;
+const _: () = assert!(super::FEW_ROWS.is_multiple_of(ROWS));
 
-/// # Safety
-/// Needs AVX-VNNI, `rows · inputs` values in `x`, and in `codes` 64 bytes for each started step.
-#[target_feature(enable = "avx2,avxvnni")]
-unsafe fn all_rows(x: &[i8], rows: usize, inputs: usize, codes: &[u8], out: &mut Out<'_>) {
-    let mut row = 0;
-    // SAFETY: each call reads rows below `rows`, and the caller vouches for the rest.
-    unsafe {
-        while row + 6 <= rows {
-            tile::<6>(x, row, inputs, codes, out);
-            row += 6;
-        }
-        while row + 2 <= rows {
-            tile::<2>(x, row, inputs, codes, out);
-            row += 2;
-        }
-        if row < rows {
-            tile::<1>(x, row, inputs, codes, out);
-        }
+/// See [`super::tiles`].
+pub(super) fn tiles(tier: Tier, x: &[i8], steps: usize, codes: &[u8], out: &mut Out<'_>) {
+    let rows = out.rows();
+    assert!(tier.level() == Level::AvxVnni && x.len() >= rows.next_multiple_of(ROWS) * steps * STEP);
+    assert!(codes.len() >= steps * STEP * COLUMNS);
+    for (row, x) in (0..rows).step_by(ROWS).zip(x.chunks_exact(ROWS * steps * STEP)) {
+        // SAFETY: the tier proves AVX-VNNI; `x` holds a panel of rows and `codes` one of codes, as asserted.
+        unsafe { tile(x, row, steps, codes, out) }
     }
 }
 
 /// # Safety
-/// As [`all_rows`], with `row + R` rows.
+/// Needs AVX-VNNI, 24 values in `x` and 64 bytes in `codes` for each step.
 #[target_feature(enable = "avx2,avxvnni")]
-unsafe fn tile<const R: usize>(x: &[i8], row: usize, inputs: usize, codes: &[u8], out: &mut Out<'_>) {
-    let rows = &x[row * inputs..(row + R) * inputs];
+unsafe fn tile(x: &[i8], row: usize, steps: usize, codes: &[u8], out: &mut Out<'_>) {
+    const R: usize = ROWS;
+    out.prefetch::<R>(row);
     let mut acc = [[_mm256_setzero_si256(); 2]; R];
-    for s in 0..inputs.div_ceil(STEP) {
-        // SAFETY: `codes` has 64 bytes for every started step, and whole steps have four values a row.
+    for s in 0..steps {
+        // SAFETY: s < steps, so 64 bytes of codes and four values of each row are there.
         unsafe {
             let c0 = _mm256_loadu_si256(codes.as_ptr().add(64 * s).cast());
             let c1 = _mm256_loadu_si256(codes.as_ptr().add(64 * s + 32).cast());
             for r in 0..R {
-                let four = if STEP * (s + 1) <= inputs {
-                    rows.as_ptr().add(r * inputs + STEP * s).cast::<i32>().read_unaligned()
-                } else {
-                    super::last_step(&rows[r * inputs..(r + 1) * inputs])
-                };
+                let four = x.as_ptr().add(STEP * (R * s + r)).cast::<i32>().read_unaligned();
                 let four = _mm256_set1_epi32(four);
                 acc[r][0] = _mm256_dpbusd_avx_epi32(acc[r][0], c0, four);
                 acc[r][1] = _mm256_dpbusd_avx_epi32(acc[r][1], c1, four);

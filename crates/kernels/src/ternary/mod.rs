@@ -170,6 +170,8 @@ pub struct Scratch {
     /// A byte per code: `[panel][step of four inputs][16 outputs][4 inputs]`; or the padded row, when
     /// there is one.
     bytes: Vec<u8>,
+    /// `[rows of a tile][step][row][4 inputs]`: what a tile reads lies together, wherever its rows lie.
+    rows: Vec<i8>,
 }
 
 tiered! {
@@ -190,24 +192,59 @@ fn tile_shape(tier: Tier) -> (usize, usize) {
     match tier.level() {
         Level::Scalar => (1, 1),
         #[cfg(target_arch = "x86_64")]
-        Level::Avx2 | Level::AvxVnni => (6, 1),
+        Level::Avx2 => (avx2::ROWS, 1),
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512 => (12, 2),
+        Level::AvxVnni => (avx_vnni::ROWS, 1),
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => (avx512::ROWS, 2),
     }
 }
-const _: () = assert!(ROWS.is_multiple_of(12) && ROWS.is_multiple_of(6) && FEW_ROWS.is_multiple_of(12));
+const _: () = assert!(ROWS.is_multiple_of(FEW_ROWS));
 
-/// All rows of `x` against the panels in `codes`, one byte per code, at most as many as a tile takes.
-fn tiles(tier: Tier, x: &[i8], inputs: usize, codes: &[u8], out: &mut Out<'_>) {
+/// The rows of `out` against the panels in `codes`, one byte per code, at most as many as a tile takes.
+fn tiles(tier: Tier, x: &[i8], steps: usize, codes: &[u8], out: &mut Out<'_>) {
     match tier.level() {
-        Level::Scalar => scalar::tiles(x, inputs, codes, out),
+        Level::Scalar => scalar::tiles(x, steps, codes, out),
         #[cfg(target_arch = "x86_64")]
-        Level::Avx2 => avx2::tiles(tier, x, inputs, codes, out),
+        Level::Avx2 => avx2::tiles(tier, x, steps, codes, out),
         #[cfg(target_arch = "x86_64")]
-        Level::AvxVnni => avx_vnni::tiles(tier, x, inputs, codes, out),
+        Level::AvxVnni => avx_vnni::tiles(tier, x, steps, codes, out),
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512 => avx512::tiles(tier, x, inputs, codes, out),
+        Level::Avx512 => avx512::tiles(tier, x, steps, codes, out),
     }
+}
+
+tiered! {
+    /// Rows of `inputs` values in panels of `width` rows; what is missing of the last panel and of the
+    /// last step is zero. Returns nothing but the sums of the rows, in `sums`.
+    fn pack_rows(x: &[i8], inputs: usize, width: usize, panels: &mut [i8], sums: &mut [i32]) {
+        let panel = inputs.div_ceil(STEP) * STEP * width;
+        for (index, (row, sum)) in x.chunks_exact(inputs).zip(sums).enumerate() {
+            *sum = row_sum(row);
+            let to = &mut panels[index / width * panel..][..panel];
+            let (to, _) = to.as_chunks_mut::<STEP>();
+            let mut to = to[index % width..].iter_mut().step_by(width);
+            let (whole, rest) = row.as_chunks::<STEP>();
+            for (from, to) in whole.iter().zip(&mut to) {
+                *to = *from;
+            }
+            if let (false, Some(to)) = (rest.is_empty(), to.next()) {
+                *to = [0; STEP];
+                to[..rest.len()].copy_from_slice(rest);
+            }
+        }
+        let rows = x.len() / inputs;
+        let (steps, _) = panels.as_chunks_mut::<STEP>();
+        for row in rows..rows.next_multiple_of(width) {
+            let steps = &mut steps[row / width * panel / STEP..][..panel / STEP];
+            steps[row % width..].iter_mut().step_by(width).for_each(|step| *step = [0; STEP]);
+        }
+    }
+}
+
+#[inline(always)]
+fn row_sum(row: &[i8]) -> i32 {
+    row.iter().map(|v| i32::from(*v)).sum()
 }
 
 /// `y[r][o] = scale · scales[r] · Σ_k x[r][k] · code[o][k]`, or that added to `y`.
@@ -232,25 +269,33 @@ pub fn matmul(
     if y.is_empty() {
         return;
     }
+    if inputs == 0 {
+        if store == Store::Replace {
+            y.fill(0.0);
+        }
+        return;
+    }
     if rows == 1 {
         return vector(cx, x, scales[0] * scale, w, store, scratch, y);
     }
     let expanded = 4 * panel_len(inputs);
     let codes = sized(&mut scratch.bytes, w.bytes.len() * 4);
-    cx.chunks(codes, expanded.max(1), |panel, codes| {
+    cx.chunks(codes, expanded, |panel, codes| {
         expand(cx.tier(), &w.bytes[panel * panel_len(inputs)..][..panel_len(inputs)], codes);
     });
     let codes = &*codes;
     let task = if rows < 4 * ROWS { FEW_ROWS } else { ROWS };
-    let (_, panels) = tile_shape(cx.tier());
-    cx.chunks(y, task * outputs, |index, y| {
+    let (width, panels) = tile_shape(cx.tier());
+    let steps = inputs.div_ceil(STEP);
+    let packed = sized(&mut scratch.rows, rows.next_multiple_of(width) * steps * STEP);
+    cx.chunks2((y, task * outputs), (packed, task * steps * STEP), |index, y, packed| {
         let first = index * task;
         let count = y.len() / outputs;
-        let x = &x[first * inputs..][..count * inputs];
         let (mut row_sums, mut factors) = ([0; ROWS], [0.0; ROWS]);
-        for r in 0..count {
-            row_sums[r] = row_sum(cx.tier(), &x[r * inputs..][..inputs]);
-            factors[r] = scale * scales[first + r];
+        let x = &x[first * inputs..][..count * inputs];
+        pack_rows(cx.tier(), x, inputs, width, packed, &mut row_sums[..count]);
+        for (factor, row) in factors.iter_mut().zip(&scales[first..][..count]) {
+            *factor = scale * row;
         }
         for panel in (0..outputs.div_ceil(COLUMNS)).step_by(panels) {
             let column = panel * COLUMNS;
@@ -265,7 +310,7 @@ pub fn matmul(
                 column_factors: &[],
                 store,
             };
-            tiles(cx.tier(), x, inputs, codes, &mut out);
+            tiles(cx.tier(), packed, steps, codes, &mut out);
         }
     });
 }
@@ -280,7 +325,7 @@ fn vector(
     scratch: &mut Scratch,
     y: &mut [f32],
 ) {
-    let row_sum = row_sum(cx.tier(), x);
+    let row_sum = row_sum(x);
     let padded = sized(&mut scratch.bytes, x.len().next_multiple_of(GROUP));
     padded[x.len()..].fill(0);
     for (to, from) in padded.iter_mut().zip(x) {
@@ -307,28 +352,12 @@ fn vector(
     });
 }
 
-/// The last one to three values of a row, padded with zeros to a step.
-#[cfg(target_arch = "x86_64")]
-fn last_step(row: &[i8]) -> i32 {
-    let mut four = [0; STEP];
-    for (to, from) in four.iter_mut().zip(row.as_chunks::<STEP>().1) {
-        *to = from.cast_unsigned();
-    }
-    i32::from_le_bytes(four)
-}
-
-/// The first `len` bytes, growing the vector where it is shorter.
-fn sized(bytes: &mut Vec<u8>, len: usize) -> &mut [u8] {
+/// The first `len` elements, growing the vector where it is shorter.
+fn sized<T: Copy + Default>(bytes: &mut Vec<T>, len: usize) -> &mut [T] {
     if bytes.len() < len {
-        bytes.resize(len, 0);
+        bytes.resize(len, T::default());
     }
     &mut bytes[..len]
-}
-
-tiered! {
-    fn row_sum(x: &[i8]) -> i32 {
-        x.iter().map(|v| i32::from(*v)).sum()
-    }
 }
 
 #[cfg(test)]
