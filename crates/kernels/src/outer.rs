@@ -33,8 +33,9 @@ const _: () = assert!(TOKENS * 127 * GRADIENT as usize <= i32::MAX as usize);
 pub(crate) const TWELVE_BITS: i16 = 2047;
 const _: () = assert!(TOKENS * TWELVE_BITS as usize * TWELVE_BITS as usize <= i32::MAX as usize);
 
-/// Rows of the result in a task: a multiple of every tile.
+/// Rows of the result in a task, and in one of a result of few rows: multiples of every tile.
 const ROWS: usize = 48;
+const FEW_ROWS: usize = 24;
 
 /// The left factor: rows of the result.
 #[derive(Debug, Default)]
@@ -102,8 +103,10 @@ pub(crate) fn product(cx: &Context, left: &Left, right: &Right, inner: usize, st
     let (rows, pairs) = (left.scales.len(), inner.div_ceil(2));
     let columns = y.len() / rows;
     let (_, tile_panels) = tile_shape(cx.tier());
-    cx.chunks(y, ROWS * columns, |index, y| {
-        let (first, rows) = (index * ROWS, y.len() / columns);
+    // Enough tasks that two threads or more end at about the same time.
+    let task = if rows < 32 * ROWS { FEW_ROWS } else { ROWS };
+    cx.chunks(y, task * columns, |index, y| {
+        let (first, rows) = (index * task, y.len() / columns);
         for start in (0..pairs).step_by(TOKENS / 2) {
             let store = if start > 0 { Store::Add } else { store };
             for panel in (0..columns.div_ceil(COLUMNS)).step_by(tile_panels) {
@@ -181,9 +184,9 @@ fn tile_shape(tier: Tier) -> (usize, usize) {
         Level::Avx512 => (avx512::ROWS, 2),
     }
 }
-const _: () = assert!(ROWS.is_multiple_of(scalar::ROWS));
+const _: () = assert!(ROWS.is_multiple_of(FEW_ROWS) && FEW_ROWS.is_multiple_of(scalar::ROWS));
 #[cfg(target_arch = "x86_64")]
-const _: () = assert!(ROWS.is_multiple_of(avx2::ROWS) && ROWS.is_multiple_of(avx512::ROWS));
+const _: () = assert!(FEW_ROWS.is_multiple_of(avx2::ROWS) && FEW_ROWS.is_multiple_of(avx512::ROWS));
 
 /// The rows and panels of `out` from one block of tokens.
 fn tiles(tier: Tier, block: Block<'_>, out: &mut Out<'_>) {
