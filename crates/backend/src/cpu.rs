@@ -251,32 +251,35 @@ impl Backend for Cpu {
         outer::weight_gradient(&self.cx, dy, &x.scales, &x.codes, Store::Replace, &mut scratch, dw);
     }
 
-    fn rope(&self, qkv: &mut Vec<f32>, table: &Vec<f32>, shape: Shape, first: usize, inverse: bool) {
-        let _span = self.span("rope");
-        attention::rope(&self.cx, qkv, table, shape, first, inverse);
-    }
-
-    fn attention(&self, qkv: &Vec<f32>, shape: Shape, out: &mut Vec<f32>, lse: &mut Vec<f32>) {
+    fn attention(
+        &self,
+        qkv: &Vec<f32>,
+        table: &Vec<f32>,
+        shape: Shape,
+        out: &mut Vec<f32>,
+        lse: &mut Vec<f32>,
+    ) {
         let _span = self.span("attention");
-        attention::forward(&self.cx, qkv, shape, out, lse);
+        attention::forward(&self.cx, qkv, table, shape, out, lse);
     }
 
     fn attention_backward(
         &self,
         qkv: &Vec<f32>,
-        out: &Vec<f32>,
-        lse: &Vec<f32>,
+        (out, lse): (&Vec<f32>, &Vec<f32>),
         d_out: &Vec<f32>,
+        table: &Vec<f32>,
         shape: Shape,
         d_qkv: &mut Vec<f32>,
     ) {
         let _span = self.span("attention_backward");
-        attention::backward(&self.cx, qkv, out, lse, d_out, shape, d_qkv);
+        attention::backward(&self.cx, qkv, (out, lse), d_out, table, shape, d_qkv);
     }
 
     fn attention_decode(
         &self,
         qkv: &Vec<f32>,
+        table: &Vec<f32>,
         shape: Shape,
         start: usize,
         k_cache: &mut Vec<f32>,
@@ -284,7 +287,7 @@ impl Backend for Cpu {
         out: &mut Vec<f32>,
     ) {
         let _span = self.span("attention_decode");
-        attention::decode(&self.cx, qkv, shape, start, k_cache, v_cache, out);
+        attention::decode(&self.cx, qkv, table, shape, start, k_cache, v_cache, out);
     }
 
     fn glu(&self, gate: Gate, gate_up: &Vec<f32>, width: usize, a: &mut Vec<f32>) {

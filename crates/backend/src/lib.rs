@@ -131,25 +131,32 @@ pub trait Backend: Send + Sync {
     /// `dw = (dy · scales of x)ᵀ · codes of x`, with the first factor int16 by output column.
     fn ternary_weight_gradient(&self, dy: &Self::Floats, x: &Self::Rows, dw: &mut Self::Floats);
 
-    /// Rotates the q and k rows of `qkv` in place, row 0 at position `first`; `inverse` rotates back.
-    fn rope(&self, qkv: &mut Self::Floats, table: &Self::Floats, shape: Shape, first: usize, inverse: bool);
-    /// Causal attention over rotated `qkv`; `lse` `[batch][time][heads]` for the backward pass.
-    fn attention(&self, qkv: &Self::Floats, shape: Shape, out: &mut Self::Floats, lse: &mut Self::Floats);
-    /// Gradient of [`Backend::attention`], written to `d_qkv`.
+    /// Causal attention over `qkv`, whose q and k are rotated by the rows of `table` on the way; `lse`
+    /// `[batch][time][heads]` for the backward pass.
+    fn attention(
+        &self,
+        qkv: &Self::Floats,
+        table: &Self::Floats,
+        shape: Shape,
+        out: &mut Self::Floats,
+        lse: &mut Self::Floats,
+    );
+    /// Gradient of [`Backend::attention`], written to `d_qkv`; `results` are its `out` and `lse`.
     fn attention_backward(
         &self,
         qkv: &Self::Floats,
-        out: &Self::Floats,
-        lse: &Self::Floats,
+        results: (&Self::Floats, &Self::Floats),
         d_out: &Self::Floats,
+        table: &Self::Floats,
         shape: Shape,
         d_qkv: &mut Self::Floats,
     );
-    /// Attention of new rows of one sequence at positions from `start`, whose keys and values are
-    /// first added to the caches, `[capacity][kv_heads · head_dim]`.
+    /// Attention of new rows of one sequence at positions from `start`, whose rotated keys and values
+    /// are first put in the caches, `[capacity][kv_heads · head_dim]`.
     fn attention_decode(
         &self,
         qkv: &Self::Floats,
+        table: &Self::Floats,
         shape: Shape,
         start: usize,
         k_cache: &mut Self::Floats,

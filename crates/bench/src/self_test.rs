@@ -37,7 +37,7 @@ const KERNELS: [(&str, Case); 10] = [
     ("RMSNorm backward", norm_backward),
     ("gated activation", gated),
     ("ternary codes", codes),
-    ("rotary positions", rope),
+    ("attention", attention),
     ("factored update", factored),
 ];
 
@@ -173,15 +173,19 @@ fn codes(cx: &Context, random: &Random) -> Vec<u32> {
     std::iter::once(scale.to_bits()).chain(codes.iter().map(|c| *c as u32)).collect()
 }
 
-fn rope(cx: &Context, random: &Random) -> Vec<u32> {
-    let head_dim = 2 * (1 + random.below(0, 40));
-    let (kv_heads, time) = (1 + random.below(1, 3), 1 + random.below(2, 9));
+fn attention(cx: &Context, random: &Random) -> Vec<u32> {
+    let head_dim = 2 * (1 + random.below(0, 20));
+    let (kv_heads, time) = (1 + random.below(1, 3), 1 + random.below(2, 70));
     let heads = kv_heads * (1 + random.below(3, 3));
     let shape = attention::Shape { batch: 1, time, heads, kv_heads, head_dim };
     let table = attention::rope_table(time, head_dim, 10_000.0);
-    let mut qkv = random.floats(0, shape.rows() * shape.qkv_width());
-    attention::rope(cx, &mut qkv, &table, shape, 0, random.below(4, 2) == 1);
-    bits(&qkv).collect()
+    let qkv = random.floats(0, time * shape.qkv_width());
+    let d_out = random.floats(1, time * shape.out_width());
+    let (mut out, mut lse) = (vec![0.0; d_out.len()], vec![0.0; time * heads]);
+    let mut d_qkv = vec![0.0; qkv.len()];
+    attention::forward(cx, &qkv, &table, shape, &mut out, &mut lse);
+    attention::backward(cx, &qkv, (&out, &lse), &d_out, &table, shape, &mut d_qkv);
+    bits(&out).chain(bits(&lse)).chain(bits(&d_qkv)).collect()
 }
 
 fn factored(cx: &Context, random: &Random) -> Vec<u32> {

@@ -4,21 +4,31 @@
 //! `head_dim` long. Query head `h` reads key and value head `h / (heads / kv_heads)`. Scores are
 //! `q·k / sqrt(head_dim)`.
 //!
-//! The work goes in blocks of `BLOCK` queries against the keys up to the block's last query: one
-//! f32 GEMM for the scores, a softmax of the rows, one GEMM with the values. About half of the square
-//! is never computed. Backward recomputes the probabilities from the log-sum-exp that forward kept
-//! (Dao, FlashAttention-2, algorithm 2), so the memory of a call is a few `BLOCK × time` blocks.
+//! A task is one key head of one sequence: it lays out the keys and values, and the queries of its
+//! group, as the register tile reads them, and rotates them on the way. The work goes in blocks of
+//! `BLOCK` queries against the keys up to the block's last query: products for the scores, a softmax of
+//! the rows, products with the values. About half of the square is never computed. Backward recomputes
+//! the probabilities from the log-sum-exp that forward kept (Dao, FlashAttention-2, algorithm 2), so the
+//! memory of a task is a few heads and a few `BLOCK × time` blocks.
 //!
-//! Block borders are positions within a sequence, and each task owns the rows it writes. Neither the
+//! Block borders are positions within a sequence, and each task owns the columns it writes. Neither the
 //! number of threads nor the place of a sequence in the batch changes a bit.
 
-use crate::lanes::{self, LANES};
-use crate::lanes::{exp_bounded, exp_sum, ln};
-use crate::matmul::{View, serial};
-use crate::{Context, Tier};
+mod pack;
+mod tile;
 
-/// Queries per block. Its scores against 256 keys (64 KiB) stay in the second-level cache.
-const BLOCK: usize = 64;
+use pack::Head;
+use tile::{Columns, N, R, Rows, tile};
+
+use crate::{
+    Context,
+    lanes::{self, LANES, exp_bounded, exp_sum, ln},
+    strips::Strips,
+};
+
+/// Queries per block: a multiple of a tile. Its scores against 256 keys take 48 KiB.
+const BLOCK: usize = 48;
+const _: () = assert!(BLOCK.is_multiple_of(R));
 
 /// Multiply-adds below which one generated token is not worth waking the threads.
 const SMALL_STEP: usize = 1 << 17;
@@ -64,20 +74,29 @@ impl Shape {
         self.kv_heads * self.head_dim
     }
 
+    /// Width of a head's rows in working memory.
+    fn padded(&self) -> usize {
+        self.head_dim.next_multiple_of(N)
+    }
+
     fn scale(&self) -> f32 {
         1.0 / (self.head_dim as f32).sqrt()
     }
 
-    /// Asserts that the heads group evenly and that `qkv` holds `batch·time` rows.
-    fn check(&self, qkv: &[f32]) {
+    /// Asserts that the heads group evenly, that `qkv` holds `batch·time` rows, and that `table` holds
+    /// positions up to `end`.
+    fn check(&self, qkv: &[f32], table: &[f32], end: usize) {
         assert!(self.kv_heads > 0 && self.heads > 0 && self.head_dim > 0, "empty heads: {self:?}");
         assert_eq!(self.heads % self.kv_heads, 0, "kv_heads must divide heads: {self:?}");
+        assert_eq!(self.head_dim % 2, 0, "head_dim must be even: {self:?}");
+        assert!(end * self.head_dim <= table.len(), "positions beyond the table: {self:?}");
         assert_eq!(qkv.len(), self.rows() * self.qkv_width(), "qkv of {self:?}");
     }
 }
 
 /// Rotations for positions `0..context`: row `pos` holds the cosines, then the sines, of
-/// `pos·theta^(-2i/head_dim)` for `i` in `0..head_dim/2`, computed in f64. `[context, head_dim]`.
+/// `pos·theta^(-2i/head_dim)` for `i` in `0..head_dim/2`, computed in f64. `[context, head_dim]`. Pairs
+/// are `(i, i + head_dim/2)` (NEOX).
 ///
 /// # Panics
 /// `head_dim` is odd.
@@ -98,165 +117,148 @@ pub fn rope_table(context: usize, head_dim: usize, theta: f32) -> Vec<f32> {
     table
 }
 
-/// Rotates the q and k heads of `qkv` `[batch·time, qkv_width]` in place, by the position of each row:
-/// `first + row % time`. Pairs are `(i, i + head_dim/2)` (NEOX). `table` is [`rope_table`]'s
-/// `[context, head_dim]`.
-///
-/// `inverse` rotates back. A rotation's inverse is its transpose, so that is also the backward: it
-/// turns the gradient of the rotated q and k into that of the plain ones.
-///
-/// # Panics
-/// `qkv` does not fit `shape`, `head_dim` is odd, or the table ends before the last position.
-pub fn rope(cx: &Context, qkv: &mut [f32], table: &[f32], shape: Shape, first: usize, inverse: bool) {
-    shape.check(qkv);
-    assert_eq!(shape.head_dim % 2, 0, "head_dim must be even");
-    assert!((first + shape.time) * shape.head_dim <= table.len(), "positions beyond the table");
-    let width = shape.qkv_width();
-    // 16 KiB and more per task: the work is one pass over memory.
-    let rows = (1_usize << 15).div_ceil(width);
-    cx.chunks(qkv, rows * width, |chunk, part| {
-        rotate_rows(cx.tier(), part, table, shape, first, chunk * rows, inverse);
-    });
-}
-
-tiered! {
-    /// Rotates rows `row..` of the batch, held in `part`.
-    fn rotate_rows(
-        part: &mut [f32],
-        table: &[f32],
-        shape: Shape,
-        first: usize,
-        row: usize,
-        inverse: bool,
-    ) {
-        let Shape { time, head_dim, .. } = shape;
-        let sign = if inverse { -1.0 } else { 1.0 };
-        for (i, line) in part.chunks_exact_mut(shape.qkv_width()).enumerate() {
-            let turn = &table[(first + (row + i) % time) * head_dim..][..head_dim];
-            for head in line[..(shape.heads + shape.kv_heads) * head_dim].chunks_exact_mut(head_dim) {
-                rotate_head(head, turn, sign);
-            }
-        }
-    }
-}
-
-/// `(x, y) → (x·cos − y·sin, y·cos + x·sin)` for the pairs of one head; `turn` is its table row.
-#[inline(always)]
-fn rotate_head(head: &mut [f32], turn: &[f32], sign: f32) {
-    let half = turn.len() / 2;
-    let (xs, ys) = head.split_at_mut(half);
-    let (cos, sin) = turn.split_at(half);
-    for (((x, y), c), s) in xs.iter_mut().zip(ys).zip(cos).zip(sin) {
-        let s = sign * s;
-        (*x, *y) = (x.mul_add(*c, -(*y * s)), y.mul_add(*c, *x * s));
-    }
-}
-
-/// Where the keys or values of one head lie: element `(token, i)` at `offset + token·stride + i`.
-#[derive(Clone, Copy)]
-struct Head<'a> {
-    data: &'a [f32],
-    offset: usize,
-    stride: usize,
-    head_dim: usize,
-}
-
-impl<'a> Head<'a> {
-    /// Tokens `first..first + rows` as a matrix `[rows, head_dim]`.
-    fn view(self, first: usize, rows: usize) -> View<'a> {
-        View::strided(self.data, self.offset + first * self.stride, rows, self.head_dim, self.stride)
-    }
-
-    fn row(self, token: usize) -> &'a [f32] {
-        &self.data[self.offset + token * self.stride..][..self.head_dim]
-    }
-}
-
 /// The heads of sequence `sequence` in rows of `width` columns, from column `column` on.
 fn head_of(data: &[f32], shape: Shape, sequence: usize, width: usize, column: usize) -> Head<'_> {
     let offset = sequence * shape.time * width + column;
     Head { data, offset, stride: width, head_dim: shape.head_dim }
 }
 
-/// Query head `head`, and the key and value heads that it reads, of one sequence of `qkv`.
-fn heads_of(qkv: &[f32], shape: Shape, sequence: usize, head: usize) -> [Head<'_>; 3] {
-    let kv_head = head / shape.group();
-    [head, shape.heads + kv_head, shape.heads + shape.kv_heads + kv_head]
+/// The first query head of key head `kv_head`, the key head, and its value head, in a sequence of `qkv`.
+fn heads_of(qkv: &[f32], shape: Shape, sequence: usize, kv_head: usize) -> [Head<'_>; 3] {
+    [kv_head * shape.group(), shape.heads + kv_head, shape.heads + shape.kv_heads + kv_head]
         .map(|column| head_of(qkv, shape, sequence, shape.qkv_width(), column * shape.head_dim))
 }
 
-/// A block of queries of one sequence, and what is written for it.
-struct Block<'a> {
-    sequence: usize,
-    /// Row of the first query within the sequence.
-    first: usize,
-    /// `[queries, heads·head_dim]`
-    out: &'a mut [f32],
-    /// `[queries, heads]`
-    lse: &'a mut [f32],
+/// Cuts parts of given lengths off the front of working memory.
+struct Desk<'a>(&'a mut [f32]);
+
+impl<'a> Desk<'a> {
+    #[inline(always)]
+    fn take(&mut self, len: usize) -> &'a mut [f32] {
+        let (part, rest) = std::mem::take(&mut self.0).split_at_mut(len);
+        self.0 = rest;
+        part
+    }
 }
 
-/// Cuts `out` `[batch·time, heads·head_dim]` and `lse` `[batch·time, heads]` into blocks of queries.
-fn blocks<'a>(out: &'a mut [f32], lse: &'a mut [f32], shape: Shape) -> Vec<Block<'a>> {
-    let (wide, narrow) = (shape.out_width(), shape.heads);
-    let mut blocks = Vec::with_capacity(shape.batch * shape.time.div_ceil(BLOCK));
-    let sequences = out.chunks_mut(shape.time * wide).zip(lse.chunks_mut(shape.time * narrow));
-    for (sequence, (out, lse)) in sequences.enumerate() {
-        let parts = out.chunks_mut(BLOCK * wide).zip(lse.chunks_mut(BLOCK * narrow)).enumerate();
-        blocks.extend(parts.map(|(i, (out, lse))| Block { sequence, first: i * BLOCK, out, lse }));
-    }
-    blocks
+/// Keys that rows of scores have room for: whole panels, and what a tile of columns reads beyond.
+fn score_stride(keys: usize) -> usize {
+    keys.next_multiple_of(N) + 8
 }
 
 /// Attends causally within each sequence.
 ///
-/// `qkv` `[batch·time, qkv_width]`, q and k already rotated. Writes `out` `[batch·time, heads·head_dim]`
-/// and `lse` `[batch·time, heads]`, the log-sum-exp of each query's scaled scores, for [`backward`].
+/// `qkv` `[batch·time, qkv_width]`, not rotated; `table` is [`rope_table`]'s. Writes `out`
+/// `[batch·time, heads·head_dim]` and `lse` `[batch·time, heads]`, the log-sum-exp of each query's scaled
+/// scores, for [`backward`].
 ///
 /// # Panics
-/// A slice does not fit `shape`, or `kv_heads` does not divide `heads`.
-pub fn forward(cx: &Context, qkv: &[f32], shape: Shape, out: &mut [f32], lse: &mut [f32]) {
-    shape.check(qkv);
+/// A slice does not fit `shape`, `kv_heads` does not divide `heads`, `head_dim` is odd, or the table ends
+/// before the last position.
+pub fn forward(cx: &Context, qkv: &[f32], table: &[f32], shape: Shape, out: &mut [f32], lse: &mut [f32]) {
+    shape.check(qkv, table, shape.time);
     assert_eq!(out.len(), shape.rows() * shape.out_width(), "out of {shape:?}");
     assert_eq!(lse.len(), shape.rows() * shape.heads, "lse of {shape:?}");
-    if shape.rows() == 0 {
-        return;
-    }
-    cx.chunks(&mut blocks(out, lse, shape), 1, |_, block| {
-        let block = &mut block[0];
-        let sequence = block.sequence;
-        attend(cx.tier(), block, shape, 0, |head| heads_of(qkv, shape, sequence, head));
+    let (out, lse) = (Strips::new(out, shape.out_width()), Strips::new(lse, shape.heads));
+    let tasks = if shape.time == 0 { 0 } else { shape.batch * shape.kv_heads };
+    cx.each(tasks, attend_memory(shape, 0), |task, desk| {
+        let place = (task / shape.kv_heads, task % shape.kv_heads);
+        let heads = heads_of(qkv, shape, place.0, place.1);
+        attend(cx.tier(), heads, (table, Some(table)), shape, 0, place, desk, out, lse);
     });
 }
 
-/// One block of queries, all heads. The block's row `i` sees keys `0..=start + block.first + i`;
-/// `heads` gives the query head, and the keys and values that it reads.
-fn attend<'a>(
-    tier: Tier,
-    block: &mut Block<'_>,
-    shape: Shape,
-    start: usize,
-    heads: impl Fn(usize) -> [Head<'a>; 3],
-) {
-    let rows = block.lse.len() / shape.heads;
-    let seen = start + block.first;
-    let keys = seen + rows;
-    let mut scores = vec![0.0; rows * keys];
-    for head in 0..shape.heads {
-        let [q, k, v] = heads(head);
-        serial(q.view(block.first, rows), k.view(0, keys).t(), shape.scale(), 0.0, &mut scores, keys);
-        softmax_rows(tier, &mut scores, keys, seen, &mut block.lse[head..], shape.heads);
-        let out = &mut block.out[head * shape.head_dim..];
-        serial(View::new(&scores, rows, keys), v.view(0, keys), 1.0, 0.0, out, shape.out_width());
-    }
+/// Floats that [`attend`] works on.
+fn attend_memory(shape: Shape, start: usize) -> usize {
+    let (keys, width) = (start + shape.time, shape.padded());
+    let block = BLOCK.min(shape.time);
+    width * (shape.time.max(keys) + keys + keys.next_multiple_of(N)) + block * score_stride(keys)
 }
 
 tiered! {
-    /// `scores` `[rows, keys]` become probabilities: row `i` sees keys `0..=seen + i`, the others get
-    /// zero. Row `i`'s log-sum-exp goes to `lse[i·stride]`.
-    fn softmax_rows(scores: &mut [f32], keys: usize, seen: usize, lse: &mut [f32], stride: usize) {
-        for (i, row) in scores.chunks_exact_mut(keys).enumerate() {
-            lse[i * stride] = softmax_row(mask(row, seen + i + 1));
+    /// The queries of one key head of a sequence, at positions from `start` on, against `start + time` keys.
+    /// `turns` are the rotations of queries and, unless they are rotated, of keys, from their first
+    /// positions on; `place` is the sequence and the key head.
+    fn attend(
+        heads: [Head<'_>; 3],
+        turns: (&[f32], Option<&[f32]>),
+        shape: Shape,
+        start: usize,
+        place: (usize, usize),
+        desk: &mut [f32],
+        out: Strips<'_>,
+        lse: Strips<'_>,
+    ) {
+        let Shape { time, head_dim, .. } = shape;
+        let ([q, k, v], (sequence, kv_head)) = (heads, place);
+        let (keys, width) = (start + time, shape.padded());
+        let mut desk = Desk(desk);
+        let rows = desk.take(time.max(keys) * width);
+        let values = desk.take(keys * width);
+        let panels = desk.take(keys.next_multiple_of(N) * width);
+        let (scores, stride) = (desk.0, score_stride(keys));
+        pack::rows(v, None, 1.0, width, &mut rows[..keys * width]);
+        pack::by_columns(&rows[..keys * width], width, values);
+        pack::rows(k, turns.1, 1.0, width, &mut rows[..keys * width]);
+        pack::by_tokens(&rows[..keys * width], width, head_dim, panels);
+        for member in 0..shape.group() {
+            let head = kv_head * shape.group() + member;
+            let q = Head { offset: q.offset + member * head_dim, ..q };
+            let queries = &mut rows[..time * width];
+            pack::rows(q, Some(turns.0), shape.scale(), width, queries);
+            for first in (0..time).step_by(BLOCK) {
+                let count = BLOCK.min(time - first);
+                let keys = start + first + count;
+                products(queries, (width, first, count, head_dim), panels, keys, scores, stride);
+                let mut inverse = [0.0; BLOCK];
+                for (i, inverse) in inverse[..count].iter_mut().enumerate() {
+                    let row = &mut scores[i * stride..][..keys.next_multiple_of(N)];
+                    let row = mask(row, start + first + i + 1);
+                    let max = lanes::max(row);
+                    let sum = exp_sum(row, max);
+                    *inverse = 1.0 / sum;
+                    // SAFETY: no other task writes this head's column in rows of this sequence.
+                    let lse = unsafe { lse.slice(sequence * time + first + i, head, 1) };
+                    lse[0] = max + ln(sum);
+                }
+                for panel in 0..width / N {
+                    let b = &values[panel * (start + time) * N..][..keys * N];
+                    let columns = N.min(head_dim - panel * N);
+                    for top in (0..count).step_by(R) {
+                        let left = Rows::new(scores, stride, top, count - top, keys);
+                        let sums = tile(&left, b.as_chunks().0);
+                        for (r, sums) in sums.iter().enumerate().take(count - top) {
+                            let row = sequence * time + first + top + r;
+                            // SAFETY: as above, of this head's columns.
+                            let out = unsafe { out.slice(row, head * head_dim + panel * N, columns) };
+                            for (out, sum) in out.iter_mut().zip(sums) {
+                                *out = sum * inverse[top + r];
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Products of `count` rows of `a`, `width` wide, from `first` on, with `keys` tokens in panels.
+#[inline(always)]
+fn products(
+    a: &[f32],
+    (width, first, count, head_dim): (usize, usize, usize, usize),
+    panels: &[f32],
+    keys: usize,
+    to: &mut [f32],
+    stride: usize,
+) {
+    for (panel, b) in panels.chunks_exact(N * head_dim).take(keys.div_ceil(N)).enumerate() {
+        for top in (0..count).step_by(R) {
+            let left = Rows::new(a, width, first + top, count - top, head_dim);
+            let sums = tile(&left, b.as_chunks().0);
+            for (r, sums) in sums.iter().enumerate().take(count - top) {
+                to[(top + r) * stride + panel * N..][..N].copy_from_slice(sums);
+            }
         }
     }
 }
@@ -271,151 +273,170 @@ fn mask(row: &mut [f32], visible: usize) -> &mut [f32] {
     row
 }
 
-/// Softmax in place; returns the log-sum-exp.
-#[inline(always)]
-fn softmax_row(row: &mut [f32]) -> f32 {
-    let max = lanes::max(row);
-    let sum = exp_sum(row, max);
-    let inverse = 1.0 / sum;
-    for p in row.iter_mut() {
-        *p *= inverse;
-    }
-    max + ln(sum)
-}
-
-/// One token's part of `d_qkv`, for one key head: where the task of that head writes.
-struct GradientRow<'a> {
-    /// `[group·head_dim]`
-    q: &'a mut [f32],
-    /// `[head_dim]`
-    k: &'a mut [f32],
-    /// `[head_dim]`
-    v: &'a mut [f32],
-}
-
-/// Cuts `d_qkv` `[batch·time, qkv_width]` into the rows of each (sequence, key head), in that order.
-fn gradient_rows(d_qkv: &mut [f32], shape: Shape) -> Vec<Vec<GradientRow<'_>>> {
-    let empty = || Vec::with_capacity(shape.time);
-    let mut tasks: Vec<Vec<_>> = std::iter::repeat_with(empty).take(shape.batch * shape.kv_heads).collect();
-    for (row, line) in d_qkv.chunks_exact_mut(shape.qkv_width()).enumerate() {
-        let (q, kv) = line.split_at_mut(shape.out_width());
-        let (k, v) = kv.split_at_mut(shape.kv_width());
-        let q = q.chunks_exact_mut(shape.group() * shape.head_dim);
-        let kv = k.chunks_exact_mut(shape.head_dim).zip(v.chunks_exact_mut(shape.head_dim));
-        let tasks = &mut tasks[row / shape.time * shape.kv_heads..][..shape.kv_heads];
-        for (task, (q, (k, v))) in tasks.iter_mut().zip(q.zip(kv)) {
-            task.push(GradientRow { q, k, v });
-        }
-    }
-    tasks
-}
-
-/// Backward of [`forward`]: from the gradient of `out`, that of the rotated q, of the rotated k and of v.
+/// Backward of [`forward`]: from the gradient of `out`, that of `qkv`.
 ///
 /// `qkv` `[batch·time, qkv_width]`, `out` and `d_out` `[batch·time, heads·head_dim]`, `lse`
 /// `[batch·time, heads]`, as `forward` read and wrote them. Writes `d_qkv` `[batch·time, qkv_width]`.
 ///
-/// One task per (sequence, key head): the gradients of a key sum over all later queries and over the
-/// query heads of its group, in that fixed order.
+/// The gradients of a key sum over all later queries and over the query heads of its group, in that
+/// fixed order.
 ///
 /// # Panics
-/// A slice does not fit `shape`, or `kv_heads` does not divide `heads`.
+/// As [`forward`].
 pub fn backward(
     cx: &Context,
     qkv: &[f32],
-    out: &[f32],
-    lse: &[f32],
+    (out, lse): (&[f32], &[f32]),
     d_out: &[f32],
+    table: &[f32],
     shape: Shape,
     d_qkv: &mut [f32],
 ) {
-    shape.check(qkv);
+    shape.check(qkv, table, shape.time);
     assert_eq!(out.len(), shape.rows() * shape.out_width(), "out of {shape:?}");
     assert_eq!(lse.len(), shape.rows() * shape.heads, "lse of {shape:?}");
     assert_eq!(d_out.len(), out.len(), "d_out of {shape:?}");
     assert_eq!(d_qkv.len(), qkv.len(), "d_qkv of {shape:?}");
-    if shape.rows() == 0 {
-        return;
-    }
-    cx.chunks(&mut gradient_rows(d_qkv, shape), 1, |task, rows| {
-        let (sequence, kv_head) = (task / shape.kv_heads, task % shape.kv_heads);
-        head_backward(cx.tier(), qkv, out, lse, d_out, shape, sequence, kv_head, &mut rows[0]);
+    let d_qkv = Strips::new(d_qkv, shape.qkv_width());
+    let tasks = if shape.time == 0 { 0 } else { shape.batch * shape.kv_heads };
+    cx.each(tasks, backward_memory(shape), |task, desk| {
+        let place = (task / shape.kv_heads, task % shape.kv_heads);
+        let heads = heads_of(qkv, shape, place.0, place.1);
+        head_backward(cx.tier(), heads, (out, lse), d_out, table, shape, place, desk, d_qkv);
     });
 }
 
-/// Gradients of one key head, its value head and the query heads that read them, in one sequence.
-fn head_backward(
-    tier: Tier,
-    qkv: &[f32],
-    out: &[f32],
-    lse: &[f32],
-    d_out: &[f32],
-    shape: Shape,
-    sequence: usize,
-    kv_head: usize,
-    gradient: &mut [GradientRow<'_>],
-) {
-    let Shape { time, head_dim, heads, .. } = shape;
-    let block = BLOCK.min(time);
-    let (mut p, mut ds) = (vec![0.0; block * time], vec![0.0; block * time]);
-    let mut dq = vec![0.0; block * head_dim];
-    let (mut dk, mut dv) = (vec![0.0; time * head_dim], vec![0.0; time * head_dim]);
-    for member in 0..shape.group() {
-        let head = kv_head * shape.group() + member;
-        let [q, k, v] = heads_of(qkv, shape, sequence, head);
-        let [out, d_out] =
-            [out, d_out].map(|rows| head_of(rows, shape, sequence, shape.out_width(), head * head_dim));
-        for first in (0..time).step_by(block) {
-            let rows = block.min(time - first);
-            let keys = first + rows;
-            let (p, ds) = (&mut p[..rows * keys], &mut ds[..rows * keys]);
-            let (q, d_out_rows, k) = (q.view(first, rows), d_out.view(first, rows), k.view(0, keys));
-            serial(q, k.t(), shape.scale(), 0.0, p, keys);
-            serial(d_out_rows, v.view(0, keys).t(), 1.0, 0.0, ds, keys);
-            let lse = &lse[(sequence * time + first) * heads + head..];
-            softmax_backward_rows(tier, p, ds, keys, first, lse, heads, out, d_out, shape.scale());
-            let (p, ds) = (View::new(p, rows, keys), View::new(ds, rows, keys));
-            serial(p.t(), d_out_rows, 1.0, 1.0, &mut dv, head_dim);
-            serial(ds.t(), q, 1.0, 1.0, &mut dk, head_dim);
-            serial(ds, k, 1.0, 0.0, &mut dq, head_dim);
-            for (row, dq) in gradient[first..].iter_mut().zip(dq.chunks_exact(head_dim).take(rows)) {
-                row.q[member * head_dim..][..head_dim].copy_from_slice(dq);
-            }
-        }
-    }
-    for (row, (dk, dv)) in gradient.iter_mut().zip(dk.chunks_exact(head_dim).zip(dv.chunks_exact(head_dim))) {
-        row.k.copy_from_slice(dk);
-        row.v.copy_from_slice(dv);
-    }
+/// Floats that [`head_backward`] works on.
+fn backward_memory(shape: Shape) -> usize {
+    let (width, panels) = (shape.padded(), shape.time.next_multiple_of(N));
+    let block = BLOCK.min(shape.time);
+    width * (5 * shape.time + 2 * panels + 2 * (shape.time + R) + block)
+        + 2 * block * score_stride(shape.time)
 }
 
 tiered! {
-    /// `p` `[rows, keys]` goes from scaled scores to probabilities, and `ds` from the gradients of the
-    /// probabilities to those of the products `q·k`:
-    /// `ds = scale·p·(dp − delta)` with `delta = d_out·out`, which is `Σ p·dp` over the keys.
-    ///
-    /// Row `i` is the query at position `seen + i`, its log-sum-exp is `lse[i·stride]`, and it sees no
-    /// later key: those entries become zero.
-    fn softmax_backward_rows(
-        p: &mut [f32],
-        ds: &mut [f32],
-        keys: usize,
-        seen: usize,
-        lse: &[f32],
-        stride: usize,
-        out: Head<'_>,
-        d_out: Head<'_>,
-        scale: f32,
+    /// Gradients of one key head, its value head and the query heads that read them, in one sequence.
+    fn head_backward(
+        heads: [Head<'_>; 3],
+        results: (&[f32], &[f32]),
+        d_out: &[f32],
+        table: &[f32],
+        shape: Shape,
+        place: (usize, usize),
+        desk: &mut [f32],
+        d_qkv: Strips<'_>,
     ) {
-        for (i, (p, ds)) in p.chunks_exact_mut(keys).zip(ds.chunks_exact_mut(keys)).enumerate() {
-            let delta = lanes::dot(d_out.row(seen + i), out.row(seen + i));
-            let lse = lse[i * stride];
-            let p = mask(p, seen + i + 1);
-            let (ds, hidden) = ds.split_at_mut(p.len());
-            hidden.fill(0.0);
-            for (p, ds) in p.iter_mut().zip(ds) {
-                *p = exp_bounded(*p - lse);
-                *ds = scale * *p * (*ds - delta);
+        let Shape { time, head_dim, .. } = shape;
+        let ([q, k, v], (sequence, kv_head)) = (heads, place);
+        let (width, block) = (shape.padded(), BLOCK.min(time));
+        let mut desk = Desk(desk);
+        let rows = desk.take(time * width);
+        let d_out_rows = desk.take(time * width);
+        let [key_columns, query_columns, d_out_columns] = [(); 3].map(|()| desk.take(time * width));
+        let [key_panels, value_panels] = [(); 2].map(|()| desk.take(time.next_multiple_of(N) * width));
+        // A last tile of keys may reach beyond them.
+        let [dk, dv] = [(); 2].map(|()| desk.take((time + R) * width));
+        let dq = desk.take(block * width);
+        let stride = score_stride(time);
+        let [p, ds] = [(); 2].map(|()| desk.take(block * stride));
+        pack::rows(v, None, 1.0, width, rows);
+        pack::by_tokens(rows, width, head_dim, value_panels);
+        pack::rows(k, Some(table), 1.0, width, rows);
+        pack::by_tokens(rows, width, head_dim, key_panels);
+        pack::by_columns(rows, width, key_columns);
+        dk.fill(0.0);
+        dv.fill(0.0);
+        for member in 0..shape.group() {
+            let head = kv_head * shape.group() + member;
+            let q = Head { offset: q.offset + member * head_dim, ..q };
+            let [out, d_out] = [results.0, d_out]
+                .map(|rows| head_of(rows, shape, sequence, shape.out_width(), head * head_dim));
+            pack::rows(q, Some(table), shape.scale(), width, rows);
+            pack::by_columns(rows, width, query_columns);
+            pack::rows(d_out, None, 1.0, width, d_out_rows);
+            pack::by_columns(d_out_rows, width, d_out_columns);
+            for first in (0..time).step_by(block) {
+                let count = block.min(time - first);
+                let keys = first + count;
+                products(rows, (width, first, count, head_dim), key_panels, keys, p, stride);
+                products(d_out_rows, (width, first, count, head_dim), value_panels, keys, ds, stride);
+                for i in 0..count {
+                    let row = i * stride..i * stride + keys.next_multiple_of(N) + 8;
+                    let delta = lanes::dot(d_out.row(first + i), out.row(first + i));
+                    let lse = results.1[(sequence * time + first + i) * shape.heads + head];
+                    softmax_backward(&mut p[row.clone()], &mut ds[row], first + i + 1, lse, delta);
+                }
+                for panel in 0..width / N {
+                    let tokens = panel * time * N..(panel * time + keys) * N;
+                    for top in (0..count).step_by(R) {
+                        let left = Rows::new(ds, stride, top, count - top, keys);
+                        let sums = tile(&left, key_columns[tokens.clone()].as_chunks().0);
+                        for (r, sums) in sums.iter().enumerate().take(count - top) {
+                            dq[(top + r) * width + panel * N..][..N].copy_from_slice(sums);
+                        }
+                    }
+                }
+                for (i, dq) in dq.chunks_exact(width).take(count).enumerate() {
+                    // SAFETY: no other task writes the columns of these heads in rows of this sequence.
+                    let to = unsafe { d_qkv.slice(sequence * time + first + i, head * head_dim, head_dim) };
+                    for (to, dq) in to.iter_mut().zip(dq) {
+                        *to = shape.scale() * dq;
+                    }
+                    pack::rotate(to, &table[(first + i) * head_dim..][..head_dim], -1.0);
+                }
+                add_products(p, stride, d_out_columns, (time, first, count), keys, dv, width);
+                add_products(ds, stride, query_columns, (time, first, count), keys, dk, width);
+            }
+        }
+        let kv = shape.out_width() + kv_head * head_dim;
+        for (t, (dk, dv)) in dk.chunks_exact(width).zip(dv.chunks_exact(width)).take(time).enumerate() {
+            // SAFETY: as above, of the key head and the value head.
+            let (to_k, to_v) = unsafe {
+                let row = sequence * time + t;
+                (d_qkv.slice(row, kv, head_dim), d_qkv.slice(row, kv + shape.kv_width(), head_dim))
+            };
+            to_k.copy_from_slice(&dk[..head_dim]);
+            pack::rotate(to_k, &table[t * head_dim..][..head_dim], -1.0);
+            to_v.copy_from_slice(&dv[..head_dim]);
+        }
+    }
+}
+
+/// One query: `p` goes from scaled scores to probabilities, and `ds` from the gradients of the
+/// probabilities to those of the scaled scores, `ds = p·(dp − delta)` with `delta = d_out·out`, which is
+/// `Σ p·dp` over the keys. Keys from `visible` on get zero.
+#[inline(always)]
+fn softmax_backward(p: &mut [f32], ds: &mut [f32], visible: usize, lse: f32, delta: f32) {
+    let p = mask(p, visible);
+    let (ds, hidden) = ds.split_at_mut(p.len());
+    hidden.fill(0.0);
+    for (p, ds) in p.iter_mut().zip(ds) {
+        *p = exp_bounded(*p - lse);
+        *ds = *p * (*ds - delta);
+    }
+}
+
+/// Adds to rows of `to` the products of columns of `a` with `count` tokens of `b`, from `first` of
+/// `time` on, in panels by columns.
+#[inline(always)]
+fn add_products(
+    a: &[f32],
+    stride: usize,
+    b: &[f32],
+    (time, first, count): (usize, usize, usize),
+    keys: usize,
+    to: &mut [f32],
+    width: usize,
+) {
+    for panel in 0..width / N {
+        let b = b[(panel * time + first) * N..][..count * N].as_chunks().0;
+        for key in (0..keys).step_by(R) {
+            let sums = tile(&Columns { data: &a[key..], stride }, b);
+            for (r, sums) in sums.iter().enumerate() {
+                let to = &mut to[(key + r) * width + panel * N..][..N];
+                for (to, sum) in to.iter_mut().zip(sums) {
+                    *to += sum;
+                }
             }
         }
     }
@@ -423,64 +444,84 @@ tiered! {
 
 /// Attends from `time` new tokens of one sequence (`shape.batch` is 1) at positions `start..`.
 ///
-/// `qkv` `[time, qkv_width]`, q and k already rotated. `k_cache` and `v_cache`
-/// `[capacity, kv_heads·head_dim]` hold the positions before `start`; the new keys and values are
-/// copied in first. Writes `out` `[time, heads·head_dim]`.
+/// `qkv` `[time, qkv_width]`, not rotated; `table` is [`rope_table`]'s. `k_cache` and `v_cache`
+/// `[capacity, kv_heads·head_dim]` hold rotated keys, and values, of the positions before `start`; the
+/// new ones are put in first. Writes `out` `[time, heads·head_dim]`.
 ///
 /// # Panics
-/// A slice does not fit `shape`, `shape.batch` is not 1, or the caches end before the last position.
+/// As [`forward`], or `shape.batch` is not 1, or the caches end before the last position.
 pub fn decode(
     cx: &Context,
     qkv: &[f32],
+    table: &[f32],
     shape: Shape,
     start: usize,
     k_cache: &mut [f32],
     v_cache: &mut [f32],
     out: &mut [f32],
 ) {
-    shape.check(qkv);
-    let kv_width = shape.kv_width();
+    let end = start + shape.time;
+    shape.check(qkv, table, end);
+    let (head_dim, kv_width) = (shape.head_dim, shape.kv_width());
     assert_eq!(shape.batch, 1, "decode takes one sequence");
     assert_eq!(out.len(), shape.rows() * shape.out_width(), "out of {shape:?}");
     assert_eq!(k_cache.len(), v_cache.len(), "caches of different sizes");
-    assert!((start + shape.time) * kv_width <= k_cache.len(), "positions beyond the caches");
+    assert!(end * kv_width <= k_cache.len(), "positions beyond the caches");
     if shape.time == 0 {
         return;
     }
-    let new = start * kv_width..(start + shape.time) * kv_width;
+    let turns = &table[start * head_dim..end * head_dim];
+    let new = start * kv_width..end * kv_width;
     let caches = k_cache[new.clone()].chunks_exact_mut(kv_width).zip(v_cache[new].chunks_exact_mut(kv_width));
-    for (row, (k, v)) in qkv.chunks_exact(shape.qkv_width()).zip(caches) {
+    for ((row, turn), (k, v)) in
+        qkv.chunks_exact(shape.qkv_width()).zip(turns.chunks_exact(head_dim)).zip(caches)
+    {
         let (new_k, new_v) = row[shape.out_width()..].split_at(kv_width);
         k.copy_from_slice(new_k);
+        rotate_heads(cx.tier(), k, turn);
         v.copy_from_slice(new_v);
     }
     let (k_cache, v_cache) = (&*k_cache, &*v_cache);
-    let heads = |head: usize| {
-        let q = head_of(qkv, shape, 0, shape.qkv_width(), head * shape.head_dim);
-        let offset = head / shape.group() * shape.head_dim;
-        [
-            q,
-            Head { data: k_cache, offset, stride: kv_width, ..q },
-            Head { data: v_cache, offset, stride: kv_width, ..q },
-        ]
-    };
+    let cached = |data, kv_head: usize| Head { data, offset: kv_head * head_dim, stride: kv_width, head_dim };
     if shape.time == 1 {
-        // One query is two matrix-vector products, which a GEMM would spend its time packing for.
-        let small = (start + 1) * shape.out_width() < SMALL_STEP;
-        let chunk = if small { out.len() } else { shape.head_dim };
-        cx.chunks(out, chunk, |index, part| {
-            let mut p = vec![0.0; start + 1];
-            for (i, out) in part.chunks_exact_mut(shape.head_dim).enumerate() {
-                let [q, k, v] = heads(index * chunk / shape.head_dim + i);
-                attend_one(cx.tier(), q.row(0), k, v, shape.scale(), &mut p, out);
-            }
+        // One query is two matrix-vector products, for which nothing is worth laying out.
+        return cx.with_floats(shape.out_width(), |q| {
+            q.copy_from_slice(&qkv[..shape.out_width()]);
+            rotate_heads(cx.tier(), q, turns);
+            let q = &*q;
+            let out = Strips::new(out, head_dim);
+            // Heads of a task: a token may not be worth waking the threads.
+            let heads = if end * shape.out_width() < SMALL_STEP { shape.heads } else { 1 };
+            cx.each(shape.heads / heads, end, |task, p| {
+                for head in task * heads..(task + 1) * heads {
+                    let kv_head = head / shape.group();
+                    let (k, v) = (cached(k_cache, kv_head), cached(v_cache, kv_head));
+                    let q = &q[head * head_dim..][..head_dim];
+                    // SAFETY: each head is in one task.
+                    let out = unsafe { out.slice(head, 0, head_dim) };
+                    attend_one(cx.tier(), q, k, v, shape.scale(), p, out);
+                }
+            });
         });
-        return;
     }
-    let mut lse = vec![0.0; shape.time * shape.heads];
-    cx.chunks(&mut blocks(out, &mut lse, shape), 1, |_, block| {
-        attend(cx.tier(), &mut block[0], shape, start, heads);
+    let out = Strips::new(out, shape.out_width());
+    cx.with_floats(shape.time * shape.heads, |lse| {
+        let lse = Strips::new(lse, shape.heads);
+        cx.each(shape.kv_heads, attend_memory(shape, start), |kv_head, desk| {
+            let [q, ..] = heads_of(qkv, shape, 0, kv_head);
+            let heads = [q, cached(k_cache, kv_head), cached(v_cache, kv_head)];
+            attend(cx.tier(), heads, (turns, None), shape, start, (0, kv_head), desk, out, lse);
+        });
     });
+}
+
+tiered! {
+    /// Rotates all heads of one token.
+    fn rotate_heads(heads: &mut [f32], turn: &[f32]) {
+        for head in heads.chunks_exact_mut(turn.len()) {
+            pack::rotate(head, turn, 1.0);
+        }
+    }
 }
 
 tiered! {
@@ -489,12 +530,16 @@ tiered! {
         for (key, p) in p.iter_mut().enumerate() {
             *p = scale * lanes::dot(q, k.row(key));
         }
-        softmax_row(p);
+        let max = lanes::max(p);
+        let inverse = 1.0 / exp_sum(p, max);
         out.fill(0.0);
         for (key, p) in p.iter().enumerate() {
             for (out, v) in out.iter_mut().zip(v.row(key)) {
                 *out = p.mul_add(*v, *out);
             }
+        }
+        for out in out {
+            *out *= inverse;
         }
     }
 }

@@ -24,6 +24,7 @@ pub mod matmul;
 pub mod norm;
 pub mod outer;
 pub mod rows;
+mod strips;
 pub mod ternary;
 mod tile;
 pub mod update;

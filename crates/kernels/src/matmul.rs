@@ -22,17 +22,6 @@ impl<'a> View<'a> {
         View { data, rows, cols, row_stride: cols, col_stride: 1 }
     }
 
-    /// `rows × cols` of a larger row-major matrix, whose rows are `row_stride` apart, from `offset` on.
-    ///
-    /// # Panics
-    /// The last element lies outside `data`.
-    pub fn strided(data: &'a [f32], offset: usize, rows: usize, cols: usize, row_stride: usize) -> View<'a> {
-        assert!(cols <= row_stride);
-        assert!(rows == 0 || cols == 0 || offset + (rows - 1) * row_stride + cols <= data.len());
-        let data = if rows == 0 || cols == 0 { &[] } else { &data[offset..] };
-        View { data, rows, cols, row_stride, col_stride: 1 }
-    }
-
     /// The transpose, without moving anything.
     pub fn t(self) -> View<'a> {
         View {
@@ -62,7 +51,7 @@ unsafe impl Send for Target {}
 
 /// # Safety
 /// `out` must be valid for reads and writes of all of its elements, and nothing else may touch them.
-unsafe fn product(a: View<'_>, b: View<'_>, alpha: f32, beta: f32, out: &Target) {
+unsafe fn product(a: View<'_>, b: View<'_>, beta: f32, out: &Target) {
     let (m, n, k) = (a.rows, b.cols, a.cols);
     assert!(a.cols == b.rows && out.rows == m && out.cols == n, "shapes of a product");
     if m == 0 || n == 0 {
@@ -87,26 +76,13 @@ unsafe fn product(a: View<'_>, b: View<'_>, alpha: f32, beta: f32, out: &Target)
             stride(b.col_stride),
             stride(b.row_stride),
             beta,
-            alpha,
+            1.0,
             false,
             false,
             false,
             gemm::Parallelism::None,
         );
     }
-}
-
-/// `out = beta·out + alpha·a·b` on one thread; `out` has rows `out_stride` apart.
-///
-/// # Panics
-/// The shapes do not fit together.
-pub fn serial(a: View<'_>, b: View<'_>, alpha: f32, beta: f32, out: &mut [f32], out_stride: usize) {
-    let (rows, cols) = (a.rows, b.cols);
-    assert!(cols <= out_stride);
-    assert!(rows == 0 || cols == 0 || (rows - 1) * out_stride + cols <= out.len(), "result too small");
-    let target = Target { first: out.as_mut_ptr(), stride: out_stride, rows, cols };
-    // SAFETY: the result holds all rows, checked above, and is exclusively borrowed.
-    unsafe { product(a, b, alpha, beta, &target) }
 }
 
 /// Tasks of a product: enough for a few threads, few enough that packing an operand anew for each
@@ -129,7 +105,10 @@ pub fn matmul(cx: &Context, a: View<'_>, b: View<'_>, beta: f32, out: &mut [f32]
     if m >= n {
         let rows = part(m);
         cx.chunks(out, rows * n, |index, out| {
-            serial(a.rows_from(index * rows, out.len() / n), b, 1.0, beta, out, n);
+            let rows_here = out.len() / n;
+            let target = Target { first: out.as_mut_ptr(), stride: n, rows: rows_here, cols: n };
+            // SAFETY: the target is all of `out`, which is exclusively borrowed.
+            unsafe { product(a.rows_from(index * rows, rows_here), b, beta, &target) }
         });
         return;
     }
@@ -147,6 +126,6 @@ pub fn matmul(cx: &Context, a: View<'_>, b: View<'_>, beta: f32, out: &mut [f32]
     cx.chunks(&mut targets, 1, |index, target| {
         let b = b.t().rows_from(index * cols, target[0].cols).t();
         // SAFETY: the columns of the targets are disjoint and lie in `out`, which holds m rows of n.
-        unsafe { product(a, b, 1.0, beta, &target[0]) }
+        unsafe { product(a, b, beta, &target[0]) }
     });
 }

@@ -25,9 +25,7 @@ pub fn forward(cx: &Context, x: &[f32], gain: &[f32], eps: f32, h: &mut [f32], r
 tiered! {
     fn normalise_row(x: &[f32], gain: &[f32], eps: f32, h: &mut [f32]) -> f32 {
         let rstd = 1.0 / (lanes::dot(x, x) / x.len() as f32 + eps).sqrt();
-        for ((h, x), gain) in h.iter_mut().zip(x).zip(gain) {
-            *h = x * rstd * gain;
-        }
+        normalise(x, gain, rstd, h);
         rstd
     }
 }
@@ -49,20 +47,40 @@ pub fn forward_quantize(
     assert!(x.len() == codes.len() && x.len() == rstd.len() * cols && rstd.len() == scales.len());
     cx.chunks3((codes, ROWS * cols), (scales, ROWS), (rstd, ROWS), |index, codes, scales, rstd| {
         let x = &x[index * ROWS * cols..][..codes.len()];
-        let mut h = vec![0.0; cols];
         for (((x, codes), scale), rstd) in
             x.chunks_exact(cols).zip(codes.chunks_exact_mut(cols)).zip(scales).zip(rstd)
         {
-            *rstd = normalise_row(cx.tier(), x, gain, eps, &mut h);
-            *scale = quantize_row(cx.tier(), &h, codes);
+            (*rstd, *scale) = normalise_quantize_row(cx.tier(), x, gain, eps, codes);
         }
     });
 }
 
 tiered! {
-    fn quantize_row(x: &[f32], codes: &mut [i8]) -> f32 {
-        rows::row(x, codes)
+    /// Reciprocal root mean square and scale of a row. The normalised row exists in parts, twice.
+    fn normalise_quantize_row(x: &[f32], gain: &[f32], eps: f32, codes: &mut [i8]) -> (f32, f32) {
+        const PART: usize = 256;
+        let rstd = 1.0 / (lanes::dot(x, x) / x.len() as f32 + eps).sqrt();
+        let mut h = [0.0; PART];
+        let mut largest = 0.0f32;
+        for (x, gain) in x.chunks(PART).zip(gain.chunks(PART)) {
+            let h = normalise(x, gain, rstd, &mut h);
+            largest = f32::from_bits(largest.to_bits().max(lanes::max_abs(h).to_bits()));
+        }
+        let (scale, inverse) = rows::scale(largest);
+        for ((x, gain), codes) in x.chunks(PART).zip(gain.chunks(PART)).zip(codes.chunks_mut(PART)) {
+            rows::codes(normalise(x, gain, rstd, &mut h), inverse, codes);
+        }
+        (rstd, scale)
     }
+}
+
+#[inline(always)]
+fn normalise<'a>(x: &[f32], gain: &[f32], rstd: f32, h: &'a mut [f32]) -> &'a [f32] {
+    let h = &mut h[..x.len()];
+    for ((h, x), gain) in h.iter_mut().zip(x).zip(gain) {
+        *h = x * rstd * gain;
+    }
+    h
 }
 
 /// Gradients of [`forward`]: added to `dx`, written to `d_gain`.
@@ -86,21 +104,23 @@ pub fn backward(
     assert!(
         x.len() == dh.len() && x.len() == dx.len() && x.len() == rstd.len() * cols && d_gain.len() == cols
     );
-    let mut partial = vec![0.0; rstd.len().div_ceil(ROWS) * cols];
-    cx.chunks2((dx, ROWS * cols), (&mut partial, cols), |index, dx, partial| {
-        let start = index * ROWS * cols;
-        let (x, dh) = (&x[start..][..dx.len()], &dh[start..][..dx.len()]);
-        let rows = x.chunks_exact(cols).zip(dh.chunks_exact(cols)).zip(&rstd[index * ROWS..]);
-        for (((x, dh), rstd), dx) in rows.zip(dx.chunks_exact_mut(cols)) {
-            backward_row(cx.tier(), dh, x, gain, *rstd, add, dx, partial);
+    cx.with_floats(rstd.len().div_ceil(ROWS) * cols, |partial| {
+        cx.chunks2((dx, ROWS * cols), (partial, cols), |index, dx, partial| {
+            partial.fill(0.0);
+            let start = index * ROWS * cols;
+            let (x, dh) = (&x[start..][..dx.len()], &dh[start..][..dx.len()]);
+            let rows = x.chunks_exact(cols).zip(dh.chunks_exact(cols)).zip(&rstd[index * ROWS..]);
+            for (((x, dh), rstd), dx) in rows.zip(dx.chunks_exact_mut(cols)) {
+                backward_row(cx.tier(), dh, x, gain, *rstd, add, dx, partial);
+            }
+        });
+        d_gain.fill(0.0);
+        for partial in partial.chunks_exact(cols) {
+            for (total, part) in d_gain.iter_mut().zip(partial) {
+                *total += part;
+            }
         }
     });
-    d_gain.fill(0.0);
-    for partial in partial.chunks_exact(cols) {
-        for (total, part) in d_gain.iter_mut().zip(partial) {
-            *total += part;
-        }
-    }
 }
 
 tiered! {

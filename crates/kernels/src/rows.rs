@@ -36,20 +36,34 @@ tiered! {
 
 /// One row; see [`quantize`].
 #[inline(always)]
-pub(crate) fn row(x: &[f32], codes: &mut [i8]) -> f32 {
-    let bound = lanes::max_abs(x);
-    if !bound.is_finite() {
-        codes.fill(0);
-        return f32::NAN;
+pub(crate) fn row(x: &[f32], to: &mut [i8]) -> f32 {
+    let (scale, inverse) = scale(lanes::max_abs(x));
+    codes(x, inverse, to);
+    scale
+}
+
+/// The scale of a row whose largest magnitude is `largest`, and its inverse, 0 where all codes are.
+#[inline(always)]
+pub(crate) fn scale(largest: f32) -> (f32, f32) {
+    let inverse = 127.0 / largest;
+    if !largest.is_finite() {
+        (f32::NAN, 0.0)
+    } else if inverse.is_infinite() {
+        (0.0, 0.0)
+    } else {
+        (largest / 127.0, inverse)
     }
-    let inverse = 127.0 / bound;
-    if inverse.is_infinite() {
-        codes.fill(0);
-        return 0.0;
+}
+
+/// Rounds values, the inverse of whose scale is `inverse`.
+#[inline(always)]
+pub(crate) fn codes(x: &[f32], inverse: f32, to: &mut [i8]) {
+    if inverse == 0.0 {
+        to.fill(0);
+        return;
     }
-    for (code, x) in codes.iter_mut().zip(x) {
+    for (code, x) in to.iter_mut().zip(x) {
         // |x·inverse| ≤ 127·(1 + 2^-22), which rounds to at most 127.
         *code = lanes::round(x * inverse) as i8;
     }
-    bound / 127.0
 }

@@ -106,6 +106,8 @@ pub struct Context {
     pool: rayon::ThreadPool,
     /// Working memory of kernels that are not running.
     spare: Mutex<Vec<Vec<f32>>>,
+    /// Working memory of tasks: for each thread of the pool, and for one outside.
+    desks: Vec<Mutex<Vec<f32>>>,
 }
 
 impl Context {
@@ -119,7 +121,8 @@ impl Context {
             .thread_name(|n| format!("kernel-{n}"))
             .build()
             .map_err(|error| ContextError::Threads { threads, reason: error.to_string() })?;
-        Ok(Context { tier, pool, spare: Mutex::default() })
+        let desks = (0..=pool.current_num_threads()).map(|_| Mutex::default()).collect();
+        Ok(Context { tier, pool, spare: Mutex::default(), desks })
     }
 
     /// The tier kernels run on.
@@ -193,6 +196,30 @@ impl Context {
                 .enumerate()
                 .for_each(|(index, ((part_a, part_b), part_c))| work(index, part_a, part_b, part_c));
         });
+    }
+
+    /// Runs `work` on every index in `0..count`, with `len` floats of unknown contents each.
+    ///
+    /// Every thread has them, so that no later call allocates, whichever thread takes which index.
+    /// `work` starts no other tasks.
+    pub(crate) fn each(&self, count: usize, len: usize, work: impl Fn(usize, &mut [f32]) + Sync + Send) {
+        let desk = |at: usize| self.desks[at].lock().unwrap_or_else(PoisonError::into_inner);
+        for at in 0..self.desks.len() {
+            let mut floats = desk(at);
+            if floats.len() < len {
+                floats.resize(len, 0.0);
+            }
+        }
+        let outside = self.desks.len() - 1;
+        let one = |index: usize| {
+            let mut floats = desk(self.pool.current_thread_index().unwrap_or(outside));
+            work(index, &mut floats[..len]);
+        };
+        if count == 1 {
+            one(0);
+        } else {
+            self.pool.install(|| (0..count).into_par_iter().for_each(one));
+        }
     }
 
     /// Lends `work` a slice of `len` floats with unknown contents.

@@ -10,7 +10,7 @@ pub(crate) struct BlockBuffers<B: Backend> {
     pub(crate) x: B::Floats,
     pub(crate) attn_in: Input<B>,
     pub(crate) attn_rstd: B::Floats,
-    /// Queries, keys and values, rotated.
+    /// Queries, keys and values, before their rotation.
     pub(crate) qkv: B::Floats,
     pub(crate) attended: B::Floats,
     pub(crate) lse: B::Floats,

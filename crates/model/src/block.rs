@@ -8,13 +8,12 @@ use crate::{
 };
 
 impl<B: Backend> Model<B> {
-    /// Block `layer` on `buffers.x`, for tokens at positions from `first`; the residual stream goes to
-    /// `out`, `[tokens][dim]`. `attend` turns rotated queries, keys and values into `buffers.attended`.
+    /// Block `layer` on `buffers.x`; the residual stream goes to `out`, `[tokens][dim]`. `attend` turns
+    /// queries, keys and values into `buffers.attended`.
     pub(crate) fn block_forward(
         &self,
         backend: &B,
         layer: usize,
-        (shape, first): (Shape, usize),
         buffers: &mut BlockBuffers<B>,
         gated: &mut B::Floats,
         attend: impl FnOnce(&B::Floats, &mut B::Floats, &mut B::Floats),
@@ -24,7 +23,6 @@ impl<B: Backend> Model<B> {
         let f = buffers;
         self.normalise(backend, &f.x, Some(ids.attn_norm), &mut f.attn_in, &mut f.attn_rstd);
         self.linear(backend, ids.qkv, &f.attn_in, Store::Replace, &mut f.qkv);
-        backend.rope(&mut f.qkv, &self.rope, shape, first, false);
         attend(&f.qkv, &mut f.attended, &mut f.lse);
         self.normalise(backend, &f.attended, ids.attn_sub_norm, &mut f.o_in, &mut f.o_rstd);
         backend.copy(&f.x, &mut f.mid);
@@ -89,8 +87,8 @@ impl<B: Backend> Model<B> {
             }
             None => &b.d_inner,
         };
-        backend.attention_backward(&f.qkv, &f.attended, &f.lse, d_attended, shape, &mut b.d_qkv);
-        backend.rope(&mut b.d_qkv, &self.rope, shape, 0, true);
+        let results = (&f.attended, &f.lse);
+        backend.attention_backward(&f.qkv, results, d_attended, &self.rope, shape, &mut b.d_qkv);
         let qkv = (&mut b.d_dim, &mut grads[ids.qkv]);
         self.linear_backward(backend, ids.qkv, &b.d_qkv, &mut b.rows_qkv, &f.attn_in, qkv);
         let (id, d_gain) = (ids.attn_norm, &mut grads[ids.attn_norm]);

@@ -156,10 +156,10 @@ impl<B: Backend> Pass<B> {
         backend.embed(&self.tokens, &model.weights[layout.embedding], config.dim, &mut self.block.x);
         for (layer, cache) in caches.iter_mut().enumerate() {
             let attend = |qkv: &B::Floats, attended: &mut B::Floats, _: &mut B::Floats| {
-                backend.attention_decode(qkv, shape, start, &mut cache.keys, &mut cache.values, attended);
+                let (keys, values) = (&mut cache.keys, &mut cache.values);
+                backend.attention_decode(qkv, &model.rope, shape, start, keys, values, attended);
             };
-            let at = (shape, start);
-            model.block_forward(backend, layer, at, &mut self.block, &mut self.gated, attend, &mut self.out);
+            model.block_forward(backend, layer, &mut self.block, &mut self.gated, attend, &mut self.out);
             backend.copy(&self.out, &mut self.block.x);
         }
         let gain = &model.weights[layout.norm];

@@ -157,9 +157,9 @@ impl<B: Backend> Model<B> {
             let (done, rest) = a.blocks.split_at_mut(layer + 1);
             let out = rest.first_mut().map_or(&mut a.x, |next| &mut next.x);
             let attend = |qkv: &B::Floats, attended: &mut B::Floats, lse: &mut B::Floats| {
-                backend.attention(qkv, shape, attended, lse);
+                backend.attention(qkv, &self.rope, shape, attended, lse);
             };
-            self.block_forward(backend, layer, (shape, 0), &mut done[layer], &mut a.gated, attend, out);
+            self.block_forward(backend, layer, &mut done[layer], &mut a.gated, attend, out);
         }
         let (gain, eps) = (&self.weights[self.layout.norm], self.config.norm_eps);
         backend.rmsnorm(&a.x, gain, eps, &mut a.hidden, &mut a.rstd);
