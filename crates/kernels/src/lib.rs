@@ -15,10 +15,13 @@
 #[macro_use]
 mod tier;
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 pub mod attention;
 pub mod elementwise;
 pub mod embed;
 pub mod lanes;
+mod lines;
 pub mod loss;
 pub mod matmul;
 pub mod norm;

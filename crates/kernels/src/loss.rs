@@ -15,11 +15,10 @@ use crate::{
     Context, Store, Tier, lanes,
     matmul::{View, matmul},
     outer::{
-        self, GRADIENT, Left, Right, TWELVE_BITS, pack_columns, pack_rows, product, scale, tile_rows,
-        weight_gradient,
+        self, Kind, Left, Right, pack_columns, product, quantise_left_rows, quantise_right_rows, scale,
+        weight_gradient_of,
     },
     rows,
-    tile::COLUMNS,
 };
 
 /// Most tokens in a chunk.
@@ -98,20 +97,17 @@ tiered! {
 impl Integers {
     /// Rounds the head, `[vocab, dim]`.
     fn set_head(&mut self, cx: &Context, head: &[f32], dim: usize, gradients: bool) {
-        let columns = &mut self.head;
-        pack_rows(cx, head, &[], (dim, TWELVE_BITS, COLUMNS), &mut columns.values, &mut columns.scales);
+        quantise_right_rows(cx, Kind::Twelve, head, dim, &mut self.head);
         if gradients {
             self.head_rows.quantize(cx, head, dim);
-            pack_columns(cx, &self.head_rows.codes, dim, &mut self.head_columns.values);
+            pack_columns(cx, Kind::Int16, &self.head_rows.codes, dim, &mut self.head_columns);
         }
     }
 
     /// `logits = hidden·headᵀ`.
     fn logits(&mut self, cx: &Context, hidden: &[f32], dim: usize, logits: &mut [f32]) {
-        let rows = &mut self.hidden;
-        let shape = (dim, TWELVE_BITS, tile_rows(cx.tier()));
-        pack_rows(cx, hidden, &[], shape, &mut rows.values, &mut rows.scales);
-        product(cx, rows, &self.head, dim, Store::Replace, logits);
+        quantise_left_rows(cx, Kind::Twelve, hidden, &[], dim, &mut self.hidden);
+        product(cx, Kind::Twelve, &self.hidden, &self.head, Store::Replace, logits);
     }
 
     /// With `d_logits = p − scale·onehot`, from `p`: `d_hidden = d_logits·head` and
@@ -126,9 +122,8 @@ impl Integers {
         (d_hidden, d_head): (&mut [f32], &mut [f32]),
     ) {
         let (head, by_token) = (&self.head_rows, &mut self.probabilities);
-        let shape = (head.scales.len(), GRADIENT, tile_rows(cx.tier()));
-        pack_rows(cx, p, &head.scales, shape, &mut by_token.values, &mut by_token.scales);
-        product(cx, by_token, &self.head_columns, head.scales.len(), Store::Replace, d_hidden);
+        quantise_left_rows(cx, Kind::Int16, p, &head.scales, head.scales.len(), by_token);
+        product(cx, Kind::Int16, by_token, &self.head_columns, Store::Replace, d_hidden);
         cx.chunks(d_hidden, ROWS * dim, |index, d_hidden| {
             for (row, target) in d_hidden.chunks_exact_mut(dim).zip(&targets[index * ROWS..]) {
                 head.subtract(cx.tier(), *target as usize, scale, row);
@@ -136,7 +131,8 @@ impl Integers {
         });
         let rows = &mut self.hidden_rows;
         rows.quantize(cx, hidden, dim);
-        weight_gradient(cx, p, &rows.scales, &rows.codes, Store::Add, &mut self.outer, d_head);
+        let scratch = &mut self.outer;
+        weight_gradient_of(cx, Kind::Int16, p, &rows.scales, &rows.codes, Store::Add, scratch, d_head);
         cx.chunks(d_head, ROWS * dim, |index, d_head| {
             let words = index * ROWS..index * ROWS + d_head.len() / dim;
             for (t, target) in targets.iter().enumerate() {
@@ -365,7 +361,7 @@ tiered! {
 tiered! {
     /// Rounds `x` to twelve bits; returns the scale.
     fn round_row(x: &[f32], to: &mut [i16]) -> f32 {
-        let (scale, inverse) = scale(lanes::max_abs(x), TWELVE_BITS);
+        let (scale, inverse) = scale(lanes::max_abs(x), Kind::Twelve.left_bound());
         for (to, x) in to.iter_mut().zip(x) {
             *to = lanes::round(x * inverse) as i16;
         }

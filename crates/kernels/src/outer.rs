@@ -1,58 +1,75 @@
 //! Sums of outer products of integers: `y[o][i] = Σ_t l[t][o] · r[t][i]`, exact in i32.
 //!
-//! Both factors lie in memory as int16, in panels, two of the inner index `t` side by side; their scales
-//! come in when a sum is done. Sums run over blocks of [`TOKENS`] of the inner index, and blocks are
-//! added in f32 in order.
+//! Both factors are rounded by scales that belong to a row (or column) and to a block of [`BLOCK`] of the
+//! inner index `t`. Sums of a block are exact; they are scaled when it is done, and blocks are added in f32
+//! in order.
 //!
-//! [`weight_gradient`] is the product that a linear layer needs: the inner index is tokens, gradients are
-//! int16 with one scale per output, inputs int8. [`crate::loss`] builds the products of the output head
-//! from the same parts.
+//! [`weight_gradient`] is the product that a linear layer needs: the inner index is tokens, gradients and
+//! inputs are int8. [`crate::loss`] builds the products of the output head from the same parts.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod avx_vnni;
+mod form;
 mod pack;
 mod scalar;
 
-pub(crate) use pack::{pack_columns, pack_rows, quantise_columns, scale};
+#[cfg(target_arch = "x86_64")]
+pub(crate) use amx::finish;
+pub(crate) use form::Kind;
+use form::{Form, Layout};
+pub(crate) use pack::{pack_columns, quantise_columns, quantise_left_rows, quantise_right_rows, scale};
 
 use crate::{
     Context, Store, Tier,
-    tier::Level,
+    lines::Lines,
     tile::{COLUMNS, Out},
 };
 
-/// Products that one i32 sums.
-pub const TOKENS: usize = 512;
+/// Inner indices that share a scale, and that one i32 sums.
+pub const BLOCK: usize = 512;
 
-/// Largest magnitudes of the two factors whose sums cannot overflow: a gradient and an int8,
-pub(crate) const GRADIENT: i16 = 32767;
-const _: () = assert!(TOKENS * 127 * GRADIENT as usize <= i32::MAX as usize);
-/// or two numbers of twelve bits.
-pub(crate) const TWELVE_BITS: i16 = 2047;
-const _: () = assert!(TOKENS * TWELVE_BITS as usize * TWELVE_BITS as usize <= i32::MAX as usize);
+/// Rows of the result in a task at most, a multiple of every tile.
+const ROWS: usize = 192;
 
-/// Rows of the result in a task, and in one of a result of few rows: multiples of every tile.
-const ROWS: usize = 48;
-const FEW_ROWS: usize = 24;
+/// Rows of the result in a task: few where a tile is small, since then the right factor is read from a near
+/// cache in any case, and so few that two threads or more end at about the same time.
+fn task_rows(form: Form, rows: usize) -> usize {
+    match form.layout {
+        Layout::Tiles { .. } if rows < 1024 => ROWS / 2,
+        Layout::Tiles { .. } => ROWS,
+        _ if rows < 1536 => 24,
+        _ => 48,
+    }
+}
 
 /// The left factor: rows of the result.
 #[derive(Debug, Default)]
 pub(crate) struct Left {
-    /// `[panel][pair of the inner index][rows of a tile][2]`.
-    pub(crate) values: Vec<i16>,
-    /// `[rows]`.
-    pub(crate) scales: Vec<f32>,
+    rows: usize,
+    inner: usize,
+    /// `[block][panel of rows]`, each as its [`Side`] says.
+    values: Lines,
+    /// `[block][rows, padded]`.
+    scales: Vec<f32>,
+    /// Sums over the inner index, likewise, times what the right factor is offset by.
+    offsets: Vec<i32>,
 }
 
 /// The right factor: columns of the result.
 #[derive(Debug, Default)]
 pub(crate) struct Right {
-    /// `[panel][pair of the inner index][16 columns][2]`.
-    pub(crate) values: Vec<i16>,
-    /// `[columns]`, or none where they are ones.
-    pub(crate) scales: Vec<f32>,
+    columns: usize,
+    inner: usize,
+    /// `[block][panel of 16 columns]`, each as its [`Side`] says.
+    values: Lines,
+    /// `[block][columns, padded]`, or none where they are ones.
+    scales: Vec<f32>,
 }
 
 /// Working memory of [`weight_gradient`], kept between calls.
@@ -65,12 +82,26 @@ pub struct Scratch {
 /// `dw = Σ_t (dy[t] · a[t]) ⊗ x[t]`, or that added to `dw`.
 ///
 /// `dy` `[tokens][outputs]` f32, `a` `[tokens]` the scales of the int8 rows `x` `[tokens][inputs]`,
-/// `dw` `[outputs][inputs]`.
+/// `dw` `[outputs][inputs]`. `dy·a` is rounded to int8, with a scale for each output and [`BLOCK`] tokens.
 ///
 /// # Panics
 /// The lengths do not fit together.
 pub fn weight_gradient(
     cx: &Context,
+    dy: &[f32],
+    a: &[f32],
+    x: &[i8],
+    store: Store,
+    scratch: &mut Scratch,
+    dw: &mut [f32],
+) {
+    weight_gradient_of(cx, Kind::Int8, dy, a, x, store, scratch, dw);
+}
+
+/// [`weight_gradient`] with integers of a given size.
+pub(crate) fn weight_gradient_of(
+    cx: &Context,
+    kind: Kind,
     dy: &[f32],
     a: &[f32],
     x: &[i8],
@@ -93,109 +124,97 @@ pub fn weight_gradient(
         return;
     }
     let Scratch { gradients, inputs: right } = scratch;
-    quantise_columns(cx, dy, a, outputs, gradients);
-    pack_columns(cx, x, inputs, &mut right.values);
-    product(cx, gradients, right, tokens, store, dw);
+    quantise_columns(cx, kind, dy, a, outputs, gradients);
+    pack_columns(cx, kind, x, inputs, right);
+    product(cx, kind, gradients, right, store, dw);
 }
 
-/// `y = lᵀ·r` over an inner index below `inner`, or that added to `y`.
-pub(crate) fn product(cx: &Context, left: &Left, right: &Right, inner: usize, store: Store, y: &mut [f32]) {
-    let (rows, pairs) = (left.scales.len(), inner.div_ceil(2));
-    let columns = y.len() / rows;
-    let (_, tile_panels) = tile_shape(cx.tier());
-    // Enough tasks that two threads or more end at about the same time.
-    let task = if rows < 32 * ROWS { FEW_ROWS } else { ROWS };
+/// `y = lᵀ·r`, or that added to `y`.
+///
+/// # Panics
+/// The factors have different inner lengths, or `y` is not rows × columns.
+pub(crate) fn product(cx: &Context, kind: Kind, left: &Left, right: &Right, store: Store, y: &mut [f32]) {
+    let (rows, columns, inner) = (left.rows, right.columns, left.inner);
+    assert_eq!(inner, right.inner, "inner lengths");
+    assert_eq!(y.len(), rows * columns, "y is not rows × columns");
+    let form = Form::of(cx.tier(), kind);
+    let task = task_rows(form, rows);
+    let left_panel = form.left.panel(inner.min(BLOCK));
+    let right_panel = form.right.panel(inner.min(BLOCK));
     cx.chunks(y, task * columns, |index, y| {
         let (first, rows) = (index * task, y.len() / columns);
-        for start in (0..pairs).step_by(TOKENS / 2) {
-            let store = if start > 0 { Store::Add } else { store };
-            for panel in (0..columns.div_ceil(COLUMNS)).step_by(tile_panels) {
+        for block in 0..inner.div_ceil(BLOCK) {
+            let row = block * pack::padded_rows(left.rows) + first;
+            let from = row / form.left.width() * left_panel;
+            let panels = block * pack::padded_panels(columns);
+            for panel in (0..columns.div_ceil(COLUMNS)).step_by(form.panels) {
                 let column = panel * COLUMNS;
-                let count = (columns - column).min(tile_panels * COLUMNS);
+                let count = (columns - column).min(form.panels * COLUMNS);
+                let scales = right.scales.get(panels * COLUMNS + column..).unwrap_or_default();
                 let mut out = Out {
                     y: &mut y[column..],
                     stride: columns,
                     columns: count,
-                    offsets: &[0; ROWS][..rows],
-                    factors: &left.scales[first..first + rows],
-                    column_factors: right.scales.get(column..column + count).unwrap_or_default(),
-                    store,
+                    offsets: &left.offsets[row..row + rows],
+                    factors: &left.scales[row..row + rows],
+                    column_factors: scales.get(..count).unwrap_or_default(),
+                    store: if block > 0 { Store::Add } else { store },
                 };
-                let block = Block {
-                    gradients: &left.values[first * pairs * 2..],
-                    inputs: &right.values[panel * pairs * 2 * COLUMNS..],
-                    stride: pairs,
-                    start,
-                    pairs: (pairs - start).min(TOKENS / 2),
+                let factors = Factors {
+                    left: &left.values.bytes()[from..],
+                    left_panel,
+                    right: &right.values.bytes()[(panels + panel) * right_panel..],
+                    right_panel,
+                    inner: (inner - block * BLOCK).min(BLOCK),
                 };
-                tiles(cx.tier(), block, &mut out);
+                tiles(cx.tier(), kind, factors, &mut out);
             }
         }
     });
 }
 
-/// The operands of some tiles, for a block of tokens. Tokens go in pairs.
+/// The factors of some tiles in one block of the inner index.
 #[derive(Clone, Copy)]
-struct Block<'a> {
-    /// `[panel][stride][outputs of a tile][2]`, from the first output's panel on.
-    gradients: &'a [i16],
-    /// `[panel][stride][16 columns][2]`, from the first column's panel on.
-    inputs: &'a [i16],
-    /// Pairs in all.
-    stride: usize,
-    /// First pair of the block.
-    start: usize,
-    /// Pairs of the block.
-    pairs: usize,
+struct Factors<'a> {
+    /// From the first row's panel on, panels `left_panel` bytes apart.
+    left: &'a [u8],
+    left_panel: usize,
+    /// From the first column's panel on, likewise.
+    right: &'a [u8],
+    right_panel: usize,
+    /// Inner indices.
+    inner: usize,
 }
 
-impl Block<'_> {
-    /// Where the gradients of output `row` begin, in panels of `width`: pairs are `2 · width` apart.
-    fn gradients_from(&self, row: usize, width: usize) -> usize {
-        2 * ((row / width * self.stride + self.start) * width + row % width)
+impl<'a> Factors<'a> {
+    /// The panel that begins with row `row`, in panels of `width`.
+    fn rows(&self, row: usize, width: usize) -> &'a [u8] {
+        &self.left[row / width * self.left_panel..][..self.left_panel]
     }
 
-    /// Where panel `panel` of the inputs begins: pairs are `2 · COLUMNS` apart.
-    fn inputs_from(&self, panel: usize) -> usize {
-        2 * (panel * self.stride + self.start) * COLUMNS
-    }
-
-    /// Whether the operands hold what tiles of `rows` outputs, in panels of `width`, by `panels` read.
-    #[cfg(target_arch = "x86_64")]
-    fn holds(&self, rows: usize, width: usize, panels: usize) -> bool {
-        self.start + self.pairs <= self.stride
-            && self.gradients.len() >= rows.div_ceil(width) * self.stride * width * 2
-            && self.inputs.len() >= panels * self.stride * COLUMNS * 2
+    /// Panel `panel` of the columns.
+    fn columns(&self, panel: usize) -> &'a [u8] {
+        &self.right[panel * self.right_panel..][..self.right_panel]
     }
 }
 
-/// Rows of a tile: those of a panel of the left factor.
-pub(crate) fn tile_rows(tier: Tier) -> usize {
-    tile_shape(tier).0
-}
-
-/// Rows and panels of a tile.
-fn tile_shape(tier: Tier) -> (usize, usize) {
-    match tier.level() {
-        Level::Scalar => (scalar::ROWS, 1),
+/// The rows and panels of `out` from one block of the inner index.
+fn tiles(tier: Tier, kind: Kind, factors: Factors<'_>, out: &mut Out<'_>) {
+    let form = Form::of(tier, kind);
+    match (form.layout, tier.level()) {
+        (_, crate::tier::Level::Scalar) => scalar::tiles(factors, out),
         #[cfg(target_arch = "x86_64")]
-        Level::Avx2 | Level::AvxVnni => (avx2::ROWS, 1),
+        (Layout::Pairs, crate::tier::Level::Avx2 | crate::tier::Level::AvxVnni) => {
+            avx2::tiles(tier, factors, out);
+        }
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512 => (avx512::ROWS, 2),
-    }
-}
-const _: () = assert!(ROWS.is_multiple_of(FEW_ROWS) && FEW_ROWS.is_multiple_of(scalar::ROWS));
-#[cfg(target_arch = "x86_64")]
-const _: () = assert!(FEW_ROWS.is_multiple_of(avx2::ROWS) && FEW_ROWS.is_multiple_of(avx512::ROWS));
-
-/// The rows and panels of `out` from one block of tokens.
-fn tiles(tier: Tier, block: Block<'_>, out: &mut Out<'_>) {
-    match tier.level() {
-        Level::Scalar => scalar::tiles(block, out),
+        (Layout::Quads, crate::tier::Level::AvxVnni) => avx_vnni::tiles(tier, factors, out),
         #[cfg(target_arch = "x86_64")]
-        Level::Avx2 | Level::AvxVnni => avx2::tiles(tier, block, out),
+        (Layout::Pairs, _) => avx512::pairs(tier, factors, out),
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512 => avx512::tiles(tier, block, out),
+        (Layout::Quads, _) => avx512::quads(tier, factors, out),
+        #[cfg(target_arch = "x86_64")]
+        (Layout::Tiles { .. }, _) => amx::tiles(tier, kind, factors, out),
     }
 }
 
@@ -204,40 +223,55 @@ mod tests {
     //! Every tier against plain loops over the quantised operands, at all sizes and offsets.
     use super::*;
 
-    fn check(tier: Tier, tokens: usize, outputs: usize, inputs: usize, offset: usize, extreme: bool) {
-        let mut seed = (tokens * 1_000_003 + outputs * 1009 + inputs) as u64;
-        let mut random = || {
-            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            (seed >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-        };
+    /// Numbers in -1..1.
+    struct Random(u64);
+
+    impl Random {
+        fn next(&mut self) -> f32 {
+            self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (self.0 >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+        }
+    }
+
+    /// Rounds some values by the scale of their block; returns the scale.
+    fn round(values: &[f32], bound: i16) -> (Vec<i64>, f32) {
+        let largest = values.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+        let bound = f32::from(bound);
+        let integer = |v: &f32| (v * (bound / largest)).round_ties_even() as i64;
+        (values.iter().map(|v| if largest > 0.0 { integer(v) } else { 0 }).collect(), largest / bound)
+    }
+
+    fn check(
+        tier: Tier,
+        kind: Kind,
+        (tokens, outputs, inputs): (usize, usize, usize),
+        offset: usize,
+        extreme: bool,
+    ) {
+        let mut random = Random((tokens * 1_000_003 + outputs * 1009 + inputs) as u64);
         let cx = Context::new(tier, 2).unwrap();
         let dy: Vec<f32> =
-            (0..offset + tokens * outputs).map(|_| if extreme { -1.0 } else { random() }).collect();
+            (0..offset + tokens * outputs).map(|_| if extreme { -1.0 } else { random.next() }).collect();
         let x: Vec<i8> = (0..offset + tokens * inputs)
-            .map(|_| if extreme { -127 } else { (random() * 127.0) as i8 })
+            .map(|_| if extreme { -127 } else { (random.next() * 127.0) as i8 })
             .collect();
-        let a: Vec<f32> = (0..tokens).map(|_| if extreme { 1.0 } else { random() }).collect();
+        let a: Vec<f32> = (0..tokens).map(|_| if extreme { 1.0 } else { random.next() }).collect();
         let (dy, x) = (&dy[offset..], &x[offset..]);
         let mut scratch = Scratch::default();
         let mut dw = vec![0.5; outputs * inputs];
-        weight_gradient(&cx, dy, &a, x, Store::Add, &mut scratch, &mut dw);
+        weight_gradient_of(&cx, kind, dy, &a, x, Store::Add, &mut scratch, &mut dw);
         for o in 0..outputs {
             let folded: Vec<f32> = (0..tokens).map(|t| dy[t * outputs + o] * a[t]).collect();
-            let bound = folded.iter().fold(0.0f32, |m, v| m.max(v.abs()));
-            let q: Vec<i32> = folded
-                .iter()
-                .map(|v| if bound > 0.0 { (v * (32767.0 / bound)).round_ties_even() as i32 } else { 0 })
-                .collect();
+            let blocks: Vec<_> = folded.chunks(BLOCK).map(|block| round(block, kind.left_bound())).collect();
             for i in 0..inputs {
                 let mut expected = 0.5;
-                for block in (0..tokens).step_by(TOKENS) {
-                    let sum: i32 = (block..tokens.min(block + TOKENS))
-                        .map(|t| q[t].checked_mul(i32::from(x[t * inputs + i])).unwrap())
-                        .sum();
-                    expected += sum as f32 * (bound / 32767.0);
+                for (block, (q, scale)) in blocks.iter().enumerate() {
+                    let column = x[block * BLOCK * inputs..].iter().skip(i).step_by(inputs);
+                    let sum: i64 = q.iter().zip(column).map(|(q, x)| q * i64::from(*x)).sum();
+                    expected += i32::try_from(sum).unwrap() as f32 * scale;
                 }
                 let found = dw[o * inputs + i];
-                assert_eq!(found, expected, "{tokens}×{outputs}×{inputs} at ({o}, {i})");
+                assert_eq!(found, expected, "{kind:?} {tokens}×{outputs}×{inputs} at ({o}, {i})");
             }
         }
     }
@@ -245,14 +279,16 @@ mod tests {
     #[test]
     fn every_tier_is_exact_at_every_size_and_offset() {
         for tier in Tier::available() {
-            for tokens in 0..=515 {
-                check(tier, tokens, 1 + tokens % 14, 1 + tokens % 35, tokens % 7, false);
-            }
-            for outputs in 1..=515 {
-                check(tier, 1 + outputs % 5, outputs, 1 + outputs % 18, outputs % 3, false);
-            }
-            for inputs in 1..=515 {
-                check(tier, 1 + inputs % 6, 1 + inputs % 8, inputs, inputs % 9, false);
+            for kind in [Kind::Int8, Kind::Int16] {
+                for tokens in 0..=515 {
+                    check(tier, kind, (tokens, 1 + tokens % 14, 1 + tokens % 35), tokens % 7, false);
+                }
+                for outputs in 1..=515 {
+                    check(tier, kind, (1 + outputs % 5, outputs, 1 + outputs % 18), outputs % 3, false);
+                }
+                for inputs in 1..=515 {
+                    check(tier, kind, (1 + inputs % 6, 1 + inputs % 8, inputs), inputs % 9, false);
+                }
             }
         }
     }
@@ -260,8 +296,39 @@ mod tests {
     #[test]
     fn the_largest_sums_fit() {
         for tier in Tier::available() {
-            for tokens in [511, 512, 513, 1024, 1025, 2048] {
-                check(tier, tokens, 7, 17, 0, true);
+            for kind in [Kind::Int8, Kind::Int16] {
+                for tokens in [511, 512, 513, 1024, 1025, 2048] {
+                    check(tier, kind, (tokens, 7, 17), 0, true);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn rows_by_rows_are_exact_on_every_tier() {
+        for tier in Tier::available() {
+            let cx = Context::new(tier, 2).unwrap();
+            let (mut left, mut right) = (Left::default(), Right::default());
+            let sizes = (1..=131).chain([511, 512, 513, 1025]);
+            for (rows, columns, inner) in sizes.map(|n| (1 + n % 37, 1 + n % 41, n)) {
+                let mut random = Random(inner as u64);
+                let x: Vec<f32> = (0..rows * inner).map(|_| random.next()).collect();
+                let w: Vec<f32> = (0..columns * inner).map(|_| random.next()).collect();
+                quantise_left_rows(&cx, Kind::Twelve, &x, &[], inner, &mut left);
+                quantise_right_rows(&cx, Kind::Twelve, &w, inner, &mut right);
+                let mut y = vec![0.0; rows * columns];
+                product(&cx, Kind::Twelve, &left, &right, Store::Replace, &mut y);
+                for (r, x) in x.chunks_exact(inner).enumerate() {
+                    for (c, w) in w.chunks_exact(inner).enumerate() {
+                        let mut expected = 0.0;
+                        for (x, w) in x.chunks(BLOCK).zip(w.chunks(BLOCK)) {
+                            let ((x, scale), (w, scale_w)) = (round(x, 2047), round(w, 2047));
+                            let sum: i64 = x.iter().zip(w).map(|(x, w)| x * w).sum();
+                            expected += i32::try_from(sum).unwrap() as f32 * scale * scale_w;
+                        }
+                        assert_eq!(y[r * columns + c], expected, "{rows}×{columns}×{inner} at ({r}, {c})");
+                    }
+                }
             }
         }
     }

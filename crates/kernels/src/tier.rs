@@ -20,6 +20,8 @@ pub(crate) enum Level {
     AvxVnni,
     #[cfg(target_arch = "x86_64")]
     Avx512,
+    #[cfg(target_arch = "x86_64")]
+    Amx,
 }
 
 impl Tier {
@@ -39,6 +41,7 @@ impl Tier {
                 (Level::Avx2, avx2),
                 (Level::AvxVnni, avx2 && has!("avxvnni")),
                 (Level::Avx512, avx2 && wide && has!("avx512vnni")),
+                (Level::Amx, avx2 && wide && has!("avx512vnni") && crate::amx::available()),
             ];
             tiers.extend(levels.into_iter().filter(|(_, here)| *here).map(|(level, _)| Tier(level)));
         }
@@ -70,6 +73,8 @@ impl Tier {
             Level::AvxVnni => "avx-vnni",
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 => "avx512-vnni",
+            #[cfg(target_arch = "x86_64")]
+            Level::Amx => "amx-int8",
         }
     }
 
@@ -270,9 +275,9 @@ macro_rules! tiered {
                 // SAFETY: a tier of these levels exists only where both features were detected.
                 #[cfg(target_arch = "x86_64")]
                 $crate::tier::Level::Avx2 | $crate::tier::Level::AvxVnni => unsafe { avx2($($arg),*) },
-                // SAFETY: a tier of this level exists only where all of them were detected.
+                // SAFETY: tiers of these levels exist only where all of them were detected.
                 #[cfg(target_arch = "x86_64")]
-                $crate::tier::Level::Avx512 => unsafe { avx512($($arg),*) },
+                $crate::tier::Level::Avx512 | $crate::tier::Level::Amx => unsafe { avx512($($arg),*) },
             }
         }
     };

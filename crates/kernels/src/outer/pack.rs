@@ -1,66 +1,27 @@
-//! How factors become int16 panels: quantised by columns or by rows, or widened from int8.
+//! How factors become panels of integers: quantised by columns or by rows, or copied from int8.
 
-use super::{GRADIENT, Left, ROWS, tile_rows};
+use super::{
+    BLOCK, Kind, Left, Right,
+    form::{Form, Side},
+};
 use crate::{Context, lanes, tile::COLUMNS};
 
-/// Folds the token scales `a` into `dy` `[tokens][outputs]` and quantises every output column, which
-/// becomes a row of the result.
-pub(crate) fn quantise_columns(cx: &Context, dy: &[f32], a: &[f32], outputs: usize, left: &mut Left) {
-    let (pairs, width) = (a.len().div_ceil(2), tile_rows(cx.tier()));
-    left.values.resize(outputs.next_multiple_of(width) * pairs * 2, 0);
-    left.scales.resize(outputs, 0.0);
-    let values = (&mut left.values[..], ROWS * pairs * 2);
-    cx.chunks2(values, (&mut left.scales, ROWS), |index, q, scales| {
-        quantise_group(cx.tier(), dy, a, outputs, index * ROWS, width, q, scales);
-    });
+/// Rows of the left factor that one task lays out: whole panels of every form.
+const STRIPE: usize = 96;
+/// Columns that are quantised side by side.
+const UNIT: usize = 48;
+const _: () = assert!(STRIPE.is_multiple_of(UNIT));
+/// Panels of the right factor that one task lays out: some lines of every row, which are fetched together.
+const PANELS: usize = 16;
+
+/// Rows of the left factor in each block, those included that only fill it up.
+pub(super) fn padded_rows(rows: usize) -> usize {
+    rows.next_multiple_of(STRIPE)
 }
 
-tiered! {
-    /// [`ROWS`] output columns of [`quantise_columns`], or what is left of them.
-    fn quantise_group(
-        dy: &[f32],
-        a: &[f32],
-        outputs: usize,
-        first: usize,
-        width: usize,
-        q: &mut [i16],
-        scales: &mut [f32],
-    ) {
-        let count = scales.len();
-        let mut largest = [0u32; ROWS];
-        for (t, a) in a.iter().enumerate() {
-            let row = fold(&dy[t * outputs + first..][..count], *a);
-            for c in 0..ROWS {
-                largest[c] = largest[c].max(row[c].to_bits() & 0x7fff_ffff);
-            }
-        }
-        let mut inverse = [0.0; ROWS];
-        for c in 0..count {
-            (scales[c], inverse[c]) = scale(f32::from_bits(largest[c]), GRADIENT);
-        }
-        let pairs = a.len().div_ceil(2);
-        for pair in 0..pairs {
-            let mut quantised = [[0i16; ROWS]; 2];
-            for (half, quantised) in quantised.iter_mut().enumerate() {
-                let t = 2 * pair + half;
-                if t < a.len() {
-                    let row = fold(&dy[t * outputs + first..][..count], a[t]);
-                    for c in 0..ROWS {
-                        // |dy·a·inverse| ≤ 32767·(1 + 2^-22), which rounds to at most 32767.
-                        quantised[c] = lanes::round(row[c] * inverse[c]) as i16;
-                    }
-                }
-            }
-            let mut both = [0; 2 * ROWS];
-            for c in 0..ROWS {
-                both[2 * c] = quantised[0][c];
-                both[2 * c + 1] = quantised[1][c];
-            }
-            for (panel, both) in q.chunks_exact_mut(2 * pairs * width).zip(both.chunks_exact(2 * width)) {
-                panel[2 * pair * width..][..2 * width].copy_from_slice(both);
-            }
-        }
-    }
+/// Panels of the right factor in each block, likewise.
+pub(super) fn padded_panels(columns: usize) -> usize {
+    columns.div_ceil(COLUMNS).next_multiple_of(PANELS)
 }
 
 /// The scale that maps `largest` to the integer `bound`, and its inverse.
@@ -77,12 +38,138 @@ pub(crate) fn scale(largest: f32, bound: i16) -> (f32, f32) {
     }
 }
 
+/// What a task lays out.
+struct Target<'a> {
+    side: Side,
+    /// Largest magnitude of the integers.
+    bound: i16,
+    /// Panels, `panel` bytes each.
+    values: &'a mut [u8],
+    panel: usize,
+    scales: &'a mut [f32],
+    /// Receives `offset` times the sums of rows; empty where nobody asks for them.
+    offsets: &'a mut [i32],
+    offset: i32,
+}
+
+impl Left {
+    /// Room for `rows` × `inner`, laid out by tasks with the number of their block and first row.
+    fn lay_out(
+        &mut self,
+        cx: &Context,
+        kind: Kind,
+        (rows, inner): (usize, usize),
+        work: impl Fn(usize, usize, Target<'_>) + Sync + Send,
+    ) {
+        let form = Form::of(cx.tier(), kind);
+        let (side, bound, offset) = (form.left, kind.left_bound(), form.offset());
+        let (blocks, stripes) = (inner.div_ceil(BLOCK), padded_rows(rows) / STRIPE);
+        let panel = side.panel(inner.min(BLOCK));
+        let stripe = STRIPE / side.width() * panel;
+        (self.rows, self.inner) = (rows, inner);
+        self.scales.resize(blocks * stripes * STRIPE, 0.0);
+        self.offsets.resize(blocks * stripes * STRIPE, 0);
+        let values = self.values.sized(blocks * stripes * stripe);
+        let (scales, offsets) = (&mut self.scales[..], &mut self.offsets[..]);
+        cx.chunks3(
+            (values, stripe),
+            (scales, STRIPE),
+            (offsets, STRIPE),
+            |index, values, scales, offsets| {
+                let target = Target { side, bound, values, panel, scales, offsets, offset };
+                work(index / stripes, index % stripes * STRIPE, target);
+            },
+        );
+    }
+}
+
+/// Folds the token scales `a` into `dy` `[tokens][outputs]` and quantises every output column, which
+/// becomes a row of the result.
+pub(crate) fn quantise_columns(
+    cx: &Context,
+    kind: Kind,
+    dy: &[f32],
+    a: &[f32],
+    outputs: usize,
+    left: &mut Left,
+) {
+    left.lay_out(cx, kind, (outputs, a.len()), |block, first, target| {
+        let tokens = block * BLOCK..a.len().min((block + 1) * BLOCK);
+        let dy = &dy[tokens.start * outputs..tokens.end * outputs];
+        quantise_stripe(cx.tier(), dy, &a[tokens], outputs, first, target);
+    });
+}
+
+tiered! {
+    /// Up to [`STRIPE`] output columns of a block of [`quantise_columns`], from column `first` on.
+    fn quantise_stripe(dy: &[f32], a: &[f32], outputs: usize, first: usize, target: Target<'_>) {
+        for unit in (0..STRIPE.min(outputs - first)).step_by(UNIT) {
+            quantise_unit(dy, a, outputs, first + unit, unit, &mut Target {
+                values: &mut *target.values,
+                scales: &mut *target.scales,
+                offsets: &mut *target.offsets,
+                ..target
+            });
+        }
+    }
+}
+
+/// Up to [`UNIT`] columns from `column` on, which are the rows from `row` on of the target.
+#[inline(always)]
+fn quantise_unit(dy: &[f32], a: &[f32], outputs: usize, column: usize, row: usize, to: &mut Target<'_>) {
+    let count = UNIT.min(outputs - column);
+    let mut largest = [0u32; UNIT];
+    for (dy, a) in dy.chunks_exact(outputs).zip(a) {
+        let dy = fold(&dy[column..][..count], *a);
+        for c in 0..UNIT {
+            largest[c] = largest[c].max(dy[c].to_bits() & 0x7fff_ffff);
+        }
+    }
+    let mut inverse = [0.0; UNIT];
+    for c in 0..UNIT {
+        (to.scales[row + c], inverse[c]) = scale(f32::from_bits(largest[c]), to.bound);
+    }
+    let mut sums = [0i32; UNIT];
+    for quad in 0..to.side.quads(a.len()) {
+        let mut q = [[0i16; UNIT]; 4];
+        for (i, q) in q.iter_mut().enumerate() {
+            let t = 4 * quad + i;
+            if t < a.len() {
+                let dy = fold(&dy[t * outputs + column..][..count], a[t]);
+                for c in 0..UNIT {
+                    // |dy·a·inverse| ≤ bound·(1 + 2^-22), which rounds to at most the bound.
+                    let rounded = lanes::round(dy[c] * inverse[c]);
+                    sums[c] += rounded;
+                    q[c] = rounded as i16;
+                }
+            }
+        }
+        put_unit(to, row, quad, &q);
+    }
+    for c in 0..UNIT {
+        to.offsets[row + c] = to.offset * sums[c];
+    }
+}
+
+/// Puts four values each of [`UNIT`] rows, from `row` on, at their places.
+#[inline(always)]
+fn put_unit(to: &mut Target<'_>, row: usize, quad: usize, q: &[[i16; UNIT]; 4]) {
+    let width = to.side.width();
+    let panels = to.values[row / width * to.panel..].chunks_exact_mut(to.panel);
+    for (panel, first) in panels.zip((0..UNIT).step_by(width)) {
+        for lane in 0..width {
+            let c = first + lane;
+            to.side.put(panel, lane, quad, [q[0][c], q[1][c], q[2][c], q[3][c]]);
+        }
+    }
+}
+
 /// A row times `a`, the missing columns zero: full lanes wherever the row lies.
 #[inline(always)]
-fn fold(row: &[f32], a: f32) -> [f32; ROWS] {
-    let mut folded = [0.0; ROWS];
-    if let Ok(row) = <&[f32; ROWS]>::try_from(row) {
-        for c in 0..ROWS {
+fn fold(row: &[f32], a: f32) -> [f32; UNIT] {
+    let mut folded = [0.0; UNIT];
+    if let Ok(row) = <&[f32; UNIT]>::try_from(row) {
+        for c in 0..UNIT {
             folded[c] = row[c] * a;
         }
     } else {
@@ -93,132 +180,156 @@ fn fold(row: &[f32], a: f32) -> [f32; ROWS] {
     folded
 }
 
-/// Panels that one task of [`pack_columns`] writes: some lines of every row, which are fetched together.
-const PANELS: usize = 16;
+/// Quantises the rows of `x` `[rows][inner]`, times `fold` `[inner]` where that is not empty, which become
+/// rows of the result.
+pub(crate) fn quantise_left_rows(
+    cx: &Context,
+    kind: Kind,
+    x: &[f32],
+    fold: &[f32],
+    inner: usize,
+    left: &mut Left,
+) {
+    let rows = x.len() / inner;
+    left.lay_out(cx, kind, (rows, inner), |block, first, target| {
+        let part = block * BLOCK..inner.min((block + 1) * BLOCK);
+        let fold = fold.get(part.clone()).unwrap_or_default();
+        let x = &x[first * inner..rows.min(first + STRIPE) * inner];
+        quantise_rows(cx.tier(), x, inner, part.start, fold, part.len(), target);
+    });
+}
 
-/// Widens int8 `x` `[inner][inputs]` to i16 and lays it out as columns of the result.
-pub(crate) fn pack_columns(cx: &Context, x: &[i8], inputs: usize, packed: &mut Vec<i16>) {
-    let panel = (x.len() / inputs).div_ceil(2) * 2 * COLUMNS;
-    packed.resize(inputs.div_ceil(COLUMNS) * panel, 0);
-    cx.chunks(packed, PANELS * panel, |index, packed| {
-        pack_panels(cx.tier(), x, inputs, index * PANELS * COLUMNS, packed);
+/// Quantises the rows of `x` `[columns][inner]`, which become columns of the result.
+pub(crate) fn quantise_right_rows(cx: &Context, kind: Kind, x: &[f32], inner: usize, right: &mut Right) {
+    let columns = x.len() / inner;
+    let side = Form::of(cx.tier(), kind).right;
+    let panel = side.panel(inner.min(BLOCK));
+    let (blocks, panels) = (inner.div_ceil(BLOCK), padded_panels(columns));
+    (right.columns, right.inner) = (columns, inner);
+    right.scales.resize(blocks * panels * COLUMNS, 0.0);
+    let values = right.values.sized(blocks * panels * panel);
+    let groups = panels / PANELS;
+    cx.chunks2((values, PANELS * panel), (&mut right.scales, PANELS * COLUMNS), |index, values, scales| {
+        let (block, first) = (index / groups, index % groups * PANELS * COLUMNS);
+        let part = block * BLOCK..inner.min((block + 1) * BLOCK);
+        let x = &x[first * inner..columns.min(first + PANELS * COLUMNS) * inner];
+        let target =
+            Target { side, bound: kind.right_bound(), values, panel, scales, offsets: &mut [], offset: 0 };
+        quantise_rows(cx.tier(), x, inner, part.start, &[], part.len(), target);
     });
 }
 
 tiered! {
-    /// Up to [`PANELS`] panels, from column `first` on.
-    fn pack_panels(x: &[i8], inputs: usize, first: usize, packed: &mut [i16]) {
-        let tokens = x.len() / inputs;
-        let pairs = tokens.div_ceil(2);
-        for pair in 0..pairs {
-            for (panel, packed) in packed.chunks_exact_mut(pairs * 2 * COLUMNS).enumerate() {
-                let column = first + panel * COLUMNS;
-                let even = sixteen(&x[2 * pair * inputs..], column, inputs);
-                let odd = if 2 * pair + 1 < tokens {
-                    sixteen(&x[(2 * pair + 1) * inputs..], column, inputs)
-                } else {
-                    [0; COLUMNS]
-                };
-                let mut both = [0; 2 * COLUMNS];
-                for c in 0..COLUMNS {
-                    both[2 * c] = i16::from(even[c]);
-                    both[2 * c + 1] = i16::from(odd[c]);
+    /// The entries `start..start + len` of rows of `x`, `inner` apart, as lanes of the target.
+    fn quantise_rows(
+        x: &[f32],
+        inner: usize,
+        start: usize,
+        fold: &[f32],
+        len: usize,
+        target: Target<'_>,
+    ) {
+        let Target { side, bound, values, panel, scales, offsets, offset } = target;
+        let (width, quads) = (side.width(), side.quads(len));
+        for (row, x) in x.chunks_exact(inner).enumerate() {
+            let x = &x[start..start + len];
+            let mut folded = [0.0f32; BLOCK];
+            if fold.is_empty() {
+                folded[..len].copy_from_slice(x);
+            } else {
+                for ((to, x), f) in folded.iter_mut().zip(x).zip(fold) {
+                    *to = x * f;
                 }
-                packed[2 * pair * COLUMNS..][..2 * COLUMNS].copy_from_slice(&both);
+            }
+            let (scale, inverse) = scale(lanes::max_abs(&folded[..len]), bound);
+            scales[row] = scale;
+            let mut q = [0i16; BLOCK];
+            for (q, x) in q.iter_mut().zip(&folded) {
+                *q = lanes::round(x * inverse) as i16;
+            }
+            if let Some(to) = offsets.get_mut(row) {
+                *to = offset * q.iter().map(|q| i32::from(*q)).sum::<i32>();
+            }
+            let values = &mut values[row / width * panel..][..panel];
+            for (quad, four) in q.as_chunks::<4>().0[..quads].iter().enumerate() {
+                side.put(values, row % width, quad, *four);
             }
         }
     }
 }
 
-/// Sixteen columns of a row of `inputs`, those beyond its end zero.
+/// Lays int8 rows `x` `[inner][columns]` out as columns of the result.
+pub(crate) fn pack_columns(cx: &Context, kind: Kind, x: &[i8], columns: usize, right: &mut Right) {
+    let form = Form::of(cx.tier(), kind);
+    let (side, offset) = (form.right, form.offset() as u8);
+    let inner = x.len() / columns;
+    let panel = side.panel(inner.min(BLOCK));
+    let (blocks, panels) = (inner.div_ceil(BLOCK), padded_panels(columns));
+    (right.columns, right.inner) = (columns, inner);
+    right.scales.clear();
+    let groups = panels / PANELS;
+    let values = right.values.sized(blocks * panels * panel);
+    cx.chunks(values, PANELS * panel, |index, values| {
+        let (block, first) = (index / groups, index % groups * PANELS * COLUMNS);
+        let x = &x[block * BLOCK * columns..inner.min((block + 1) * BLOCK) * columns];
+        pack_panels(cx.tier(), x, columns, first, side, offset, panel, values);
+    });
+}
+
+tiered! {
+    /// Up to [`PANELS`] panels of a block, from column `first` on.
+    fn pack_panels(
+        x: &[i8],
+        columns: usize,
+        first: usize,
+        side: Side,
+        offset: u8,
+        panel: usize,
+        values: &mut [u8],
+    ) {
+        let inner = x.len() / columns;
+        for quad in 0..side.quads(inner) {
+            for (at, values) in values.chunks_exact_mut(panel).enumerate() {
+                let column = first + at * COLUMNS;
+                if column >= columns {
+                    break;
+                }
+                let mut rows = [[0; COLUMNS]; 4];
+                for (i, row) in rows.iter_mut().enumerate() {
+                    let t = 4 * quad + i;
+                    if t < inner {
+                        *row = sixteen(&x[t * columns..][..columns], column);
+                    }
+                }
+                match side {
+                    Side::Pairs { .. } => {
+                        let pairs: [[i8; 2]; 2 * COLUMNS] = std::array::from_fn(|i| {
+                            let (half, c) = (i / COLUMNS, i % COLUMNS);
+                            [rows[2 * half][c], rows[2 * half + 1][c]]
+                        });
+                        let wide = pairs.map(|pair| pair.map(|v| i16::from(v).to_le_bytes()));
+                        values[quad * 8 * COLUMNS..][..8 * COLUMNS]
+                            .copy_from_slice(wide.as_flattened().as_flattened());
+                    }
+                    _ => {
+                        let quads: [[u8; 4]; COLUMNS] = std::array::from_fn(|c| {
+                            std::array::from_fn(|i| rows[i][c].cast_unsigned() ^ offset)
+                        });
+                        values[quad * 4 * COLUMNS..][..4 * COLUMNS].copy_from_slice(quads.as_flattened());
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Sixteen columns of a row, those beyond its end zero.
 #[inline(always)]
-fn sixteen(row: &[i8], column: usize, inputs: usize) -> [i8; COLUMNS] {
-    let row = &row[column..inputs.min(column + COLUMNS)];
+fn sixteen(row: &[i8], column: usize) -> [i8; COLUMNS] {
+    let row = &row[column..row.len().min(column + COLUMNS)];
     <[i8; COLUMNS]>::try_from(row).unwrap_or_else(|_| {
         let mut padded = [0; COLUMNS];
         padded[..row.len()].copy_from_slice(row);
         padded
     })
-}
-
-/// Quantises every row of `x` `[rows][inner]`, times `fold` `[inner]` where that is not empty, to
-/// integers of magnitude at most `bound`, in panels of `width` rows. The rows of `x` become rows of the
-/// result, with `width` [`tile_rows`], or columns, with [`COLUMNS`].
-pub(crate) fn pack_rows(
-    cx: &Context,
-    x: &[f32],
-    fold: &[f32],
-    (inner, bound, width): (usize, i16, usize),
-    values: &mut Vec<i16>,
-    scales: &mut Vec<f32>,
-) {
-    let (rows, pairs) = (x.len() / inner, inner.div_ceil(2));
-    values.resize(rows.next_multiple_of(width) * pairs * 2, 0);
-    scales.resize(rows, 0.0);
-    // Panels of a task: a whole number, so that tasks meet at their borders.
-    let group = ROWS.next_multiple_of(width);
-    cx.chunks2((values, group * pairs * 2), (scales, group), |index, values, scales| {
-        let x = &x[index * group * inner..][..scales.len() * inner];
-        pack_row_panels(cx.tier(), x, fold, inner, bound, width, values, scales);
-    });
-}
-
-/// Values that [`pack_row_panels`] quantises at a time.
-const RUN: usize = 128;
-
-tiered! {
-    /// [`pack_rows`] of some panels.
-    fn pack_row_panels(
-        x: &[f32],
-        fold: &[f32],
-        inner: usize,
-        bound: i16,
-        width: usize,
-        values: &mut [i16],
-        scales: &mut [f32],
-    ) {
-        let panel = inner.div_ceil(2) * 2 * width;
-        for (row, (x, to)) in x.chunks_exact(inner).zip(scales).enumerate() {
-            let mut largest = 0.0f32;
-            let mut folded = [0.0; RUN];
-            for (run, x) in x.chunks(RUN).enumerate() {
-                let x = fold_run(x, fold, run, &mut folded);
-                largest = f32::from_bits(largest.to_bits().max(lanes::max_abs(x).to_bits()));
-            }
-            let (scale, inverse) = scale(largest, bound);
-            *to = scale;
-            let values = &mut values[row / width * panel..][..panel];
-            for (run, x) in x.chunks(RUN).enumerate() {
-                let x = fold_run(x, fold, run, &mut folded);
-                let mut quantised = [0i16; RUN];
-                for (q, x) in quantised.iter_mut().zip(x) {
-                    *q = lanes::round(x * inverse) as i16;
-                }
-                let pairs = quantised.as_chunks::<2>().0[..x.len().div_ceil(2)].iter();
-                let from = (run * RUN / 2 * width + row % width) * 2;
-                for (to, pair) in values[from..].chunks_mut(2 * width).zip(pairs) {
-                    to[..2].copy_from_slice(pair);
-                }
-            }
-        }
-        // Rows that the last panel lacks.
-        let rows = x.len() / inner;
-        for row in rows..rows.next_multiple_of(width) {
-            for pair in values[row / width * panel..][..panel].chunks_exact_mut(2 * width) {
-                pair[2 * (row % width)..][..2].fill(0);
-            }
-        }
-    }
-}
-
-/// Run number `run` of a row, times that of `fold`.
-#[inline(always)]
-fn fold_run<'a>(x: &'a [f32], fold: &[f32], run: usize, folded: &'a mut [f32; RUN]) -> &'a [f32] {
-    if fold.is_empty() {
-        return x;
-    }
-    for ((to, x), f) in folded.iter_mut().zip(x).zip(&fold[run * RUN..]) {
-        *to = x * f;
-    }
-    &folded[..x.len()]
 }

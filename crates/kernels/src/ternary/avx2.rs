@@ -24,10 +24,9 @@ const _: () = assert!(STEPS_16 * 2 * (2 * 127) <= i16::MAX as usize);
 
 /// Rows of a tile.
 pub(super) const ROWS: usize = 6;
-const _: () = assert!(super::FEW_ROWS.is_multiple_of(ROWS));
 
 /// See [`super::tiles`].
-pub(super) fn tiles(tier: Tier, x: &[i8], steps: usize, codes: &[u8], out: &mut Out<'_>) {
+pub(super) fn tiles(tier: Tier, x: &[u8], steps: usize, codes: &[u8], out: &mut Out<'_>) {
     let rows = out.rows();
     assert!(tier.level() == Level::Avx2 && x.len() >= rows.next_multiple_of(ROWS) * steps * STEP);
     assert!(codes.len() >= steps * STEP * COLUMNS);
@@ -40,7 +39,7 @@ pub(super) fn tiles(tier: Tier, x: &[i8], steps: usize, codes: &[u8], out: &mut 
 /// # Safety
 /// Needs AVX2, 24 values in `x` and 64 bytes in `codes` for each step.
 #[target_feature(enable = "avx2")]
-unsafe fn tile(x: &[i8], row: usize, steps: usize, codes: &[u8], out: &mut Out<'_>) {
+unsafe fn tile(x: &[u8], row: usize, steps: usize, codes: &[u8], out: &mut Out<'_>) {
     const R: usize = ROWS;
     out.prefetch::<R>(row);
     let ones = _mm256_set1_epi16(1);

@@ -19,10 +19,9 @@ use crate::{
 
 /// Rows of a tile.
 pub(super) const ROWS: usize = 12;
-const _: () = assert!(super::FEW_ROWS.is_multiple_of(ROWS));
 
 /// See [`super::tiles`].
-pub(super) fn tiles(tier: Tier, x: &[i8], steps: usize, codes: &[u8], out: &mut Out<'_>) {
+pub(super) fn tiles(tier: Tier, x: &[u8], steps: usize, codes: &[u8], out: &mut Out<'_>) {
     let (rows, panels) = (out.rows(), out.panels());
     assert!(tier.level() == Level::Avx512 && x.len() >= rows.next_multiple_of(ROWS) * steps * STEP);
     let panel = codes.len() / panels.max(1);
@@ -45,7 +44,7 @@ pub(super) fn tiles(tier: Tier, x: &[i8], steps: usize, codes: &[u8], out: &mut 
 /// 64 bytes for each step.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 unsafe fn tile<const P: usize>(
-    x: &[i8],
+    x: &[u8],
     row: usize,
     steps: usize,
     codes: &[u8],
@@ -82,7 +81,7 @@ unsafe fn tile<const P: usize>(
 
 /// One row, padded to whole groups, against one panel of packed codes.
 pub(super) fn panel(tier: Tier, x: &[u8], packed: &[u8], out: &mut Out<'_>) {
-    assert!(tier.level() == Level::Avx512 && packed.len() * GROUP >= x.len() * 32);
+    assert!(tier.level() >= Level::Avx512 && packed.len() * GROUP >= x.len() * 32);
     // SAFETY: the tier proves AVX-512 VNNI, and there are 32 bytes for each group, asserted above.
     unsafe { panel_sums(x, packed, out) }
 }

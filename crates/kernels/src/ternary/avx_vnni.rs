@@ -17,10 +17,9 @@ use crate::{
 
 /// Rows of a tile.
 pub(super) const ROWS: usize = 6;
-const _: () = assert!(super::FEW_ROWS.is_multiple_of(ROWS));
 
 /// See [`super::tiles`].
-pub(super) fn tiles(tier: Tier, x: &[i8], steps: usize, codes: &[u8], out: &mut Out<'_>) {
+pub(super) fn tiles(tier: Tier, x: &[u8], steps: usize, codes: &[u8], out: &mut Out<'_>) {
     let rows = out.rows();
     assert!(tier.level() == Level::AvxVnni && x.len() >= rows.next_multiple_of(ROWS) * steps * STEP);
     assert!(codes.len() >= steps * STEP * COLUMNS);
@@ -33,7 +32,7 @@ pub(super) fn tiles(tier: Tier, x: &[i8], steps: usize, codes: &[u8], out: &mut 
 /// # Safety
 /// Needs AVX-VNNI, 24 values in `x` and 64 bytes in `codes` for each step.
 #[target_feature(enable = "avx2,avxvnni")]
-unsafe fn tile(x: &[i8], row: usize, steps: usize, codes: &[u8], out: &mut Out<'_>) {
+unsafe fn tile(x: &[u8], row: usize, steps: usize, codes: &[u8], out: &mut Out<'_>) {
     const R: usize = ROWS;
     out.prefetch::<R>(row);
     let mut acc = [[_mm256_setzero_si256(); 2]; R];

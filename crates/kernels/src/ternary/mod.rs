@@ -5,6 +5,8 @@
 //! against one panel or two. A product of one row reads the 2-bit codes as they are.
 
 #[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
@@ -14,6 +16,7 @@ mod scalar;
 
 use crate::{
     Context, Tier,
+    lines::Lines,
     tier::Level,
     tile::{COLUMNS, Out, Store},
 };
@@ -22,10 +25,8 @@ use crate::{
 const STEP: usize = 4;
 /// Inputs that one byte of packed codes spans with its neighbours: a group.
 const GROUP: usize = 8;
-/// Rows of a task: a multiple of every tile, small enough that a few threads share a batch evenly.
-const ROWS: usize = 48;
-/// Rows of a task when there are few of them.
-const FEW_ROWS: usize = 12;
+/// Rows of a task at most.
+const ROWS: usize = 192;
 /// Panels of a task when there is one row.
 const PANELS: usize = 16;
 
@@ -169,9 +170,10 @@ fn panel_len(inputs: usize) -> usize {
 pub struct Scratch {
     /// A byte per code: `[panel][step of four inputs][16 outputs][4 inputs]`; or the padded row, when
     /// there is one.
-    bytes: Vec<u8>,
-    /// `[rows of a tile][step][row][4 inputs]`: what a tile reads lies together, wherever its rows lie.
-    rows: Vec<i8>,
+    codes: Lines,
+    /// What a tile reads lies together, wherever its rows lie: `[panel of rows][step][row][inputs of a
+    /// step]`.
+    rows: Lines,
 }
 
 tiered! {
@@ -187,22 +189,42 @@ tiered! {
     }
 }
 
-/// Rows and panels of a tile.
-fn tile_shape(tier: Tier) -> (usize, usize) {
-    match tier.level() {
-        Level::Scalar => (1, 1),
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx2 => (avx2::ROWS, 1),
-        #[cfg(target_arch = "x86_64")]
-        Level::AvxVnni => (avx_vnni::ROWS, 1),
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx512 => (avx512::ROWS, 2),
+/// The tile of a tier, and how many of its rows a task takes.
+#[derive(Clone, Copy)]
+struct Plan {
+    /// Rows of a panel.
+    width: usize,
+    /// Inputs of a step.
+    depth: usize,
+    /// Panels of codes in a tile.
+    panels: usize,
+    /// Rows of a task: few where a tile is small, so that some threads share a batch evenly.
+    task: usize,
+}
+
+impl Plan {
+    fn of(tier: Tier, rows: usize) -> Plan {
+        let task = if rows < 192 { 12 } else { 48 };
+        match tier.level() {
+            Level::Scalar => Plan { width: 1, depth: STEP, panels: 1, task },
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => Plan { width: avx2::ROWS, depth: STEP, panels: 1, task },
+            #[cfg(target_arch = "x86_64")]
+            Level::AvxVnni => Plan { width: avx_vnni::ROWS, depth: STEP, panels: 1, task },
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => Plan { width: avx512::ROWS, depth: STEP, panels: 2, task },
+            #[cfg(target_arch = "x86_64")]
+            Level::Amx => {
+                // Two panels of rows make a tile.
+                let task = if rows < 192 { 32 } else { ROWS.min(rows.div_ceil(8).next_multiple_of(32)) };
+                Plan { width: crate::amx::ROWS, depth: crate::amx::DEPTH, panels: 2, task }
+            }
+        }
     }
 }
-const _: () = assert!(ROWS.is_multiple_of(FEW_ROWS));
 
 /// The rows of `out` against the panels in `codes`, one byte per code, at most as many as a tile takes.
-fn tiles(tier: Tier, x: &[i8], steps: usize, codes: &[u8], out: &mut Out<'_>) {
+fn tiles(tier: Tier, x: &[u8], steps: usize, codes: &[u8], out: &mut Out<'_>) {
     match tier.level() {
         Level::Scalar => scalar::tiles(x, steps, codes, out),
         #[cfg(target_arch = "x86_64")]
@@ -211,34 +233,54 @@ fn tiles(tier: Tier, x: &[i8], steps: usize, codes: &[u8], out: &mut Out<'_>) {
         Level::AvxVnni => avx_vnni::tiles(tier, x, steps, codes, out),
         #[cfg(target_arch = "x86_64")]
         Level::Avx512 => avx512::tiles(tier, x, steps, codes, out),
+        #[cfg(target_arch = "x86_64")]
+        Level::Amx => amx::tiles(tier, x, steps, codes, out),
     }
 }
 
+/// Rows of `inputs` values in panels; what is missing of the last step is zero. Returns nothing but the
+/// sums of the rows, in `sums`.
+fn pack_rows(tier: Tier, x: &[i8], inputs: usize, plan: Plan, panels: &mut [u8], sums: &mut [i32]) {
+    match plan.depth {
+        STEP => pack_rows_in::<STEP>(tier, x, inputs, plan, panels, sums),
+        _ => pack_rows_in::<64>(tier, x, inputs, plan, panels, sums),
+    }
+}
+
+fn pack_rows_in<const DEPTH: usize>(
+    tier: Tier,
+    x: &[i8],
+    inputs: usize,
+    plan: Plan,
+    panels: &mut [u8],
+    sums: &mut [i32],
+) {
+    let panel = inputs.div_ceil(DEPTH) * DEPTH * plan.width;
+    let (steps, _) = panels.as_chunks_mut::<DEPTH>();
+    for (index, (row, sum)) in x.chunks_exact(inputs).zip(sums).enumerate() {
+        let to = &mut steps[index / plan.width * (panel / DEPTH)..][..panel / DEPTH];
+        *sum = pack_row(tier, row, &mut to[index % plan.width..], plan.width);
+    }
+}
+
+/// Copies a row to every `width`th step; returns its sum.
+fn pack_row<const DEPTH: usize>(tier: Tier, row: &[i8], to: &mut [[u8; DEPTH]], width: usize) -> i32 {
+    let row: &[u8] = bytemuck::cast_slice(row);
+    let mut to = to.iter_mut().step_by(width);
+    let (whole, rest) = row.as_chunks::<DEPTH>();
+    for (from, to) in whole.iter().zip(&mut to) {
+        *to = *from;
+    }
+    if let (false, Some(to)) = (rest.is_empty(), to.next()) {
+        *to = [0; DEPTH];
+        to[..rest.len()].copy_from_slice(rest);
+    }
+    sum_row(tier, bytemuck::cast_slice(row))
+}
+
 tiered! {
-    /// Rows of `inputs` values in panels of `width` rows; what is missing of the last panel and of the
-    /// last step is zero. Returns nothing but the sums of the rows, in `sums`.
-    fn pack_rows(x: &[i8], inputs: usize, width: usize, panels: &mut [i8], sums: &mut [i32]) {
-        let panel = inputs.div_ceil(STEP) * STEP * width;
-        for (index, (row, sum)) in x.chunks_exact(inputs).zip(sums).enumerate() {
-            *sum = row_sum(row);
-            let to = &mut panels[index / width * panel..][..panel];
-            let (to, _) = to.as_chunks_mut::<STEP>();
-            let mut to = to[index % width..].iter_mut().step_by(width);
-            let (whole, rest) = row.as_chunks::<STEP>();
-            for (from, to) in whole.iter().zip(&mut to) {
-                *to = *from;
-            }
-            if let (false, Some(to)) = (rest.is_empty(), to.next()) {
-                *to = [0; STEP];
-                to[..rest.len()].copy_from_slice(rest);
-            }
-        }
-        let rows = x.len() / inputs;
-        let (steps, _) = panels.as_chunks_mut::<STEP>();
-        for row in rows..rows.next_multiple_of(width) {
-            let steps = &mut steps[row / width * panel / STEP..][..panel / STEP];
-            steps[row % width..].iter_mut().step_by(width).for_each(|step| *step = [0; STEP]);
-        }
+    fn sum_row(row: &[i8]) -> i32 {
+        row_sum(row)
     }
 }
 
@@ -278,28 +320,28 @@ pub fn matmul(
     if rows == 1 {
         return vector(cx, x, scales[0] * scale, w, store, scratch, y);
     }
-    let expanded = 4 * panel_len(inputs);
-    let codes = sized(&mut scratch.bytes, w.bytes.len() * 4);
+    // Whole steps of every tier; what is beyond the inputs meets zeros.
+    let expanded = inputs.next_multiple_of(64) * COLUMNS;
+    let codes = scratch.codes.sized(outputs.div_ceil(COLUMNS) * expanded);
     cx.chunks(codes, expanded, |panel, codes| {
         expand(cx.tier(), &w.bytes[panel * panel_len(inputs)..][..panel_len(inputs)], codes);
     });
     let codes = &*codes;
-    let task = if rows < 4 * ROWS { FEW_ROWS } else { ROWS };
-    let (width, panels) = tile_shape(cx.tier());
-    let steps = inputs.div_ceil(STEP);
-    let packed = sized(&mut scratch.rows, rows.next_multiple_of(width) * steps * STEP);
-    cx.chunks2((y, task * outputs), (packed, task * steps * STEP), |index, y, packed| {
-        let first = index * task;
+    let plan = Plan::of(cx.tier(), rows);
+    let steps = inputs.div_ceil(plan.depth);
+    let packed = scratch.rows.sized(rows.next_multiple_of(plan.task) * steps * plan.depth);
+    cx.chunks2((y, plan.task * outputs), (packed, plan.task * steps * plan.depth), |index, y, packed| {
+        let first = index * plan.task;
         let count = y.len() / outputs;
         let (mut row_sums, mut factors) = ([0; ROWS], [0.0; ROWS]);
         let x = &x[first * inputs..][..count * inputs];
-        pack_rows(cx.tier(), x, inputs, width, packed, &mut row_sums[..count]);
+        pack_rows(cx.tier(), x, inputs, plan, packed, &mut row_sums[..count]);
         for (factor, row) in factors.iter_mut().zip(&scales[first..][..count]) {
             *factor = scale * row;
         }
-        for panel in (0..outputs.div_ceil(COLUMNS)).step_by(panels) {
+        for panel in (0..outputs.div_ceil(COLUMNS)).step_by(plan.panels) {
             let column = panel * COLUMNS;
-            let columns = (outputs - column).min(panels * COLUMNS);
+            let columns = (outputs - column).min(plan.panels * COLUMNS);
             let codes = &codes[panel * expanded..][..columns.div_ceil(COLUMNS) * expanded];
             let mut out = Out {
                 y: &mut y[column..],
@@ -326,7 +368,7 @@ fn vector(
     y: &mut [f32],
 ) {
     let row_sum = row_sum(x);
-    let padded = sized(&mut scratch.bytes, x.len().next_multiple_of(GROUP));
+    let padded = &mut scratch.codes.sized(x.len())[..x.len().next_multiple_of(GROUP)];
     padded[x.len()..].fill(0);
     for (to, from) in padded.iter_mut().zip(x) {
         *to = from.cast_unsigned();
@@ -346,18 +388,10 @@ fn vector(
                 #[cfg(target_arch = "x86_64")]
                 Level::AvxVnni => avx_vnni::panel(cx.tier(), x, packed, &mut out),
                 #[cfg(target_arch = "x86_64")]
-                Level::Avx512 => avx512::panel(cx.tier(), x, packed, &mut out),
+                Level::Avx512 | Level::Amx => avx512::panel(cx.tier(), x, packed, &mut out),
             }
         }
     });
-}
-
-/// The first `len` elements, growing the vector where it is shorter.
-fn sized<T: Copy + Default>(bytes: &mut Vec<T>, len: usize) -> &mut [T] {
-    if bytes.len() < len {
-        bytes.resize(len, T::default());
-    }
-    &mut bytes[..len]
 }
 
 #[cfg(test)]

@@ -4,14 +4,14 @@ use super::{GROUP, STEP};
 use crate::tile::{COLUMNS, Out};
 
 /// See [`super::tiles`]: one row, one panel.
-pub(super) fn tiles(x: &[i8], steps: usize, codes: &[u8], out: &mut Out<'_>) {
+pub(super) fn tiles(x: &[u8], steps: usize, codes: &[u8], out: &mut Out<'_>) {
     for r in 0..out.rows() {
         let mut sums = [0; COLUMNS];
         let row = &x[r * steps * STEP..][..steps * STEP];
         for (values, codes) in row.chunks(STEP).zip(codes.chunks_exact(STEP * COLUMNS)) {
             for (sum, codes) in sums.iter_mut().zip(codes.chunks_exact(STEP)) {
                 for (value, code) in values.iter().zip(codes) {
-                    *sum += i32::from(*value) * i32::from(*code);
+                    *sum += i32::from(value.cast_signed()) * i32::from(*code);
                 }
             }
         }

@@ -1,0 +1,96 @@
+//! Tiles with AMX: int8 in one product of bytes, larger integers in one for each pair of their planes.
+
+use super::{Factors, Kind};
+use crate::{
+    Tier,
+    amx::{self, DEPTH, Tiles},
+    tier::Level,
+    tile::{COLUMNS, Out},
+};
+
+/// See [`super::tiles`].
+pub(super) fn tiles(tier: Tier, kind: Kind, factors: Factors<'_>, out: &mut Out<'_>) {
+    assert!(tier.level() == Level::Amx);
+    let registers = Tiles::new();
+    // SAFETY: the tier proves the features.
+    unsafe {
+        match kind {
+            Kind::Int8 => int8(&registers, factors, out),
+            Kind::Int16 => int16(&registers, factors, out),
+            Kind::Twelve => twelve(&registers, factors, out),
+        }
+    }
+}
+
+/// # Safety
+/// Needs the features named.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+unsafe fn int8(registers: &Tiles, factors: Factors<'_>, out: &mut Out<'_>) {
+    let steps = factors.inner.div_ceil(DEPTH);
+    let panels = out.panels();
+    let right = [factors.columns(0), factors.columns(panels - 1)];
+    let mut sums = [[[0; COLUMNS]; 2]; 2 * amx::ROWS];
+    for row in (0..out.rows()).step_by(2 * amx::ROWS) {
+        let left = [row, row + amx::ROWS].map(|row| factors.rows(row, amx::ROWS));
+        registers.int8(left, right, amx::Right::Signed, steps, &mut sums);
+        finish(out, row, panels, &sums);
+    }
+}
+
+/// # Safety
+/// Needs the features named.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+unsafe fn int16(registers: &Tiles, factors: Factors<'_>, out: &mut Out<'_>) {
+    let steps = factors.inner.div_ceil(DEPTH);
+    let panels = out.panels();
+    let right = [factors.columns(0), factors.columns(panels - 1)];
+    let (mut sums, mut lower) = ([[[0; COLUMNS]; 2]; amx::ROWS], [[[0; COLUMNS]; 2]; amx::ROWS]);
+    for row in (0..out.rows()).step_by(amx::ROWS) {
+        let left = factors.rows(row, amx::ROWS);
+        registers.int16(left, right, steps, (&mut sums, &mut lower));
+        for (sums, lower) in sums.iter_mut().flatten().zip(lower.iter().flatten()) {
+            for c in 0..COLUMNS {
+                // The whole fits an i32, whatever its parts do.
+                sums[c] = (sums[c] << 8).wrapping_add(lower[c]);
+            }
+        }
+        finish(out, row, panels, &sums);
+    }
+}
+
+/// # Safety
+/// Needs the features named.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+unsafe fn twelve(registers: &Tiles, factors: Factors<'_>, out: &mut Out<'_>) {
+    let steps = factors.inner.div_ceil(DEPTH);
+    let right = factors.columns(0);
+    let mut planes = [[[0; COLUMNS]; amx::ROWS]; 3];
+    let mut sums = [[[0; COLUMNS]; 1]; amx::ROWS];
+    for row in (0..out.rows()).step_by(amx::ROWS) {
+        let left = factors.rows(row, amx::ROWS);
+        registers.int16_both(left, right, steps, &mut planes);
+        let [upper, middle, lower] = &planes;
+        for (r, sums) in sums.iter_mut().enumerate() {
+            for c in 0..COLUMNS {
+                let upper = (upper[r][c] << 16).wrapping_add(middle[r][c] << 8);
+                sums[0][c] = upper.wrapping_add(lower[r][c]);
+            }
+        }
+        out.finish(row, &sums);
+    }
+}
+
+/// Stores the panels of two that exist.
+#[inline(always)]
+pub(crate) fn finish<const R: usize>(
+    out: &mut Out<'_>,
+    row: usize,
+    panels: usize,
+    sums: &[[[i32; COLUMNS]; 2]; R],
+) {
+    if panels == 2 {
+        out.finish(row, sums);
+    } else {
+        out.finish(row, &std::array::from_fn::<_, R, _>(|r| [sums[r][0]]));
+    }
+}
