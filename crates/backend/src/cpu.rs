@@ -6,7 +6,7 @@ use std::{
 };
 
 use tritrain_kernels::{
-    Context, ContextError, Tier, attention, elementwise, embed, loss,
+    Context, ContextError, Floats, Tier, attention, elementwise, embed, loss,
     matmul::{self, View},
     norm, outer, rows, ternary, update,
 };
@@ -97,7 +97,7 @@ pub struct TernaryMatrix {
 }
 
 impl Backend for Cpu {
-    type Floats = Vec<f32>;
+    type Floats = Floats;
     type Tokens = Vec<u32>;
     type Rows = Int8Rows;
     type Ternary = TernaryMatrix;
@@ -106,8 +106,8 @@ impl Backend for Cpu {
         self.cx.run(work)
     }
 
-    fn floats(&self, len: usize) -> Vec<f32> {
-        vec![0.0; len]
+    fn floats(&self, len: usize) -> Floats {
+        Floats::zeros(len)
     }
 
     fn tokens(&self, len: usize) -> Vec<u32> {
@@ -127,7 +127,7 @@ impl Backend for Cpu {
         }
     }
 
-    fn upload(&self, from: &[f32], to: &mut Vec<f32>) {
+    fn upload(&self, from: &[f32], to: &mut Floats) {
         to.copy_from_slice(from);
     }
 
@@ -135,7 +135,7 @@ impl Backend for Cpu {
         to.copy_from_slice(from);
     }
 
-    fn download(&self, from: &Vec<f32>, to: &mut [f32]) {
+    fn download(&self, from: &Floats, to: &mut [f32]) {
         to.copy_from_slice(from);
     }
 
@@ -143,82 +143,75 @@ impl Backend for Cpu {
         (from.codes.clone(), from.scale)
     }
 
-    fn copy(&self, from: &Vec<f32>, to: &mut Vec<f32>) {
+    fn copy(&self, from: &Floats, to: &mut Floats) {
         let _span = self.span("copy");
         to.copy_from_slice(from);
     }
 
-    fn clear(&self, to: &mut Vec<f32>) {
+    fn clear(&self, to: &mut Floats) {
         let _span = self.span("clear");
         to.fill(0.0);
     }
 
-    fn embed(&self, tokens: &Vec<u32>, table: &Vec<f32>, dim: usize, x: &mut Vec<f32>) {
+    fn embed(&self, tokens: &Vec<u32>, table: &Floats, dim: usize, x: &mut Floats) {
         let _span = self.span("embed");
         embed::gather(&self.cx, tokens, table, dim, x);
     }
 
-    fn embed_backward(&self, tokens: &Vec<u32>, dx: &Vec<f32>, dim: usize, d_table: &mut Vec<f32>) {
+    fn embed_backward(&self, tokens: &Vec<u32>, dx: &Floats, dim: usize, d_table: &mut Floats) {
         let _span = self.span("embed_backward");
         embed::scatter_add(&self.cx, tokens, dx, dim, d_table);
     }
 
-    fn rmsnorm(&self, x: &Vec<f32>, gain: &Vec<f32>, eps: f32, h: &mut Vec<f32>, rstd: &mut Vec<f32>) {
+    fn rmsnorm(&self, x: &Floats, gain: &Floats, eps: f32, h: &mut Floats, rstd: &mut Floats) {
         let _span = self.span("rmsnorm");
         norm::forward(&self.cx, x, gain, eps, h, rstd);
     }
 
-    fn rmsnorm_quantize(
-        &self,
-        x: &Vec<f32>,
-        gain: &Vec<f32>,
-        eps: f32,
-        h: &mut Int8Rows,
-        rstd: &mut Vec<f32>,
-    ) {
+    fn rmsnorm_quantize(&self, x: &Floats, gain: &Floats, eps: f32, h: &mut Int8Rows, rstd: &mut Floats) {
         let _span = self.span("rmsnorm_quantize");
         norm::forward_quantize(&self.cx, x, gain, eps, &mut h.codes, &mut h.scales, rstd);
     }
 
     fn rmsnorm_backward(
         &self,
-        dh: &Vec<f32>,
-        x: &Vec<f32>,
-        gain: &Vec<f32>,
-        rstd: &Vec<f32>,
+        dh: &Floats,
+        x: &Floats,
+        gain: &Floats,
+        rstd: &Floats,
         store: Store,
-        dx: &mut Vec<f32>,
-        d_gain: &mut Vec<f32>,
+        dx: &mut Floats,
+        d_gain: &mut Floats,
     ) {
         let _span = self.span("rmsnorm_backward");
         norm::backward(&self.cx, dh, x, gain, rstd, store == Store::Add, dx, d_gain);
     }
 
-    fn quantize_rows(&self, x: &Vec<f32>, to: &mut Int8Rows) {
+    fn quantize_rows(&self, x: &Floats, to: &mut Int8Rows) {
         let _span = self.span("quantize_rows");
         rows::quantize(&self.cx, x, &mut to.codes, &mut to.scales);
     }
 
-    fn matmul(&self, x: &Vec<f32>, w: &Vec<f32>, inputs: usize, store: Store, y: &mut Vec<f32>) {
+    fn matmul(&self, x: &Floats, w: &Floats, inputs: usize, store: Store, y: &mut Floats) {
         let _span = self.span("matmul");
         let (tokens, outputs) = (x.len() / inputs, w.len() / inputs);
         let beta = if store == Store::Add { 1.0 } else { 0.0 };
         matmul::matmul(&self.cx, View::new(x, tokens, inputs), View::new(w, outputs, inputs).t(), beta, y);
     }
 
-    fn matmul_input_gradient(&self, dy: &Vec<f32>, w: &Vec<f32>, inputs: usize, dx: &mut Vec<f32>) {
+    fn matmul_input_gradient(&self, dy: &Floats, w: &Floats, inputs: usize, dx: &mut Floats) {
         let _span = self.span("matmul_input_gradient");
         let (tokens, outputs) = (dx.len() / inputs, w.len() / inputs);
         matmul::matmul(&self.cx, View::new(dy, tokens, outputs), View::new(w, outputs, inputs), 0.0, dx);
     }
 
-    fn matmul_weight_gradient(&self, dy: &Vec<f32>, x: &Vec<f32>, inputs: usize, dw: &mut Vec<f32>) {
+    fn matmul_weight_gradient(&self, dy: &Floats, x: &Floats, inputs: usize, dw: &mut Floats) {
         let _span = self.span("matmul_weight_gradient");
         let (tokens, outputs) = (x.len() / inputs, dw.len() / inputs);
         matmul::matmul(&self.cx, View::new(dy, tokens, outputs).t(), View::new(x, tokens, inputs), 0.0, dw);
     }
 
-    fn ternarize(&self, latent: &Vec<f32>, w: &mut TernaryMatrix) {
+    fn ternarize(&self, latent: &Floats, w: &mut TernaryMatrix) {
         let _span = self.span("ternarize");
         let total = elementwise::sum_abs(&self.cx, latent);
         w.scale = tritrain_trit::ternary::scale_from_total(total, latent.len()).unwrap_or(f32::NAN);
@@ -229,13 +222,13 @@ impl Backend for Cpu {
         }
     }
 
-    fn ternary_matmul(&self, x: &Int8Rows, w: &TernaryMatrix, store: Store, y: &mut Vec<f32>) {
+    fn ternary_matmul(&self, x: &Int8Rows, w: &TernaryMatrix, store: Store, y: &mut Floats) {
         let _span = self.span("ternary_matmul");
         let mut scratch = self.ternary.lock().unwrap_or_else(PoisonError::into_inner);
         ternary::matmul(&self.cx, &x.codes, &x.scales, &w.forward, w.scale, store, &mut scratch, y);
     }
 
-    fn ternary_input_gradient(&self, dy: &Int8Rows, w: &TernaryMatrix, dx: &mut Vec<f32>) {
+    fn ternary_input_gradient(&self, dy: &Int8Rows, w: &TernaryMatrix, dx: &mut Floats) {
         let _span = self.span("ternary_input_gradient");
         let Some(backward) = &w.backward else {
             panic!("this ternary matrix was made without room for gradients");
@@ -245,32 +238,25 @@ impl Backend for Cpu {
         ternary::matmul(&self.cx, &dy.codes, &dy.scales, backward, w.scale, store, &mut scratch, dx);
     }
 
-    fn ternary_weight_gradient(&self, dy: &Vec<f32>, x: &Int8Rows, dw: &mut Vec<f32>) {
+    fn ternary_weight_gradient(&self, dy: &Floats, x: &Int8Rows, dw: &mut Floats) {
         let _span = self.span("ternary_weight_gradient");
         let mut scratch = self.outer.lock().unwrap_or_else(PoisonError::into_inner);
         outer::weight_gradient(&self.cx, dy, &x.scales, &x.codes, Store::Replace, &mut scratch, dw);
     }
 
-    fn attention(
-        &self,
-        qkv: &Vec<f32>,
-        table: &Vec<f32>,
-        shape: Shape,
-        out: &mut Vec<f32>,
-        lse: &mut Vec<f32>,
-    ) {
+    fn attention(&self, qkv: &Floats, table: &Floats, shape: Shape, out: &mut Floats, lse: &mut Floats) {
         let _span = self.span("attention");
         attention::forward(&self.cx, qkv, table, shape, out, lse);
     }
 
     fn attention_backward(
         &self,
-        qkv: &Vec<f32>,
-        (out, lse): (&Vec<f32>, &Vec<f32>),
-        d_out: &Vec<f32>,
-        table: &Vec<f32>,
+        qkv: &Floats,
+        (out, lse): (&Floats, &Floats),
+        d_out: &Floats,
+        table: &Floats,
         shape: Shape,
-        d_qkv: &mut Vec<f32>,
+        d_qkv: &mut Floats,
     ) {
         let _span = self.span("attention_backward");
         attention::backward(&self.cx, qkv, (out, lse), d_out, table, shape, d_qkv);
@@ -278,42 +264,35 @@ impl Backend for Cpu {
 
     fn attention_decode(
         &self,
-        qkv: &Vec<f32>,
-        table: &Vec<f32>,
+        qkv: &Floats,
+        table: &Floats,
         shape: Shape,
         start: usize,
-        k_cache: &mut Vec<f32>,
-        v_cache: &mut Vec<f32>,
-        out: &mut Vec<f32>,
+        k_cache: &mut Floats,
+        v_cache: &mut Floats,
+        out: &mut Floats,
     ) {
         let _span = self.span("attention_decode");
         attention::decode(&self.cx, qkv, table, shape, start, k_cache, v_cache, out);
     }
 
-    fn glu(&self, gate: Gate, gate_up: &Vec<f32>, width: usize, a: &mut Vec<f32>) {
+    fn glu(&self, gate: Gate, gate_up: &Floats, width: usize, a: &mut Floats) {
         let _span = self.span("glu");
         elementwise::glu(&self.cx, gate, gate_up, width, a);
     }
 
-    fn glu_backward(
-        &self,
-        gate: Gate,
-        gate_up: &Vec<f32>,
-        da: &Vec<f32>,
-        width: usize,
-        d_gate_up: &mut Vec<f32>,
-    ) {
+    fn glu_backward(&self, gate: Gate, gate_up: &Floats, da: &Floats, width: usize, d_gate_up: &mut Floats) {
         let _span = self.span("glu_backward");
         elementwise::glu_backward(&self.cx, gate, gate_up, da, width, d_gate_up);
     }
 
     fn head_loss(
         &self,
-        hidden: &Vec<f32>,
-        head: &Vec<f32>,
+        hidden: &Floats,
+        head: &Floats,
         targets: &Vec<u32>,
         with: (usize, Products),
-        losses: &mut Vec<f32>,
+        losses: &mut Floats,
     ) {
         let _span = self.span("head_loss");
         let mut scratch = self.loss.lock().unwrap_or_else(PoisonError::into_inner);
@@ -322,13 +301,13 @@ impl Backend for Cpu {
 
     fn head_loss_backward(
         &self,
-        hidden: &Vec<f32>,
-        head: &Vec<f32>,
+        hidden: &Floats,
+        head: &Floats,
         targets: &Vec<u32>,
         with: (usize, Products),
-        losses: &mut Vec<f32>,
-        d_hidden: &mut Vec<f32>,
-        d_head: &mut Vec<f32>,
+        losses: &mut Floats,
+        d_hidden: &mut Floats,
+        d_head: &mut Floats,
     ) {
         let _span = self.span("head_loss_backward");
         let mut scratch = self.loss.lock().unwrap_or_else(PoisonError::into_inner);
@@ -336,45 +315,45 @@ impl Backend for Cpu {
         loss::head_cross_entropy(&self.cx, hidden, head, targets, with, losses, gradients, &mut scratch);
     }
 
-    fn head_logits(&self, hidden: &Vec<f32>, head: &Vec<f32>, dim: usize, logits: &mut Vec<f32>) {
+    fn head_logits(&self, hidden: &Floats, head: &Floats, dim: usize, logits: &mut Floats) {
         let _span = self.span("head_logits");
         loss::head_logits(&self.cx, hidden, head, dim, logits);
     }
 
-    fn head_logits_int8(&self, hidden: &Vec<f32>, head: &Int8Rows, logits: &mut Vec<f32>) {
+    fn head_logits_int8(&self, hidden: &Floats, head: &Int8Rows, logits: &mut Floats) {
         let _span = self.span("head_logits_int8");
         let mut scratch = self.loss.lock().unwrap_or_else(PoisonError::into_inner);
         loss::head_logits_int8(&self.cx, hidden, (&head.codes, &head.scales), &mut scratch, logits);
     }
 
-    fn sum(&self, x: &Vec<f32>, out: &mut Vec<f32>, at: usize) {
+    fn sum(&self, x: &Floats, out: &mut Floats, at: usize) {
         let _span = self.span("sum");
         out[at] = elementwise::sum(&self.cx, x) as f32;
     }
 
-    fn add_sum_squares(&self, x: &Vec<f32>, out: &mut Vec<f32>, at: usize) {
+    fn add_sum_squares(&self, x: &Floats, out: &mut Floats, at: usize) {
         let _span = self.span("add_sum_squares");
         out[at] += elementwise::sum_squares(&self.cx, x) as f32;
     }
 
-    fn adam(&self, g: &mut Vec<f32>, m: &mut Vec<f32>, v: &mut Vec<f32>, with: Adam) {
+    fn adam(&self, g: &mut Floats, m: &mut Floats, v: &mut Floats, with: Adam) {
         let _span = self.span("adam");
         update::adam(&self.cx, g, m, v, with);
     }
 
     fn factored(
         &self,
-        g: &mut Vec<f32>,
-        row: &mut Vec<f32>,
-        col: &mut Vec<f32>,
-        momentum: &mut Vec<f32>,
+        g: &mut Floats,
+        row: &mut Floats,
+        col: &mut Floats,
+        momentum: &mut Floats,
         with: Factored,
     ) {
         let _span = self.span("factored");
         update::factored(&self.cx, g, row, col, momentum, with);
     }
 
-    fn apply(&self, w: &mut Vec<f32>, u: &Vec<f32>, with: Apply) {
+    fn apply(&self, w: &mut Floats, u: &Floats, with: Apply) {
         let _span = self.span("apply");
         update::apply(&self.cx, w, u, with);
     }

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 use tritrain_kernels::{
-    Context, Store, Tier,
+    Context, Floats, Store, Tier,
     matmul::{self, View},
     outer, ternary,
 };
@@ -54,7 +54,7 @@ pub fn gemm(m: usize, n: usize, k: usize, threads: usize, pairs: usize) -> Resul
     let (mut forward, mut backward) = (ternary::Panels::zeros(n, k), ternary::Panels::zeros(k, n));
     forward.pack(&cx, &codes);
     backward.pack_transposed(&cx, &codes);
-    let result = |len: usize| (vec![0.0; len], vec![0.0; len]);
+    let result = |len: usize| (Floats::zeros(len), Floats::zeros(len));
     let ((mut y, mut y32), (mut dx, mut dx32), (mut dw, mut dw32)) =
         (result(m * n), result(m * k), result(n * k));
     let mut scratch = ternary::Scratch::default();

@@ -116,6 +116,9 @@ macro_rules! product {
 /// Sums of a tile of 32 rows by 32 columns.
 pub(crate) type Wide = [[[i32; COLUMNS]; 2]; 2 * ROWS];
 
+/// Sums of a tile of 16 rows by 32 columns.
+pub(crate) type Half = [[[i32; COLUMNS]; 2]; ROWS];
+
 /// How the bytes of a right factor count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Right {
@@ -176,7 +179,7 @@ impl Tiles {
         a: &[u8],
         b: [&[u8]; 2],
         steps: usize,
-        (upper, lower): (&mut [[[i32; COLUMNS]; 2]; ROWS], &mut [[[i32; COLUMNS]; 2]; ROWS]),
+        (upper, lower): (&mut Half, &mut Half),
     ) {
         assert!(steps > 0 && a.len() >= 2 * steps * TILE, "left factor of tiles");
         assert!(b.iter().all(|part| part.len() >= steps * TILE), "right factor of tiles");

@@ -12,22 +12,54 @@ pub fn total(l: Lanes) -> f32 {
     ((l[0] + l[4]) + (l[2] + l[6])) + ((l[1] + l[5]) + (l[3] + l[7]))
 }
 
+/// Lanes of a product of slices: four chains of [`LANES`] hide the latency of multiply-adds.
+const WIDE: usize = 4 * LANES;
+
+/// Sum of wide lanes: chains first, then lanes as a tree.
+#[inline(always)]
+fn total_wide(acc: [f32; WIDE]) -> f32 {
+    let mut lanes = [0.0; LANES];
+    for l in 0..LANES {
+        lanes[l] = (acc[l] + acc[LANES + l]) + (acc[2 * LANES + l] + acc[3 * LANES + l]);
+    }
+    total(lanes)
+}
+
 /// Dot product of two slices of equal length.
 #[inline(always)]
 pub fn dot(a: &[f32], b: &[f32]) -> f32 {
     debug_assert_eq!(a.len(), b.len());
-    let mut acc = [0.0; LANES];
-    let (chunks_a, tail_a) = a.as_chunks::<LANES>();
-    let (chunks_b, tail_b) = b.as_chunks::<LANES>();
+    let mut acc = [0.0; WIDE];
+    let (chunks_a, tail_a) = a.as_chunks::<WIDE>();
+    let (chunks_b, tail_b) = b.as_chunks::<WIDE>();
     for (x, y) in chunks_a.iter().zip(chunks_b) {
-        for l in 0..LANES {
+        for l in 0..WIDE {
             acc[l] = x[l].mul_add(y[l], acc[l]);
         }
     }
-    for (l, (x, y)) in tail_a.iter().zip(tail_b).enumerate() {
-        acc[l] = x.mul_add(*y, acc[l]);
+    for (acc, (x, y)) in acc.iter_mut().zip(tail_a.iter().zip(tail_b)) {
+        *acc = x.mul_add(*y, *acc);
     }
-    total(acc)
+    total_wide(acc)
+}
+
+/// `Σ a·b·c` over slices of equal length.
+#[inline(always)]
+pub(crate) fn dot_scaled(a: &[f32], b: &[f32], c: &[f32]) -> f32 {
+    debug_assert!(a.len() == b.len() && a.len() == c.len());
+    let mut acc = [0.0; WIDE];
+    let (chunks_a, tail_a) = a.as_chunks::<WIDE>();
+    let (chunks_b, tail_b) = b.as_chunks::<WIDE>();
+    let (chunks_c, tail_c) = c.as_chunks::<WIDE>();
+    for ((x, y), z) in chunks_a.iter().zip(chunks_b).zip(chunks_c) {
+        for l in 0..WIDE {
+            acc[l] = (x[l] * y[l]).mul_add(z[l], acc[l]);
+        }
+    }
+    for (acc, ((x, y), z)) in acc.iter_mut().zip(tail_a.iter().zip(tail_b).zip(tail_c)) {
+        *acc = (x * y).mul_add(*z, *acc);
+    }
+    total_wide(acc)
 }
 
 /// Products of twelve-bit and eight-bit integers whose sum fits an i32.

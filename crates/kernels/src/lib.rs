@@ -32,5 +32,6 @@ pub mod ternary;
 mod tile;
 pub mod update;
 
+pub use lines::Floats;
 pub use tier::{Context, ContextError, Tier};
 pub use tile::Store;

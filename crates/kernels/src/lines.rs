@@ -1,5 +1,7 @@
 //! Bytes that begin at a line of the cache: a register of 64 bytes never straddles two.
 
+use std::ops::{Deref, DerefMut};
+
 use bytemuck::{Pod, Zeroable};
 
 /// Bytes of a line.
@@ -31,5 +33,33 @@ impl Lines {
     /// All bytes.
     pub(crate) fn bytes(&self) -> &[u8] {
         bytemuck::cast_slice(&self.0)
+    }
+}
+
+/// A fixed number of f32, the first of which begins a line.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Floats {
+    lines: Vec<Line>,
+    len: usize,
+}
+
+impl Floats {
+    /// `len` zeros.
+    pub fn zeros(len: usize) -> Floats {
+        Floats { lines: vec![Line([0; LINE]); (len * size_of::<f32>()).div_ceil(LINE)], len }
+    }
+}
+
+impl Deref for Floats {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        &bytemuck::cast_slice(&self.lines)[..self.len]
+    }
+}
+
+impl DerefMut for Floats {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        &mut bytemuck::cast_slice_mut(&mut self.lines)[..self.len]
     }
 }

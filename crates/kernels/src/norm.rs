@@ -129,23 +129,18 @@ tiered! {
     ) {
         let n = x.len();
         let (dh, gain, dx, d_gain) = (&dh[..n], &gain[..n], &mut dx[..n], &mut d_gain[..n]);
-        let mut acc = [0.0; lanes::LANES];
-        let whole = n - n % lanes::LANES;
-        for i in (0..whole).step_by(lanes::LANES) {
-            for l in 0..lanes::LANES {
-                acc[l] = (dh[i + l] * gain[i + l]).mul_add(x[i + l], acc[l]);
+        let mean = lanes::dot_scaled(dh, gain, x) * rstd * rstd / n as f32;
+        // One loop for each case: a choice inside would be made for every element.
+        if add {
+            for i in 0..n {
+                dx[i] += rstd * (dh[i] * gain[i] - x[i] * mean);
+                d_gain[i] = (dh[i] * rstd).mul_add(x[i], d_gain[i]);
             }
-        }
-        for i in whole..n {
-            acc[i - whole] = (dh[i] * gain[i]).mul_add(x[i], acc[i - whole]);
-        }
-        let mean = lanes::total(acc) * rstd * rstd / n as f32;
-        for i in 0..n {
-            let value = rstd * (dh[i] * gain[i] - x[i] * mean);
-            dx[i] = if add { dx[i] + value } else { value };
-        }
-        for i in 0..n {
-            d_gain[i] = (dh[i] * rstd).mul_add(x[i], d_gain[i]);
+        } else {
+            for i in 0..n {
+                dx[i] = rstd * (dh[i] * gain[i] - x[i] * mean);
+                d_gain[i] = (dh[i] * rstd).mul_add(x[i], d_gain[i]);
+            }
         }
     }
 }

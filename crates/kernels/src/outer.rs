@@ -28,23 +28,21 @@ pub(crate) use pack::{pack_columns, quantise_columns, quantise_left_rows, quanti
 use crate::{
     Context, Store, Tier,
     lines::Lines,
+    tier::Registers,
     tile::{COLUMNS, Out},
 };
 
 /// Inner indices that share a scale, and that one i32 sums.
 pub const BLOCK: usize = 512;
 
-/// Rows of the result in a task at most, a multiple of every tile.
-const ROWS: usize = 192;
-
-/// Rows of the result in a task: few where a tile is small, since then the right factor is read from a near
-/// cache in any case, and so few that two threads or more end at about the same time.
-fn task_rows(form: Form, rows: usize) -> usize {
+/// Rows and columns of the result in a task, and the rows that meet all columns before the next ones do.
+fn task(form: Form, rows: usize, columns: usize) -> ((usize, usize), usize) {
     match form.layout {
-        Layout::Tiles { .. } if rows < 1024 => ROWS / 2,
-        Layout::Tiles { .. } => ROWS,
-        _ if rows < 1536 => 24,
-        _ => 48,
+        // A tile uses what it reads only 32 times: the factors of a task stay in the second cache.
+        Layout::Tiles { .. } => ((256, 512), 32),
+        // Few rows, so that two threads or more end at about the same time.
+        _ if rows < 1536 => ((24, columns), 24),
+        _ => ((48, columns), 48),
     }
 }
 
@@ -138,36 +136,37 @@ pub(crate) fn product(cx: &Context, kind: Kind, left: &Left, right: &Right, stor
     assert_eq!(inner, right.inner, "inner lengths");
     assert_eq!(y.len(), rows * columns, "y is not rows × columns");
     let form = Form::of(cx.tier(), kind);
-    let task = task_rows(form, rows);
+    let (task, pass) = task(form, rows, columns);
     let left_panel = form.left.panel(inner.min(BLOCK));
     let right_panel = form.right.panel(inner.min(BLOCK));
-    cx.chunks(y, task * columns, |index, y| {
-        let (first, rows) = (index * task, y.len() / columns);
+    cx.grid(y, columns, task, |(first, column), mut y| {
+        let registers = Registers::of(cx.tier());
+        let (rows, columns) = (y.rows(), y.columns());
         for block in 0..inner.div_ceil(BLOCK) {
-            let row = block * pack::padded_rows(left.rows) + first;
-            let from = row / form.left.width() * left_panel;
-            let panels = block * pack::padded_panels(columns);
-            for panel in (0..columns.div_ceil(COLUMNS)).step_by(form.panels) {
-                let column = panel * COLUMNS;
-                let count = (columns - column).min(form.panels * COLUMNS);
-                let scales = right.scales.get(panels * COLUMNS + column..).unwrap_or_default();
-                let mut out = Out {
-                    y: &mut y[column..],
-                    stride: columns,
-                    columns: count,
-                    offsets: &left.offsets[row..row + rows],
-                    factors: &left.scales[row..row + rows],
-                    column_factors: scales.get(..count).unwrap_or_default(),
-                    store: if block > 0 { Store::Add } else { store },
-                };
-                let factors = Factors {
-                    left: &left.values.bytes()[from..],
-                    left_panel,
-                    right: &right.values.bytes()[(panels + panel) * right_panel..],
-                    right_panel,
-                    inner: (inner - block * BLOCK).min(BLOCK),
-                };
-                tiles(cx.tier(), kind, factors, &mut out);
+            let panels = block * pack::padded_panels(right.columns) + column / COLUMNS;
+            for start in (0..rows).step_by(pass) {
+                let rows = start..rows.min(start + pass);
+                let row = block * pack::padded_rows(left.rows) + first + start;
+                let from = row / form.left.width() * left_panel;
+                for panel in (0..columns.div_ceil(COLUMNS)).step_by(form.panels) {
+                    let part = panel * COLUMNS..columns.min((panel + form.panels) * COLUMNS);
+                    let scales = right.scales.get((panels + panel) * COLUMNS..).unwrap_or_default();
+                    let mut out = Out {
+                        offsets: &left.offsets[row..row + rows.len()],
+                        factors: &left.scales[row..row + rows.len()],
+                        column_factors: scales.get(..part.len()).unwrap_or_default(),
+                        store: if block > 0 { Store::Add } else { store },
+                        y: y.part(rows.clone(), part),
+                    };
+                    let factors = Factors {
+                        left: &left.values.bytes()[from..],
+                        left_panel,
+                        right: &right.values.bytes()[(panels + panel) * right_panel..],
+                        right_panel,
+                        inner: (inner - block * BLOCK).min(BLOCK),
+                    };
+                    tiles(cx.tier(), &registers, kind, factors, &mut out);
+                }
             }
         }
     });
@@ -199,7 +198,13 @@ impl<'a> Factors<'a> {
 }
 
 /// The rows and panels of `out` from one block of the inner index.
-fn tiles(tier: Tier, kind: Kind, factors: Factors<'_>, out: &mut Out<'_>) {
+fn tiles(
+    tier: Tier,
+    #[cfg_attr(not(target_arch = "x86_64"), expect(unused))] registers: &Registers,
+    kind: Kind,
+    factors: Factors<'_>,
+    out: &mut Out<'_>,
+) {
     let form = Form::of(tier, kind);
     match (form.layout, tier.level()) {
         (_, crate::tier::Level::Scalar) => scalar::tiles(factors, out),
@@ -214,7 +219,7 @@ fn tiles(tier: Tier, kind: Kind, factors: Factors<'_>, out: &mut Out<'_>) {
         #[cfg(target_arch = "x86_64")]
         (Layout::Quads, _) => avx512::quads(tier, factors, out),
         #[cfg(target_arch = "x86_64")]
-        (Layout::Tiles { .. }, _) => amx::tiles(tier, kind, factors, out),
+        (Layout::Tiles { .. }, _) => amx::tiles(tier, registers, kind, factors, out),
     }
 }
 

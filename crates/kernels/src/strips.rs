@@ -1,6 +1,8 @@
 //! A matrix that tasks fill side by side, each its own columns.
 
-use std::marker::PhantomData;
+use std::{marker::PhantomData, ops::Range};
+
+use crate::Context;
 
 /// Rows of a matrix, lent to tasks that write different parts of them.
 #[derive(Clone, Copy)]
@@ -34,5 +36,74 @@ impl<'a> Strips<'a> {
         assert!(from + count <= self.width && (row + 1) * self.width <= self.len, "columns of a row");
         // SAFETY: inside the matrix, as asserted, which is borrowed for 'a; disjoint by the contract.
         unsafe { std::slice::from_raw_parts_mut(self.data.add(row * self.width + from), count) }
+    }
+}
+
+/// A rectangle of a matrix, lent to one task.
+pub(crate) struct Rect<'a> {
+    strips: Strips<'a>,
+    first: usize,
+    rows: usize,
+    column: usize,
+    columns: usize,
+}
+
+impl Rect<'_> {
+    /// Number of rows.
+    pub(crate) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Number of columns.
+    pub(crate) fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// A row.
+    ///
+    /// # Panics
+    /// There is no such row.
+    #[inline(always)]
+    pub(crate) fn row(&mut self, row: usize) -> &mut [f32] {
+        assert!(row < self.rows, "row of a rectangle");
+        // SAFETY: the rectangle is lent to its owner alone, who is borrowed here.
+        unsafe { self.strips.slice(self.first + row, self.column, self.columns) }
+    }
+
+    /// A part of it.
+    ///
+    /// # Panics
+    /// There is no such part.
+    #[inline(always)]
+    pub(crate) fn part(&mut self, rows: Range<usize>, columns: Range<usize>) -> Rect<'_> {
+        assert!(rows.end <= self.rows && columns.end <= self.columns, "part of a rectangle");
+        Rect {
+            strips: self.strips,
+            first: self.first + rows.start,
+            rows: rows.len(),
+            column: self.column + columns.start,
+            columns: columns.len(),
+        }
+    }
+}
+
+impl Context {
+    /// Runs `work` on every rectangle of at most `task` rows and columns of `y`, which has rows of `width`,
+    /// with its first row and column. Rectangles below each other follow each other.
+    pub(crate) fn grid(
+        &self,
+        y: &mut [f32],
+        width: usize,
+        task: (usize, usize),
+        work: impl Fn((usize, usize), Rect<'_>) + Sync + Send,
+    ) {
+        let rows = y.len() / width;
+        let down = rows.div_ceil(task.0);
+        let strips = Strips::new(y, width);
+        self.tasks(down * width.div_ceil(task.1), |index| {
+            let (first, column) = (index % down * task.0, index / down * task.1);
+            let (rows, columns) = (task.0.min(rows - first), task.1.min(width - column));
+            work((first, column), Rect { strips, first, rows, column, columns });
+        });
     }
 }

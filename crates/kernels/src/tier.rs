@@ -83,6 +83,21 @@ impl Tier {
     }
 }
 
+/// What a thread holds while it multiplies: the tile registers, where a tier has such.
+pub(crate) struct Registers {
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) tiles: Option<crate::amx::Tiles>,
+}
+
+impl Registers {
+    pub(crate) fn of(#[cfg_attr(not(target_arch = "x86_64"), expect(unused))] tier: Tier) -> Registers {
+        Registers {
+            #[cfg(target_arch = "x86_64")]
+            tiles: (tier.level() == Level::Amx).then(crate::amx::Tiles::new),
+        }
+    }
+}
+
 /// Why kernels cannot run as asked.
 #[derive(Debug, thiserror::Error)]
 pub enum ContextError {
@@ -203,6 +218,15 @@ impl Context {
         });
     }
 
+    /// Runs `work` on every index in `0..count`.
+    pub(crate) fn tasks(&self, count: usize, work: impl Fn(usize) + Sync + Send) {
+        if count == 1 {
+            work(0);
+        } else {
+            self.pool.install(|| (0..count).into_par_iter().for_each(work));
+        }
+    }
+
     /// Runs `work` on every index in `0..count`, with `len` floats of unknown contents each.
     ///
     /// Every thread has them, so that no later call allocates, whichever thread takes which index.
@@ -220,11 +244,7 @@ impl Context {
             let mut floats = desk(self.pool.current_thread_index().unwrap_or(outside));
             work(index, &mut floats[..len]);
         };
-        if count == 1 {
-            one(0);
-        } else {
-            self.pool.install(|| (0..count).into_par_iter().for_each(one));
-        }
+        self.tasks(count, one);
     }
 
     /// Lends `work` a slice of `len` floats with unknown contents.

@@ -1,7 +1,12 @@
 //! What the register tiles of integer products share: where their sums go.
 
+use crate::strips::Rect;
+
 /// Columns of the result in a panel of the second operand: sixteen i32 sums.
 pub(crate) const COLUMNS: usize = 16;
+/// Floats of a line of the cache.
+#[cfg(target_arch = "x86_64")]
+const LINE: usize = 16;
 
 /// Whether a product replaces what the result holds or adds to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,11 +19,8 @@ pub enum Store {
 
 /// A result in f32, to be filled tile by tile from sums in i32.
 pub(crate) struct Out<'a> {
-    /// From the first row and the first panel's first column on, rows `stride` apart.
-    pub(crate) y: &'a mut [f32],
-    pub(crate) stride: usize,
-    /// Columns that exist, of the sixteen in each panel.
-    pub(crate) columns: usize,
+    /// The rows and columns that exist, of sixteen columns in each panel.
+    pub(crate) y: Rect<'a>,
     /// Subtracted from the sums of each row.
     pub(crate) offsets: &'a [i32],
     /// What the sums of each row are scaled with.
@@ -31,22 +33,24 @@ pub(crate) struct Out<'a> {
 impl Out<'_> {
     /// Rows of the result.
     pub(crate) fn rows(&self) -> usize {
-        self.factors.len()
+        self.y.rows()
     }
 
     /// Panels that the columns span.
     pub(crate) fn panels(&self) -> usize {
-        self.columns.div_ceil(COLUMNS)
+        self.y.columns().div_ceil(COLUMNS)
     }
 
     /// Asks for the lines that `R` rows from row `first` on will be stored to.
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
-    pub(crate) fn prefetch<const R: usize>(&self, first: usize) {
+    pub(crate) fn prefetch<const R: usize>(&mut self, first: usize) {
         use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
-        for row in self.y.chunks(self.stride).skip(first).take(R) {
-            // SAFETY: the address is that of a slice; prefetching changes nothing.
-            unsafe { _mm_prefetch::<_MM_HINT_ET0>(row.as_ptr().cast()) };
+        for row in first..self.rows().min(first + R) {
+            for line in self.y.row(row).chunks(LINE) {
+                // SAFETY: the address is that of a slice; prefetching changes nothing.
+                unsafe { _mm_prefetch::<_MM_HINT_ET0>(line.as_ptr().cast()) };
+            }
         }
     }
 
@@ -57,28 +61,49 @@ impl Out<'_> {
         first: usize,
         sums: &[[[i32; COLUMNS]; P]; R],
     ) {
+        // Decided once, not for every row.
+        match (self.store, self.column_factors.is_empty()) {
+            (Store::Replace, true) => self.store(first, sums, |_, value, _| value),
+            (Store::Add, true) => self.store(first, sums, |y, value, _| y + value),
+            (Store::Replace, false) => self.store(first, sums, |_, value, factor| value * factor),
+            (Store::Add, false) => self.store(first, sums, |y, value, factor| y + value * factor),
+        }
+    }
+
+    /// `y = with(y, scaled sum, factor of the column)`
+    #[inline(always)]
+    fn store<const R: usize, const P: usize>(
+        &mut self,
+        first: usize,
+        sums: &[[[i32; COLUMNS]; P]; R],
+        with: impl Fn(f32, f32, f32) -> f32,
+    ) {
+        let mut column_factors = [[1.0; COLUMNS]; P];
+        for (to, from) in column_factors.as_flattened_mut().iter_mut().zip(self.column_factors) {
+            *to = *from;
+        }
+        // Row by row, each as far as it goes: lines are whole before the cache gives them up.
         for r in 0..R.min(self.rows() - first) {
             let (offset, factor) = (self.offsets[first + r], self.factors[first + r]);
-            let start = (first + r) * self.stride;
-            for p in 0..P {
+            let y = self.y.row(first + r);
+            for (p, y) in y.chunks_mut(COLUMNS).take(P).enumerate() {
+                // Everything is read before anything is written: then registers hold it.
                 let mut values = [0.0; COLUMNS];
                 for c in 0..COLUMNS {
-                    values[c] = (sums[r][p][c] - offset) as f32 * factor;
+                    values[c] = sums[r][p][c].wrapping_sub(offset) as f32 * factor;
                 }
-                let columns = (self.columns - p * COLUMNS).min(COLUMNS);
-                if !self.column_factors.is_empty() {
-                    for (value, factor) in values.iter_mut().zip(&self.column_factors[p * COLUMNS..]) {
-                        *value *= factor;
+                match <&mut [f32; COLUMNS]>::try_from(&mut *y) {
+                    Ok(y) => {
+                        let before = *y;
+                        for c in 0..COLUMNS {
+                            values[c] = with(before[c], values[c], column_factors[p][c]);
+                        }
+                        *y = values;
                     }
-                }
-                let y = &mut self.y[start + p * COLUMNS..][..columns];
-                if let Ok(y) = <&mut [f32; COLUMNS]>::try_from(&mut *y) {
-                    for c in 0..COLUMNS {
-                        y[c] = if self.store == Store::Add { y[c] + values[c] } else { values[c] };
-                    }
-                } else {
-                    for (y, value) in y.iter_mut().zip(values) {
-                        *y = if self.store == Store::Add { *y + value } else { value };
+                    Err(_) => {
+                        for (c, y) in y.iter_mut().enumerate() {
+                            *y = with(*y, values[c], column_factors[p][c]);
+                        }
                     }
                 }
             }

@@ -45,7 +45,7 @@ impl Case {
     fn fast(&self, backend: &Cpu) -> (Vec<f32>, Vec<Vec<f32>>) {
         let model = Model::new(backend, &self.config, VOCAB, &self.weights, true);
         let mut a = Activations::new(backend, &self.config, self.batch, self.time, true);
-        let mut grads: Vec<Vec<f32>> = self.layout.specs.iter().map(|s| backend.floats(s.len())).collect();
+        let mut grads: Vec<_> = self.layout.specs.iter().map(|s| backend.floats(s.len())).collect();
         // Twice: whatever a first pass leaves in the buffers must not reach the second.
         for _ in 0..2 {
             model.gradients(backend, &mut a, &self.inputs, &self.targets, &mut grads);
@@ -56,7 +56,7 @@ impl Case {
         model.evaluate(backend, &mut a, &self.inputs, &self.targets);
         backend.download(a.losses(), &mut losses);
         assert_eq!(losses, trained, "evaluation and training forward differ");
-        (losses, grads)
+        (losses, grads.iter().map(|grad| grad.to_vec()).collect())
     }
 
     fn reference(&self, arithmetic: Arithmetic) -> (f64, Vec<Vec<f64>>) {

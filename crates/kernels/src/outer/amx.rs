@@ -4,20 +4,21 @@ use super::{Factors, Kind};
 use crate::{
     Tier,
     amx::{self, DEPTH, Tiles},
-    tier::Level,
+    tier::{Level, Registers},
     tile::{COLUMNS, Out},
 };
 
 /// See [`super::tiles`].
-pub(super) fn tiles(tier: Tier, kind: Kind, factors: Factors<'_>, out: &mut Out<'_>) {
-    assert!(tier.level() == Level::Amx);
-    let registers = Tiles::new();
+pub(super) fn tiles(tier: Tier, registers: &Registers, kind: Kind, factors: Factors<'_>, out: &mut Out<'_>) {
+    let (Level::Amx, Some(registers)) = (tier.level(), &registers.tiles) else {
+        unreachable!("the tier has tile registers");
+    };
     // SAFETY: the tier proves the features.
     unsafe {
         match kind {
-            Kind::Int8 => int8(&registers, factors, out),
-            Kind::Int16 => int16(&registers, factors, out),
-            Kind::Twelve => twelve(&registers, factors, out),
+            Kind::Int8 => int8(registers, factors, out),
+            Kind::Int16 => int16(registers, factors, out),
+            Kind::Twelve => twelve(registers, factors, out),
         }
     }
 }
@@ -91,6 +92,10 @@ pub(crate) fn finish<const R: usize>(
     if panels == 2 {
         out.finish(row, sums);
     } else {
-        out.finish(row, &std::array::from_fn::<_, R, _>(|r| [sums[r][0]]));
+        let mut one = [[[0; COLUMNS]; 1]; R];
+        for r in 0..R {
+            one[r][0] = sums[r][0];
+        }
+        out.finish(row, &one);
     }
 }

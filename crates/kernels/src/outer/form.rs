@@ -83,9 +83,9 @@ pub(super) enum Side {
 }
 
 /// Bytes, rows and quads of a tile of AMX; here as well where there is none.
-const TILE: usize = 1024;
-const TILE_ROWS: usize = 16;
-const TILE_QUADS: usize = 16;
+pub(super) const TILE: usize = 1024;
+pub(super) const TILE_ROWS: usize = 16;
+pub(super) const TILE_QUADS: usize = 16;
 
 impl Side {
     /// Lanes of a panel.

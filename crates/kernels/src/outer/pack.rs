@@ -2,7 +2,7 @@
 
 use super::{
     BLOCK, Kind, Left, Right,
-    form::{Form, Side},
+    form::{Form, Side, TILE, TILE_QUADS, TILE_ROWS},
 };
 use crate::{Context, lanes, tile::COLUMNS};
 
@@ -130,37 +130,83 @@ fn quantise_unit(dy: &[f32], a: &[f32], outputs: usize, column: usize, row: usiz
         (to.scales[row + c], inverse[c]) = scale(f32::from_bits(largest[c]), to.bound);
     }
     let mut sums = [0i32; UNIT];
+    let values = &mut to.values[row / to.side.width() * to.panel..];
+    // The lower bytes of sixteen quads, and the upper ones: rows of a tile, where there are tiles.
+    let mut words = [[[0; UNIT]; TILE_QUADS]; 2];
     for quad in 0..to.side.quads(a.len()) {
-        let mut q = [[0i16; UNIT]; 4];
-        for (i, q) in q.iter_mut().enumerate() {
-            let t = 4 * quad + i;
-            if t < a.len() {
-                let dy = fold(&dy[t * outputs + column..][..count], a[t]);
-                for c in 0..UNIT {
-                    // |dy·a·inverse| ≤ bound·(1 + 2^-22), which rounds to at most the bound.
-                    let rounded = lanes::round(dy[c] * inverse[c]);
-                    sums[c] += rounded;
-                    q[c] = rounded as i16;
-                }
+        let mut q = [[0i32; UNIT]; 4];
+        for (t, q) in (4 * quad..a.len()).zip(&mut q) {
+            let dy = fold(&dy[t * outputs + column..][..count], a[t]);
+            for c in 0..UNIT {
+                // |dy·a·inverse| ≤ bound·(1 + 2^-22), which rounds to at most the bound.
+                q[c] = lanes::round(dy[c] * inverse[c]);
+                sums[c] += q[c];
             }
         }
-        put_unit(to, row, quad, &q);
+        match to.side {
+            Side::Pairs { width } => {
+                for (half, pair) in q.as_chunks::<2>().0.iter().enumerate() {
+                    let mut words = [0; UNIT];
+                    for c in 0..UNIT {
+                        words[c] = (pair[0][c] & 0xffff | pair[1][c] << 16).cast_unsigned();
+                    }
+                    put_words(&words, width, (2 * quad + half) * width * 4, to.panel, values);
+                }
+            }
+            Side::Quads { width } => {
+                put_words(&bytes_of(&q, 0), width, quad * width * 4, to.panel, values);
+            }
+            Side::Rows { planes } => {
+                words[0][quad % TILE_QUADS] = bytes_of(&q, 0);
+                if planes == 2 {
+                    words[1][quad % TILE_QUADS] = bytes_of(&q, 8);
+                }
+                if quad % TILE_QUADS == TILE_QUADS - 1 {
+                    let at = quad / TILE_QUADS * planes * TILE;
+                    put_tile_rows(&words[0], at + (planes - 1) * TILE, to.panel, values);
+                    if planes == 2 {
+                        put_tile_rows(&words[1], at, to.panel, values);
+                    }
+                }
+            }
+            Side::Columns { .. } => unreachable!("tiles of the right factor are packed from rows"),
+        }
     }
     for c in 0..UNIT {
         to.offsets[row + c] = to.offset * sums[c];
     }
 }
 
-/// Puts four values each of [`UNIT`] rows, from `row` on, at their places.
+/// A byte of each of four integers side by side.
 #[inline(always)]
-fn put_unit(to: &mut Target<'_>, row: usize, quad: usize, q: &[[i16; UNIT]; 4]) {
-    let width = to.side.width();
-    let panels = to.values[row / width * to.panel..].chunks_exact_mut(to.panel);
-    for (panel, first) in panels.zip((0..UNIT).step_by(width)) {
-        for lane in 0..width {
-            let c = first + lane;
-            to.side.put(panel, lane, quad, [q[0][c], q[1][c], q[2][c], q[3][c]]);
+fn bytes_of(quad: &[[i32; UNIT]; 4], shift: u32) -> [u32; UNIT] {
+    let mut words = [0; UNIT];
+    for c in 0..UNIT {
+        let byte = |i: usize| (quad[i][c] >> shift).cast_unsigned() & 0xff;
+        words[c] = byte(0) | byte(1) << 8 | byte(2) << 16 | byte(3) << 24;
+    }
+    words
+}
+
+/// Words of sixteen quads as rows of tiles, at byte `at` of each panel.
+#[inline(always)]
+fn put_tile_rows(words: &[[u32; UNIT]; TILE_QUADS], at: usize, panel: usize, values: &mut [u8]) {
+    for lane in 0..UNIT {
+        let mut row = [[0; 4]; TILE_QUADS];
+        for i in 0..TILE_QUADS {
+            row[i] = words[i][lane].to_le_bytes();
         }
+        let to = lane / TILE_ROWS * panel + at + lane % TILE_ROWS * (4 * TILE_QUADS);
+        values[to..to + 4 * TILE_QUADS].copy_from_slice(row.as_flattened());
+    }
+}
+
+/// Words of [`UNIT`] lanes to panels of `width`, at byte `at` of each.
+#[inline(always)]
+fn put_words(words: &[u32; UNIT], width: usize, at: usize, panel: usize, values: &mut [u8]) {
+    let bytes: &[u8] = bytemuck::cast_slice(words);
+    for (bytes, values) in bytes.chunks_exact(4 * width).zip(values.chunks_exact_mut(panel)) {
+        values[at..at + 4 * width].copy_from_slice(bytes);
     }
 }
 
@@ -303,18 +349,23 @@ tiered! {
                 }
                 match side {
                     Side::Pairs { .. } => {
-                        let pairs: [[i8; 2]; 2 * COLUMNS] = std::array::from_fn(|i| {
+                        let mut wide = [[[0; 2]; 2]; 2 * COLUMNS];
+                        for i in 0..2 * COLUMNS {
                             let (half, c) = (i / COLUMNS, i % COLUMNS);
-                            [rows[2 * half][c], rows[2 * half + 1][c]]
-                        });
-                        let wide = pairs.map(|pair| pair.map(|v| i16::from(v).to_le_bytes()));
+                            for j in 0..2 {
+                                wide[i][j] = i16::from(rows[2 * half + j][c]).to_le_bytes();
+                            }
+                        }
                         values[quad * 8 * COLUMNS..][..8 * COLUMNS]
                             .copy_from_slice(wide.as_flattened().as_flattened());
                     }
                     _ => {
-                        let quads: [[u8; 4]; COLUMNS] = std::array::from_fn(|c| {
-                            std::array::from_fn(|i| rows[i][c].cast_unsigned() ^ offset)
-                        });
+                        let mut quads = [[0; 4]; COLUMNS];
+                        for c in 0..COLUMNS {
+                            for i in 0..4 {
+                                quads[c][i] = rows[i][c].cast_unsigned() ^ offset;
+                            }
+                        }
                         values[quad * 4 * COLUMNS..][..4 * COLUMNS].copy_from_slice(quads.as_flattened());
                     }
                 }

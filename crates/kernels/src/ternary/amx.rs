@@ -7,22 +7,30 @@ use crate::{
     Tier,
     amx::{self, ROWS, TILE, Tiles},
     outer::finish,
-    tier::Level,
+    tier::{Level, Registers},
     tile::{COLUMNS, Out},
 };
 
 /// See [`super::tiles`].
-pub(super) fn tiles(tier: Tier, x: &[u8], steps: usize, codes: &[u8], out: &mut Out<'_>) {
-    assert!(tier.level() == Level::Amx);
+pub(super) fn tiles(
+    tier: Tier,
+    registers: &Registers,
+    x: &[u8],
+    steps: usize,
+    codes: &[u8],
+    out: &mut Out<'_>,
+) {
+    let (Level::Amx, Some(registers)) = (tier.level(), &registers.tiles) else {
+        unreachable!("the tier has tile registers");
+    };
     // SAFETY: the tier proves the features.
-    unsafe { all(x, steps, codes, out) }
+    unsafe { all(registers, x, steps, codes, out) }
 }
 
 /// # Safety
 /// Needs the features named.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-unsafe fn all(x: &[u8], steps: usize, codes: &[u8], out: &mut Out<'_>) {
-    let registers = Tiles::new();
+unsafe fn all(registers: &Tiles, x: &[u8], steps: usize, codes: &[u8], out: &mut Out<'_>) {
     let panels = out.panels();
     let panel = codes.len() / panels;
     let codes = [&codes[..panel], &codes[(panels - 1) * panel..]];

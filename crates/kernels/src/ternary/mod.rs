@@ -17,7 +17,7 @@ mod scalar;
 use crate::{
     Context, Tier,
     lines::Lines,
-    tier::Level,
+    tier::{Level, Registers},
     tile::{COLUMNS, Out, Store},
 };
 
@@ -25,8 +25,9 @@ use crate::{
 const STEP: usize = 4;
 /// Inputs that one byte of packed codes spans with its neighbours: a group.
 const GROUP: usize = 8;
-/// Rows of a task at most.
-const ROWS: usize = 192;
+/// Bytes of codes that stay in the second cache.
+#[cfg(target_arch = "x86_64")]
+const CACHED: usize = 1 << 19;
 /// Panels of a task when there is one row.
 const PANELS: usize = 16;
 
@@ -174,6 +175,9 @@ pub struct Scratch {
     /// What a tile reads lies together, wherever its rows lie: `[panel of rows][step][row][inputs of a
     /// step]`.
     rows: Lines,
+    /// Sums of the rows, and what results are scaled with.
+    sums: Vec<i32>,
+    factors: Vec<f32>,
 }
 
 tiered! {
@@ -189,7 +193,7 @@ tiered! {
     }
 }
 
-/// The tile of a tier, and how many of its rows a task takes.
+/// The tile of a tier, and what a task takes.
 #[derive(Clone, Copy)]
 struct Plan {
     /// Rows of a panel.
@@ -198,33 +202,59 @@ struct Plan {
     depth: usize,
     /// Panels of codes in a tile.
     panels: usize,
-    /// Rows of a task: few where a tile is small, so that some threads share a batch evenly.
-    task: usize,
+    /// Rows that meet all panels of a task before the next ones do.
+    pass: usize,
+    /// Rows and columns of a task.
+    task: (usize, usize),
 }
 
 impl Plan {
-    fn of(tier: Tier, rows: usize) -> Plan {
+    fn of(tier: Tier, (rows, outputs, inputs): (usize, usize, usize)) -> Plan {
+        // Few rows where a tile is small, so that some threads share a batch evenly.
         let task = if rows < 192 { 12 } else { 48 };
+        let plan = |width, panels| Plan { width, depth: STEP, panels, pass: task, task: (task, outputs) };
         match tier.level() {
-            Level::Scalar => Plan { width: 1, depth: STEP, panels: 1, task },
+            Level::Scalar => plan(1, 1),
             #[cfg(target_arch = "x86_64")]
-            Level::Avx2 => Plan { width: avx2::ROWS, depth: STEP, panels: 1, task },
+            Level::Avx2 => plan(avx2::ROWS, 1),
             #[cfg(target_arch = "x86_64")]
-            Level::AvxVnni => Plan { width: avx_vnni::ROWS, depth: STEP, panels: 1, task },
+            Level::AvxVnni => plan(avx_vnni::ROWS, 1),
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 => Plan { width: avx512::ROWS, depth: STEP, panels: 2, task },
+            Level::Avx512 => plan(avx512::ROWS, 2),
             #[cfg(target_arch = "x86_64")]
             Level::Amx => {
-                // Two panels of rows make a tile.
-                let task = if rows < 192 { 32 } else { ROWS.min(rows.div_ceil(8).next_multiple_of(32)) };
-                Plan { width: crate::amx::ROWS, depth: crate::amx::DEPTH, panels: 2, task }
+                // A tile uses every code only 32 times: codes stay in the second cache while all rows pass
+                // by.
+                let groups = (outputs * inputs).div_ceil(CACHED);
+                let columns = outputs.div_ceil(groups).next_multiple_of(2 * COLUMNS);
+                let pass = 2 * crate::amx::ROWS;
+                let rows = rows.div_ceil(8).next_multiple_of(pass);
+                Plan {
+                    width: crate::amx::ROWS,
+                    depth: crate::amx::DEPTH,
+                    panels: 2,
+                    pass,
+                    task: (rows, columns),
+                }
             }
         }
+    }
+
+    /// Rows that are laid out together: whole passes.
+    fn part(&self) -> usize {
+        self.pass.next_multiple_of(self.width)
     }
 }
 
 /// The rows of `out` against the panels in `codes`, one byte per code, at most as many as a tile takes.
-fn tiles(tier: Tier, x: &[u8], steps: usize, codes: &[u8], out: &mut Out<'_>) {
+fn tiles(
+    tier: Tier,
+    #[cfg_attr(not(target_arch = "x86_64"), expect(unused))] registers: &Registers,
+    x: &[u8],
+    steps: usize,
+    codes: &[u8],
+    out: &mut Out<'_>,
+) {
     match tier.level() {
         Level::Scalar => scalar::tiles(x, steps, codes, out),
         #[cfg(target_arch = "x86_64")]
@@ -234,7 +264,7 @@ fn tiles(tier: Tier, x: &[u8], steps: usize, codes: &[u8], out: &mut Out<'_>) {
         #[cfg(target_arch = "x86_64")]
         Level::Avx512 => avx512::tiles(tier, x, steps, codes, out),
         #[cfg(target_arch = "x86_64")]
-        Level::Amx => amx::tiles(tier, x, steps, codes, out),
+        Level::Amx => amx::tiles(tier, registers, x, steps, codes, out),
     }
 }
 
@@ -327,34 +357,75 @@ pub fn matmul(
         expand(cx.tier(), &w.bytes[panel * panel_len(inputs)..][..panel_len(inputs)], codes);
     });
     let codes = &*codes;
-    let plan = Plan::of(cx.tier(), rows);
-    let steps = inputs.div_ceil(plan.depth);
-    let packed = scratch.rows.sized(rows.next_multiple_of(plan.task) * steps * plan.depth);
-    cx.chunks2((y, plan.task * outputs), (packed, plan.task * steps * plan.depth), |index, y, packed| {
-        let first = index * plan.task;
-        let count = y.len() / outputs;
-        let (mut row_sums, mut factors) = ([0; ROWS], [0.0; ROWS]);
-        let x = &x[first * inputs..][..count * inputs];
-        pack_rows(cx.tier(), x, inputs, plan, packed, &mut row_sums[..count]);
-        for (factor, row) in factors.iter_mut().zip(&scales[first..][..count]) {
-            *factor = scale * row;
-        }
-        for panel in (0..outputs.div_ceil(COLUMNS)).step_by(plan.panels) {
-            let column = panel * COLUMNS;
-            let columns = (outputs - column).min(plan.panels * COLUMNS);
-            let codes = &codes[panel * expanded..][..columns.div_ceil(COLUMNS) * expanded];
-            let mut out = Out {
-                y: &mut y[column..],
-                stride: outputs,
-                columns,
-                offsets: &row_sums[..count],
-                factors: &factors[..count],
-                column_factors: &[],
-                store,
-            };
-            tiles(cx.tier(), packed, steps, codes, &mut out);
+    let plan = Plan::of(cx.tier(), (rows, outputs, inputs));
+    let packed = pack(
+        cx,
+        x,
+        scales,
+        inputs,
+        (plan, scale),
+        &mut scratch.rows,
+        &mut scratch.sums,
+        &mut scratch.factors,
+    );
+    cx.grid(y, outputs, plan.task, |(first, column), mut y| {
+        let registers = Registers::of(cx.tier());
+        let (count, columns) = (y.rows(), y.columns());
+        for row in (0..count).step_by(plan.pass) {
+            let rows = row..count.min(row + plan.pass);
+            let at = first + row..first + rows.end;
+            let x = &packed.rows[at.start * packed.row..];
+            for panel in (0..columns.div_ceil(COLUMNS)).step_by(plan.panels) {
+                let part = panel * COLUMNS..columns.min((panel + plan.panels) * COLUMNS);
+                let codes = &codes[(column / COLUMNS + panel) * expanded..];
+                let codes = &codes[..part.len().div_ceil(COLUMNS) * expanded];
+                let mut out = Out {
+                    y: y.part(rows.clone(), part),
+                    offsets: &packed.sums[at.clone()],
+                    factors: &packed.factors[at.clone()],
+                    column_factors: &[],
+                    store,
+                };
+                tiles(cx.tier(), &registers, x, packed.row / plan.depth, codes, &mut out);
+            }
         }
     });
+}
+
+/// Rows as [`pack`] leaves them.
+struct Packed<'a> {
+    rows: &'a [u8],
+    /// Bytes of a row.
+    row: usize,
+    sums: &'a [i32],
+    factors: &'a [f32],
+}
+
+/// Lays rows out for tiles, with their sums and the factors of their results.
+fn pack<'a>(
+    cx: &Context,
+    x: &[i8],
+    scales: &[f32],
+    inputs: usize,
+    (plan, scale): (Plan, f32),
+    rows: &'a mut Lines,
+    sums: &'a mut Vec<i32>,
+    factors: &'a mut Vec<f32>,
+) -> Packed<'a> {
+    let row = inputs.next_multiple_of(plan.depth);
+    let part = plan.part();
+    // Whole tiles; what is beyond the last row meets nothing that is stored.
+    let bytes = rows.sized(scales.len().next_multiple_of(part) * row);
+    sums.resize(scales.len(), 0);
+    factors.resize(scales.len(), 0.0);
+    cx.chunks3((&mut *bytes, part * row), (sums, part), (factors, part), |index, bytes, sums, factors| {
+        let (first, count) = (index * part, sums.len());
+        pack_rows(cx.tier(), &x[first * inputs..][..count * inputs], inputs, plan, bytes, sums);
+        for (factor, row) in factors.iter_mut().zip(&scales[first..]) {
+            *factor = scale * row;
+        }
+    });
+    Packed { rows: bytes, row, sums, factors }
 }
 
 /// [`matmul`] of one row: the outputs are split instead, and nothing is expanded.
@@ -374,13 +445,13 @@ fn vector(
         *to = from.cast_unsigned();
     }
     let x = &*padded;
-    cx.chunks(y, PANELS * COLUMNS, |index, y| {
-        let first = index * PANELS;
-        for (panel, y) in y.chunks_mut(COLUMNS).enumerate() {
-            let packed = &w.bytes[(first + panel) * panel_len(w.inputs)..][..panel_len(w.inputs)];
-            let columns = y.len();
+    let outputs = y.len();
+    cx.grid(y, outputs, (1, PANELS * COLUMNS), |(_, column), mut y| {
+        for start in (0..y.columns()).step_by(COLUMNS) {
+            let packed = &w.bytes[(column + start) / COLUMNS * panel_len(w.inputs)..][..panel_len(w.inputs)];
+            let part = start..y.columns().min(start + COLUMNS);
             let (offsets, factors) = (&[row_sum], &[factor]);
-            let mut out = Out { y, stride: columns, columns, offsets, factors, column_factors: &[], store };
+            let mut out = Out { y: y.part(0..1, part), offsets, factors, column_factors: &[], store };
             match cx.tier().level() {
                 Level::Scalar => scalar::panel(x, packed, &mut out),
                 #[cfg(target_arch = "x86_64")]
