@@ -19,6 +19,7 @@ pub mod attention;
 pub mod elementwise;
 pub mod embed;
 pub mod lanes;
+pub mod limit;
 pub mod loss;
 pub mod matmul;
 pub mod norm;
