@@ -93,11 +93,11 @@ fn alternate(pairs: usize, mut ours: impl FnMut(), mut theirs: impl FnMut()) -> 
     // Warm up, and see how often to repeat.
     ours();
     let once = time::seconds(&mut ours) + time::seconds(&mut theirs);
-    let repeats = (TARGET / once).ceil().clamp(1.0, 10_000.0);
+    let repeats = time::repeats(once, TARGET);
     let (mut a, mut b) = (Vec::new(), Vec::new());
     for _ in 0..pairs.max(1) {
-        a.push(time::seconds(|| (0..repeats as usize).for_each(|_| ours())) / repeats);
-        b.push(time::seconds(|| (0..repeats as usize).for_each(|_| theirs())) / repeats);
+        a.push(time::seconds(|| (0..repeats).for_each(|_| ours())) / repeats as f64);
+        b.push(time::seconds(|| (0..repeats).for_each(|_| theirs())) / repeats as f64);
     }
     (time::median(a), time::median(b))
 }

@@ -2,9 +2,10 @@
 
 use serde::Serialize;
 use tritrain_backend::Cpu;
+use tritrain_kernels::Context;
 use tritrain_model::{Generator, Model};
 
-use crate::{BenchError, ModelShape, time};
+use crate::{BenchError, ModelShape, limits::Reader, time};
 
 /// What generation takes, for one sequence.
 #[derive(Clone, Debug, Serialize)]
@@ -17,6 +18,11 @@ pub struct GenerateReport {
     pub bytes_per_token: usize,
     /// Gigabytes of weights read a second.
     pub weights_gb_per_s: f64,
+    /// Gigabytes a second that the same number of threads reads from a buffer of that size, again and
+    /// again, without anything to compute.
+    pub read_gb_per_s: f64,
+    /// The one over the other.
+    pub share_of_bandwidth: f64,
     /// Threads used.
     pub threads: usize,
     /// Instructions used.
@@ -34,8 +40,12 @@ pub fn generate(shape: &ModelShape, tokens: usize) -> Result<GenerateReport, Ben
     let model = Model::new(&backend, &shape.model, shape.vocab, &shape.weights(), false);
     let prompt = shape.tokens((shape.model.context / 2).max(1), 2);
     let tokens = tokens.clamp(1, (shape.model.context - prompt.len()).max(1));
-    let (mut reading, mut making) = (Vec::new(), Vec::new());
+    let bytes_per_token = shape.bytes_per_token();
+    let cx = Context::new(backend.tier(), backend.threads())?;
+    let weights = Reader::new(&cx, bytes_per_token);
+    let (mut reading, mut making, mut read_gb_per_s) = (Vec::new(), Vec::new(), 0.0f64);
     for _ in 0..RUNS {
+        read_gb_per_s = read_gb_per_s.max(weights.gb_per_s());
         let mut generator = None;
         reading.push(time::seconds(|| generator = Some(Generator::new(&model, &backend, &prompt))));
         let Some(generator) = generator else { continue };
@@ -47,13 +57,15 @@ pub fn generate(shape: &ModelShape, tokens: usize) -> Result<GenerateReport, Ben
             }
         }));
     }
-    let bytes_per_token = shape.bytes_per_token();
     let tokens_per_s = tokens as f64 / time::median(making);
+    let weights_gb_per_s = tokens_per_s * bytes_per_token as f64 / 1e9;
     Ok(GenerateReport {
         tokens_per_s,
         prefill_tokens_per_s: prompt.len() as f64 / time::median(reading),
         bytes_per_token,
-        weights_gb_per_s: tokens_per_s * bytes_per_token as f64 / 1e9,
+        weights_gb_per_s,
+        read_gb_per_s,
+        share_of_bandwidth: weights_gb_per_s / read_gb_per_s,
         threads: backend.threads(),
         tier: backend.tier().name(),
     })

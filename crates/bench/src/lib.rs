@@ -1,18 +1,23 @@
 //! What the kernels, a training step and generation take on this machine.
 //!
-//! Everything is measured as the median of several runs, and ratios come from runs that alternate: on a
-//! shared machine a time alone says little.
+//! Everything is measured as the median of several runs, limits as the best of several, and ratios come
+//! from runs that alternate: on a shared machine a time alone says little.
 
 mod gemm;
 mod generate;
+mod limits;
 mod memory;
+mod operations;
 mod self_test;
 mod shape;
 mod step;
 mod time;
+mod work;
 
 pub use gemm::{GemmReport, gemm};
 pub use generate::{GenerateReport, generate};
+pub use limits::Limits;
+pub use operations::{OperationReport, OperationsReport, operation_names, operations};
 pub use self_test::{KernelCheck, self_test};
 pub use shape::{BenchError, ModelShape};
 pub use step::{Operation, StepReport, step};

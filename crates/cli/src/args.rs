@@ -125,14 +125,20 @@ pub(crate) struct Inspect {
     pub(crate) json: bool,
 }
 
+/// Without a command it measures operations.
 #[derive(Debug, ClapArgs)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Bench {
     #[command(subcommand)]
-    pub(crate) what: BenchKind,
+    pub(crate) what: Option<BenchKind>,
+    #[command(flatten)]
+    pub(crate) operations: BenchOperations,
 }
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum BenchKind {
+    /// Every operation of a training step, and a step of one block, against the limits of this machine.
+    Operations(BenchOperations),
     /// The three products of a linear layer, ternary against f32.
     Gemm(BenchGemm),
     /// Whole training steps of a model.
@@ -163,15 +169,12 @@ pub(crate) struct BenchGemm {
     pub(crate) json: bool,
 }
 
-/// Sizes of a model to measure.
+/// Sizes of a model to measure, and what all its measurements have.
 #[derive(Debug, ClapArgs)]
-pub(crate) struct BenchShape {
+pub(crate) struct BenchSizes {
     /// Width of the residual stream.
     #[arg(long, default_value_t = 512)]
     pub(crate) dim: usize,
-    /// Number of blocks.
-    #[arg(long, default_value_t = 8)]
-    pub(crate) layers: usize,
     /// Attention heads.
     #[arg(long, default_value_t = 8)]
     pub(crate) heads: usize,
@@ -190,12 +193,30 @@ pub(crate) struct BenchShape {
     /// Threads; 0 takes every core.
     #[arg(long, default_value_t = 0)]
     pub(crate) threads: usize,
-    /// Measure the f32 twin instead of the ternary model.
-    #[arg(long)]
-    pub(crate) f32: bool,
     /// Print one JSON object as the last line of standard output.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct BenchOperations {
+    #[command(flatten)]
+    pub(crate) sizes: BenchSizes,
+    /// Draw the shares of the limits as bars.
+    #[arg(long, value_name = "FILE.svg")]
+    pub(crate) plot: Option<PathBuf>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct BenchShape {
+    #[command(flatten)]
+    pub(crate) sizes: BenchSizes,
+    /// Number of blocks.
+    #[arg(long, default_value_t = 8)]
+    pub(crate) layers: usize,
+    /// Measure the f32 twin instead of the ternary model.
+    #[arg(long)]
+    pub(crate) f32: bool,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -2,36 +2,104 @@
 
 use std::process::ExitCode;
 
-use tritrain_bench::{ModelShape, gemm, generate, step};
+use tritrain_bench::{
+    Limits, ModelShape, OperationReport, gemm, generate, operation_names, operations, step,
+};
 use tritrain_model::{ModelConfig, Precision};
 
 use crate::{
-    args::{Bench, BenchGemm, BenchGenerate, BenchKind, BenchShape, BenchStep},
+    args::{Bench, BenchGemm, BenchGenerate, BenchKind, BenchOperations, BenchShape, BenchSizes, BenchStep},
+    bars,
     error::Result,
     show,
 };
 
 pub(crate) fn run(args: &Bench) -> Result<ExitCode> {
     match &args.what {
-        BenchKind::Gemm(args) => bench_gemm(args),
-        BenchKind::Step(args) => bench_step(args),
-        BenchKind::Generate(args) => bench_generate(args),
+        None => bench_operations(&args.operations),
+        Some(BenchKind::Operations(args)) => bench_operations(args),
+        Some(BenchKind::Gemm(args)) => bench_gemm(args),
+        Some(BenchKind::Step(args)) => bench_step(args),
+        Some(BenchKind::Generate(args)) => bench_generate(args),
     }?;
     Ok(ExitCode::SUCCESS)
 }
 
 fn model_shape(args: &BenchShape) -> ModelShape {
+    let precision = if args.f32 { Precision::F32 } else { Precision::Ternary };
+    sized(&args.sizes, args.layers, precision)
+}
+
+fn sized(sizes: &BenchSizes, layers: usize, precision: Precision) -> ModelShape {
     let model = ModelConfig {
-        dim: args.dim,
-        layers: args.layers,
-        heads: args.heads,
-        kv_heads: args.heads,
-        ffn: args.ffn,
-        context: args.ctx,
-        precision: if args.f32 { Precision::F32 } else { Precision::Ternary },
+        dim: sizes.dim,
+        layers,
+        heads: sizes.heads,
+        kv_heads: sizes.heads,
+        ffn: sizes.ffn,
+        context: sizes.ctx,
+        precision,
         ..ModelConfig::default()
     };
-    ModelShape { model, vocab: args.vocab, batch: args.batch, threads: args.threads }
+    ModelShape { model, vocab: sizes.vocab, batch: sizes.batch, threads: sizes.threads }
+}
+
+fn bench_operations(args: &BenchOperations) -> Result<()> {
+    let sizes = &args.sizes;
+    let shape = sized(sizes, 1, Precision::Ternary);
+    let title = format!(
+        "dim {}, ffn {}, heads {}, vocab {}, batches of {} × {} tokens",
+        sizes.dim, sizes.ffn, sizes.heads, sizes.vocab, sizes.batch, sizes.ctx
+    );
+    shape.check()?;
+    show::line(&title)?;
+    show::line(&row("operation", COLUMNS.map(String::from)))?;
+    let mut shown = Ok(());
+    let report = operations(&shape, |operation| {
+        if shown.is_ok() {
+            shown = show::line(&row(operation.name, cells(operation)));
+        }
+    })?;
+    shown?;
+    let limits = format!("{} thread(s), {}: {}", report.threads, report.tier, limits(&report.limits));
+    show::line(&limits)?;
+    if let Some(path) = &args.plot {
+        bars::draw(path, [&title, &limits], &report)?;
+        show::line(&format!("plot: {}", path.display()))?;
+    }
+    if sizes.json { show::json(&report) } else { Ok(()) }
+}
+
+/// The limits in one line.
+fn limits(of: &Limits) -> String {
+    let kinds = [("int8", of.int8_gmacs), ("int16", of.int16_gmacs), ("f32", of.f32_gmacs)];
+    let kinds = kinds.map(|(kind, limit)| limit.map(|limit| format!("{kind} {limit:.0} GMAC/s, ")));
+    let kinds: String = kinds.into_iter().flatten().collect();
+    format!("at most {kinds}{:.1} GB/s from memory", of.read_gb_per_s)
+}
+
+const COLUMNS: [&str; 7] = ["ms", "GMAC/s", "of limit", "MB", "GB/s", "of bandwidth", "over scalar"];
+
+/// A line of the table of operations.
+fn row(name: &str, cells: [String; 7]) -> String {
+    let width = operation_names().map(str::len).max().unwrap_or(0);
+    let [ms, gmacs, limit, mb, gb, bandwidth, scalar] = cells;
+    format!("{name:width$}  {ms:>9}  {gmacs:>7}  {limit:>8}  {mb:>8}  {gb:>6}  {bandwidth:>12}  {scalar:>11}")
+}
+
+/// What an operation has in [`COLUMNS`].
+fn cells(of: &OperationReport) -> [String; 7] {
+    let or_dash = |cell: Option<String>| cell.unwrap_or_else(|| "-".into());
+    let percent = |share: f64| format!("{:.0} %", share * 100.0);
+    [
+        format!("{:.3}", of.ms),
+        or_dash(of.gmacs.map(|gmacs| format!("{gmacs:.1}"))),
+        or_dash(of.share_of_limit.map(percent)),
+        format!("{:.2}", of.bytes as f64 / 1e6),
+        format!("{:.1}", of.gb_per_s),
+        percent(of.share_of_bandwidth),
+        or_dash(of.over_scalar.map(|over| format!("{over:.1}x"))),
+    ]
 }
 
 fn bench_gemm(args: &BenchGemm) -> Result<()> {
@@ -78,7 +146,7 @@ fn bench_step(args: &BenchStep) -> Result<()> {
             operation.name
         ))?;
     }
-    if args.shape.json { show::json(&report) } else { Ok(()) }
+    if args.shape.sizes.json { show::json(&report) } else { Ok(()) }
 }
 
 fn bench_generate(args: &BenchGenerate) -> Result<()> {
@@ -93,9 +161,11 @@ fn bench_generate(args: &BenchGenerate) -> Result<()> {
     show::line(&format!("making  {:9.1} tokens/s", report.tokens_per_s))?;
     show::line(&format!("reading {:9.1} tokens/s", report.prefill_tokens_per_s))?;
     show::line(&format!(
-        "a token reads {:.1} MB of weights: {:.1} GB/s",
+        "a token reads {:.1} MB of weights: {:.1} GB/s, {:.0} % of {:.1} GB/s for reading alone",
         report.bytes_per_token as f64 / 1e6,
-        report.weights_gb_per_s
+        report.weights_gb_per_s,
+        report.share_of_bandwidth * 100.0,
+        report.read_gb_per_s
     ))?;
-    if args.shape.json { show::json(&report) } else { Ok(()) }
+    if args.shape.sizes.json { show::json(&report) } else { Ok(()) }
 }

@@ -1,6 +1,7 @@
 //! The `tritrain` program: reads arguments, calls the library, prints, exits.
 
 mod args;
+mod bars;
 mod bench;
 mod commands;
 mod doctor;

@@ -342,9 +342,42 @@ fn bench_reports_what_scripts_read() {
         report["profile"].as_array().unwrap().iter().filter_map(|op| op["name"].as_str()).collect();
     assert!(names.contains(&"ternary_weight_gradient") && names.contains(&"head_loss_backward"), "{names:?}");
     positive(&with(&["bench", "step", "--steps=1", "--f32"]), &["tokens_per_s", "step_s"]);
-    positive(&with(&["bench", "generate", "--tokens=3"]), &["tokens_per_s", "prefill_tokens_per_s"]);
+    let keys = ["tokens_per_s", "prefill_tokens_per_s", "read_gb_per_s", "share_of_bandwidth"];
+    positive(&with(&["bench", "generate", "--tokens=3"]), &keys);
     program.fails(&["bench", "step", "--dim=100", "--heads=2"], 2, &["model.dim = 100", "try 256"]);
     program.fails(&["bench", "gemm", "--k=0"], 2, &["k is 0"]);
+}
+
+#[test]
+fn bench_measures_operations_and_draws_them() {
+    let program = Program::new();
+    let shape = ["--dim=256", "--heads=2", "--ffn=256", "--vocab=50", "--ctx=8", "--batch=2", "--threads=2"];
+    let output = program.run(&[&["bench", "operations", "--plot=bars.svg", "--json"], &shape[..]].concat());
+    let report = json(&output);
+    let positive = |value: &serde_json::Value| value.as_f64().is_some_and(|value| value > 0.0);
+    assert!(positive(&report["limits"]["read_gb_per_s"]), "{report}");
+    let (shown, svg) = (stdout(&output), fs::read_to_string(program.path().join("bars.svg")).unwrap());
+    assert!(svg.starts_with("<svg") && svg.contains("vocab 50"), "{svg}");
+    let operations = report["operations"].as_array().unwrap();
+    let names: Vec<&str> = operations.iter().filter_map(|operation| operation["name"].as_str()).collect();
+    for name in ["ternary product, dW", "attention, backward", "factored update", "whole step, one block"] {
+        assert!(names.contains(&name), "{name} in {names:?}");
+    }
+    for (operation, name) in operations.iter().zip(names) {
+        let given = |key: &str| positive(&operation[key]);
+        let always = ["ms", "bytes", "gb_per_s", "share_of_bandwidth"];
+        assert!(always.into_iter().all(given), "{operation}");
+        for key in ["gmacs", "share_of_limit", "over_scalar"] {
+            assert!(given(key) || operation[key].is_null(), "{key} in {operation}");
+        }
+        assert!(given("over_scalar") != (name == "f32 product"), "{operation}");
+        assert!(shown.lines().any(|line| line.starts_with(name)), "{name} in {shown}");
+        assert!(svg.lines().any(|line| line.trim() == name), "{name} in the picture");
+    }
+    let plain = program.run(&[&["bench"], &shape[..]].concat());
+    assert!(plain.status.success() && stdout(&plain).contains("of limit"), "{}", stderr(&plain));
+    program.fails(&["bench", "--dim=100", "--heads=2"], 2, &["model.dim = 100", "try 256"]);
+    program.fails(&["bench", "operations", "--batch=0"], 2, &["batch is 0"]);
 }
 
 #[test]

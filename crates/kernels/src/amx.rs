@@ -16,6 +16,8 @@ const _: () = assert!(ROWS == COLUMNS);
 pub(crate) const DEPTH: usize = 64;
 /// Bytes of a tile.
 pub(crate) const TILE: usize = ROWS * DEPTH;
+/// Multiply-adds of an instruction.
+pub(crate) const MULTIPLY_ADDS: u64 = (ROWS * COLUMNS * DEPTH) as u64;
 
 /// Whether a processor with AVX-512 has AMX for bytes, and the system lets this process use it.
 pub(crate) fn available() -> bool {
@@ -234,6 +236,26 @@ impl Tiles {
                 ["tilestored [{sums}+{row}*1], tmm0", "tilestored [{sums}+{row}*1+1024], tmm1",
                  "tilestored [{sums}+{row}*1+2048], tmm2"]
                 a.as_ptr(), b.as_ptr(), 2 * TILE, 2 * TILE, steps, sums.as_mut_ptr(), {}
+            );
+        }
+    }
+
+    /// Products of registers alone, `count` of them, a multiple of four.
+    pub(crate) fn multiply(&self, count: u64) {
+        assert!(count > 0 && count.is_multiple_of(4), "four sums in turn");
+        // SAFETY: the registers are configured, and the loop counts down to zero.
+        unsafe {
+            asm!(
+                "tilezero tmm4", "tilezero tmm5", "tilezero tmm6", "tilezero tmm7",
+                "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
+                "2:",
+                "tdpbssd tmm0, tmm4, tmm6", "tdpbssd tmm1, tmm4, tmm7",
+                "tdpbssd tmm2, tmm5, tmm6", "tdpbssd tmm3, tmm5, tmm7",
+                "dec {rounds}",
+                "jnz 2b",
+                rounds = inout(reg) count / 4 => _,
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _, options(nomem, nostack),
             );
         }
     }

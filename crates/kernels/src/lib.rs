@@ -21,6 +21,7 @@ pub mod attention;
 pub mod elementwise;
 pub mod embed;
 pub mod lanes;
+pub mod limit;
 mod lines;
 pub mod loss;
 pub mod matmul;

@@ -63,3 +63,17 @@ impl DerefMut for Floats {
         &mut bytemuck::cast_slice_mut(&mut self.lines)[..self.len]
     }
 }
+
+impl From<&[f32]> for Floats {
+    fn from(values: &[f32]) -> Floats {
+        let mut floats = Floats::zeros(values.len());
+        floats.copy_from_slice(values);
+        floats
+    }
+}
+
+impl FromIterator<f32> for Floats {
+    fn from_iter<I: IntoIterator<Item = f32>>(values: I) -> Floats {
+        Floats::from(&Vec::from_iter(values)[..])
+    }
+}

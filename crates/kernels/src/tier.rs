@@ -160,6 +160,11 @@ impl Context {
         self.pool.install(work)
     }
 
+    /// Runs `work` once on every thread at the same time, with the number of the thread.
+    pub(crate) fn everywhere<R: Send>(&self, work: impl Fn(usize) -> R + Sync) -> Vec<R> {
+        self.pool.broadcast(|thread| work(thread.index()))
+    }
+
     /// Runs `work` on every chunk of `chunk` elements of `out`, with the chunk's index.
     ///
     /// The chunk length is the caller's, a function of sizes: results cannot depend on the pool.
