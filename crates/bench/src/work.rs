@@ -156,7 +156,8 @@ fn rmsnorm<'a>(cpu: &'a Cpu, shape: &'a ModelShape) -> Work<'a> {
 fn rmsnorm_backward<'a>(cpu: &'a Cpu, shape: &'a ModelShape) -> Work<'a> {
     let Sizes { tokens, dim, .. } = shape.into();
     let (dh, x, gain) = (floats(tokens * dim, 0), floats(tokens * dim, 1), floats(dim, 2));
-    let (rstd, mut dx, mut d_gain) = (std::iter::repeat_n(1.0, tokens).collect::<Floats>(), cpu.floats(tokens * dim), cpu.floats(dim));
+    let (rstd, mut dx, mut d_gain) =
+        (std::iter::repeat_n(1.0, tokens).collect::<Floats>(), cpu.floats(tokens * dim), cpu.floats(dim));
     Work::new(&[], f32s(4 * tokens * dim + tokens + 2 * dim), move || {
         cpu.rmsnorm_backward(&dh, &x, &gain, &rstd, Store::Add, &mut dx, &mut d_gain);
     })

@@ -18,10 +18,10 @@ mod pack;
 mod tile;
 
 use pack::Head;
-use tile::{Columns, N, R, Rows, tile};
+use tile::{Columns, N, R, Rows, products};
 
 use crate::{
-    Context,
+    Context, Tier,
     lanes::{self, LANES, exp_bounded, exp_sum, ln},
     strips::Strips,
 };
@@ -164,7 +164,7 @@ pub fn forward(cx: &Context, qkv: &[f32], table: &[f32], shape: Shape, out: &mut
     cx.each(tasks, attend_memory(shape, 0), |task, desk| {
         let place = (task / shape.kv_heads, task % shape.kv_heads);
         let heads = heads_of(qkv, shape, place.0, place.1);
-        attend(cx.tier(), heads, (table, Some(table)), shape, 0, place, desk, out, lse);
+        attend(cx.tier(), cx.tier().wide(), heads, (table, Some(table)), shape, 0, place, desk, out, lse);
     });
 }
 
@@ -180,6 +180,7 @@ tiered! {
     /// `turns` are the rotations of queries and, unless they are rotated, of keys, from their first
     /// positions on; `place` is the sequence and the key head.
     fn attend(
+        wide: bool,
         heads: [Head<'_>; 3],
         turns: (&[f32], Option<&[f32]>),
         shape: Shape,
@@ -209,7 +210,7 @@ tiered! {
             for first in (0..time).step_by(BLOCK) {
                 let count = BLOCK.min(time - first);
                 let keys = start + first + count;
-                products(queries, (width, first, count, head_dim), panels, keys, scores, stride);
+                score(wide, queries, (width, first, count, head_dim), panels, keys, scores, stride);
                 let mut inverse = [0.0; BLOCK];
                 for (i, inverse) in inverse[..count].iter_mut().enumerate() {
                     let row = &mut scores[i * stride..][..keys.next_multiple_of(N)];
@@ -221,22 +222,21 @@ tiered! {
                     let lse = unsafe { lse.slice(sequence * time + first + i, head, 1) };
                     lse[0] = max + ln(sum);
                 }
-                for panel in 0..width / N {
-                    let b = &values[panel * (start + time) * N..][..keys * N];
-                    let columns = N.min(head_dim - panel * N);
-                    for top in (0..count).step_by(R) {
-                        let left = Rows::new(scores, stride, top, count - top, keys);
-                        let sums = tile(&left, b.as_chunks().0);
-                        for (r, sums) in sums.iter().enumerate().take(count - top) {
-                            let row = sequence * time + first + top + r;
-                            // SAFETY: as above, of this head's columns.
-                            let out = unsafe { out.slice(row, head * head_dim + panel * N, columns) };
-                            for (out, sum) in out.iter_mut().zip(sums) {
-                                *out = sum * inverse[top + r];
-                            }
+                products(
+                    wide,
+                    (count, width / N),
+                    |top| Rows::new(scores, stride, top, count - top, keys),
+                    |panel| values[panel * (start + time) * N..][..keys * N].as_chunks().0,
+                    |row, panel, sums| {
+                        let columns = N.min(head_dim - panel * N);
+                        let column = head * head_dim + panel * N;
+                        // SAFETY: as above, of this head's columns.
+                        let out = unsafe { out.slice(sequence * time + first + row, column, columns) };
+                        for (out, sum) in out.iter_mut().zip(sums) {
+                            *out = sum * inverse[row];
                         }
-                    }
-                }
+                    },
+                );
             }
         }
     }
@@ -244,7 +244,8 @@ tiered! {
 
 /// Products of `count` rows of `a`, `width` wide, from `first` on, with `keys` tokens in panels.
 #[inline(always)]
-fn products(
+fn score(
+    wide: bool,
     a: &[f32],
     (width, first, count, head_dim): (usize, usize, usize, usize),
     panels: &[f32],
@@ -252,15 +253,13 @@ fn products(
     to: &mut [f32],
     stride: usize,
 ) {
-    for (panel, b) in panels.chunks_exact(N * head_dim).take(keys.div_ceil(N)).enumerate() {
-        for top in (0..count).step_by(R) {
-            let left = Rows::new(a, width, first + top, count - top, head_dim);
-            let sums = tile(&left, b.as_chunks().0);
-            for (r, sums) in sums.iter().enumerate().take(count - top) {
-                to[(top + r) * stride + panel * N..][..N].copy_from_slice(sums);
-            }
-        }
-    }
+    products(
+        wide,
+        (count, keys.div_ceil(N)),
+        |top| Rows::new(a, width, first + top, count - top, head_dim),
+        |panel| panels[panel * N * head_dim..][..N * head_dim].as_chunks().0,
+        |row, panel, sums| to[row * stride + panel * N..][..N].copy_from_slice(sums),
+    );
 }
 
 /// Hides the entries of `row` from `visible` on: those that fill the last vector become −∞, whose
@@ -302,7 +301,7 @@ pub fn backward(
     cx.each(tasks, backward_memory(shape), |task, desk| {
         let place = (task / shape.kv_heads, task % shape.kv_heads);
         let heads = heads_of(qkv, shape, place.0, place.1);
-        head_backward(cx.tier(), heads, (out, lse), d_out, table, shape, place, desk, d_qkv);
+        head_backward(cx.tier(), cx.tier(), heads, (out, lse), d_out, table, shape, place, desk, d_qkv);
     });
 }
 
@@ -310,13 +309,15 @@ pub fn backward(
 fn backward_memory(shape: Shape) -> usize {
     let (width, panels) = (shape.padded(), shape.time.next_multiple_of(N));
     let block = BLOCK.min(shape.time);
-    width * (5 * shape.time + 2 * panels + 2 * (shape.time + R) + block)
+    width * (5 * shape.time + 2 * panels + 2 * shape.time + block)
+        + shape.time
         + 2 * block * score_stride(shape.time)
 }
 
 tiered! {
     /// Gradients of one key head, its value head and the query heads that read them, in one sequence.
     fn head_backward(
+        on: Tier,
         heads: [Head<'_>; 3],
         results: (&[f32], &[f32]),
         d_out: &[f32],
@@ -328,15 +329,15 @@ tiered! {
     ) {
         let Shape { time, head_dim, .. } = shape;
         let ([q, k, v], (sequence, kv_head)) = (heads, place);
-        let (width, block) = (shape.padded(), BLOCK.min(time));
+        let (wide, width, block) = (on.wide(), shape.padded(), BLOCK.min(time));
         let mut desk = Desk(desk);
         let rows = desk.take(time * width);
         let d_out_rows = desk.take(time * width);
         let [key_columns, query_columns, d_out_columns] = [(); 3].map(|()| desk.take(time * width));
         let [key_panels, value_panels] = [(); 2].map(|()| desk.take(time.next_multiple_of(N) * width));
-        // A last tile of keys may reach beyond them.
-        let [dk, dv] = [(); 2].map(|()| desk.take((time + R) * width));
+        let [dk, dv] = [(); 2].map(|()| desk.take(time * width));
         let dq = desk.take(block * width);
+        let deltas = desk.take(time);
         let stride = score_stride(time);
         let [p, ds] = [(); 2].map(|()| desk.take(block * stride));
         pack::rows(v, None, 1.0, width, rows);
@@ -355,27 +356,24 @@ tiered! {
             pack::by_columns(rows, width, query_columns);
             pack::rows(d_out, None, 1.0, width, d_out_rows);
             pack::by_columns(d_out_rows, width, d_out_columns);
+            dot_rows(on, d_out_rows, width, out, deltas);
             for first in (0..time).step_by(block) {
                 let count = block.min(time - first);
                 let keys = first + count;
-                products(rows, (width, first, count, head_dim), key_panels, keys, p, stride);
-                products(d_out_rows, (width, first, count, head_dim), value_panels, keys, ds, stride);
+                score(wide, rows, (width, first, count, head_dim), key_panels, keys, p, stride);
+                score(wide, d_out_rows, (width, first, count, head_dim), value_panels, keys, ds, stride);
                 for i in 0..count {
                     let row = i * stride..i * stride + keys.next_multiple_of(N) + 8;
-                    let delta = lanes::dot(d_out.row(first + i), out.row(first + i));
                     let lse = results.1[(sequence * time + first + i) * shape.heads + head];
-                    softmax_backward(&mut p[row.clone()], &mut ds[row], first + i + 1, lse, delta);
+                    softmax_backward(&mut p[row.clone()], &mut ds[row], first + i + 1, lse, deltas[first + i]);
                 }
-                for panel in 0..width / N {
-                    let tokens = panel * time * N..(panel * time + keys) * N;
-                    for top in (0..count).step_by(R) {
-                        let left = Rows::new(ds, stride, top, count - top, keys);
-                        let sums = tile(&left, key_columns[tokens.clone()].as_chunks().0);
-                        for (r, sums) in sums.iter().enumerate().take(count - top) {
-                            dq[(top + r) * width + panel * N..][..N].copy_from_slice(sums);
-                        }
-                    }
-                }
+                products(
+                    wide,
+                    (count, width / N),
+                    |top| Rows::new(ds, stride, top, count - top, keys),
+                    |panel| key_columns[panel * time * N..][..keys * N].as_chunks().0,
+                    |row, panel, sums| dq[row * width + panel * N..][..N].copy_from_slice(sums),
+                );
                 for (i, dq) in dq.chunks_exact(width).take(count).enumerate() {
                     // SAFETY: no other task writes the columns of these heads in rows of this sequence.
                     let to = unsafe { d_qkv.slice(sequence * time + first + i, head * head_dim, head_dim) };
@@ -384,12 +382,12 @@ tiered! {
                     }
                     pack::rotate(to, &table[(first + i) * head_dim..][..head_dim], -1.0);
                 }
-                add_products(p, stride, d_out_columns, (time, first, count), keys, dv, width);
-                add_products(ds, stride, query_columns, (time, first, count), keys, dk, width);
+                add_products(wide, p, stride, d_out_columns, (time, first, count), keys, dv, width);
+                add_products(wide, ds, stride, query_columns, (time, first, count), keys, dk, width);
             }
         }
         let kv = shape.out_width() + kv_head * head_dim;
-        for (t, (dk, dv)) in dk.chunks_exact(width).zip(dv.chunks_exact(width)).take(time).enumerate() {
+        for (t, (dk, dv)) in dk.chunks_exact(width).zip(dv.chunks_exact(width)).enumerate() {
             // SAFETY: as above, of the key head and the value head.
             let (to_k, to_v) = unsafe {
                 let row = sequence * time + t;
@@ -399,6 +397,21 @@ tiered! {
             pack::rotate(to_k, &table[t * head_dim..][..head_dim], -1.0);
             to_v.copy_from_slice(&dv[..head_dim]);
         }
+    }
+}
+
+/// Dot product of each row of `a`, `width` apart, with that of a head. Functions of their own: inside the
+/// larger one the compiler leaves them scalar.
+#[inline(never)]
+fn dot_rows(tier: Tier, a: &[f32], width: usize, b: Head<'_>, to: &mut [f32]) {
+    for (token, (a, to)) in a.chunks_exact(width).zip(to).enumerate() {
+        *to = dot(tier, &a[..b.head_dim], b.row(token));
+    }
+}
+
+tiered! {
+    fn dot(a: &[f32], b: &[f32]) -> f32 {
+        lanes::dot(a, b)
     }
 }
 
@@ -420,6 +433,7 @@ fn softmax_backward(p: &mut [f32], ds: &mut [f32], visible: usize, lse: f32, del
 /// `time` on, in panels by columns.
 #[inline(always)]
 fn add_products(
+    wide: bool,
     a: &[f32],
     stride: usize,
     b: &[f32],
@@ -428,18 +442,18 @@ fn add_products(
     to: &mut [f32],
     width: usize,
 ) {
-    for panel in 0..width / N {
-        let b = b[(panel * time + first) * N..][..count * N].as_chunks().0;
-        for key in (0..keys).step_by(R) {
-            let sums = tile(&Columns { data: &a[key..], stride }, b);
-            for (r, sums) in sums.iter().enumerate() {
-                let to = &mut to[(key + r) * width + panel * N..][..N];
-                for (to, sum) in to.iter_mut().zip(sums) {
-                    *to += sum;
-                }
+    products(
+        wide,
+        (keys, width / N),
+        |key| Columns { data: &a[key..], stride },
+        |panel| b[(panel * time + first) * N..][..count * N].as_chunks().0,
+        |key, panel, sums| {
+            let to = &mut to[key * width + panel * N..][..N];
+            for (to, sum) in to.iter_mut().zip(sums) {
+                *to += sum;
             }
-        }
-    }
+        },
+    );
 }
 
 /// Attends from `time` new tokens of one sequence (`shape.batch` is 1) at positions `start..`.
@@ -510,7 +524,18 @@ pub fn decode(
         cx.each(shape.kv_heads, attend_memory(shape, start), |kv_head, desk| {
             let [q, ..] = heads_of(qkv, shape, 0, kv_head);
             let heads = [q, cached(k_cache, kv_head), cached(v_cache, kv_head)];
-            attend(cx.tier(), heads, (turns, None), shape, start, (0, kv_head), desk, out, lse);
+            attend(
+                cx.tier(),
+                cx.tier().wide(),
+                heads,
+                (turns, None),
+                shape,
+                start,
+                (0, kv_head),
+                desk,
+                out,
+                lse,
+            );
         });
     });
 }

@@ -12,15 +12,15 @@ pub fn total(l: Lanes) -> f32 {
     ((l[0] + l[4]) + (l[2] + l[6])) + ((l[1] + l[5]) + (l[3] + l[7]))
 }
 
-/// Lanes of a product of slices: four chains of [`LANES`] hide the latency of multiply-adds.
-const WIDE: usize = 4 * LANES;
+/// Chains of a product of slices, of [`LANES`] each: together they hide the latency of multiply-adds.
+const CHAINS: usize = 4;
 
-/// Sum of wide lanes: chains first, then lanes as a tree.
+/// Sum of chains, then of their lanes as a tree.
 #[inline(always)]
-fn total_wide(acc: [f32; WIDE]) -> f32 {
+fn total_chains(acc: [Lanes; CHAINS]) -> f32 {
     let mut lanes = [0.0; LANES];
     for l in 0..LANES {
-        lanes[l] = (acc[l] + acc[LANES + l]) + (acc[2 * LANES + l] + acc[3 * LANES + l]);
+        lanes[l] = (acc[0][l] + acc[1][l]) + (acc[2][l] + acc[3][l]);
     }
     total(lanes)
 }
@@ -28,38 +28,34 @@ fn total_wide(acc: [f32; WIDE]) -> f32 {
 /// Dot product of two slices of equal length.
 #[inline(always)]
 pub fn dot(a: &[f32], b: &[f32]) -> f32 {
-    debug_assert_eq!(a.len(), b.len());
-    let mut acc = [0.0; WIDE];
-    let (chunks_a, tail_a) = a.as_chunks::<WIDE>();
-    let (chunks_b, tail_b) = b.as_chunks::<WIDE>();
-    for (x, y) in chunks_a.iter().zip(chunks_b) {
-        for l in 0..WIDE {
-            acc[l] = x[l].mul_add(y[l], acc[l]);
-        }
-    }
-    for (acc, (x, y)) in acc.iter_mut().zip(tail_a.iter().zip(tail_b)) {
-        *acc = x.mul_add(*y, *acc);
-    }
-    total_wide(acc)
+    sum_products(a, b, |x, y, sum| x.mul_add(y, sum))
 }
 
-/// `Σ a·b·c` over slices of equal length.
+/// `add(x, y, sum)` over the elements of two slices of equal length, in chains.
 #[inline(always)]
-pub(crate) fn dot_scaled(a: &[f32], b: &[f32], c: &[f32]) -> f32 {
-    debug_assert!(a.len() == b.len() && a.len() == c.len());
-    let mut acc = [0.0; WIDE];
-    let (chunks_a, tail_a) = a.as_chunks::<WIDE>();
-    let (chunks_b, tail_b) = b.as_chunks::<WIDE>();
-    let (chunks_c, tail_c) = c.as_chunks::<WIDE>();
-    for ((x, y), z) in chunks_a.iter().zip(chunks_b).zip(chunks_c) {
-        for l in 0..WIDE {
-            acc[l] = (x[l] * y[l]).mul_add(z[l], acc[l]);
+fn sum_products(a: &[f32], b: &[f32], add: impl Fn(f32, f32, f32) -> f32) -> f32 {
+    debug_assert_eq!(a.len(), b.len());
+    let mut acc = [[0.0; LANES]; CHAINS];
+    let (lanes_a, tail_a) = a.as_chunks::<LANES>();
+    let (lanes_b, tail_b) = b.as_chunks::<LANES>();
+    let (chunks_a, rest_a) = lanes_a.as_chunks::<CHAINS>();
+    let (chunks_b, rest_b) = lanes_b.as_chunks::<CHAINS>();
+    for (x, y) in chunks_a.iter().zip(chunks_b) {
+        for c in 0..CHAINS {
+            for l in 0..LANES {
+                acc[c][l] = add(x[c][l], y[c][l], acc[c][l]);
+            }
         }
     }
-    for (acc, ((x, y), z)) in acc.iter_mut().zip(tail_a.iter().zip(tail_b).zip(tail_c)) {
-        *acc = (x * y).mul_add(*z, *acc);
+    for (acc, (x, y)) in acc.iter_mut().zip(rest_a.iter().zip(rest_b)) {
+        for l in 0..LANES {
+            acc[l] = add(x[l], y[l], acc[l]);
+        }
     }
-    total_wide(acc)
+    for (acc, (x, y)) in acc[0].iter_mut().zip(tail_a.iter().zip(tail_b)) {
+        *acc = add(*x, *y, *acc);
+    }
+    total_chains(acc)
 }
 
 /// Products of twelve-bit and eight-bit integers whose sum fits an i32.

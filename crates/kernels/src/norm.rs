@@ -1,6 +1,10 @@
 //! RMSNorm (Zhang and Sennrich, 1910.07467), forward and backward, alone or fused with int8 rows.
 
-use crate::{Context, lanes, rows};
+use crate::{
+    Context,
+    lanes::{self, LANES},
+    rows,
+};
 
 /// Rows of one task, and of one partial sum of the gain's gradient.
 const ROWS: usize = 32;
@@ -17,16 +21,22 @@ pub fn forward(cx: &Context, x: &[f32], gain: &[f32], eps: f32, h: &mut [f32], r
     cx.chunks2((h, ROWS * cols), (rstd, ROWS), |index, h, rstd| {
         let x = &x[index * ROWS * cols..][..h.len()];
         for ((x, h), rstd) in x.chunks_exact(cols).zip(h.chunks_exact_mut(cols)).zip(rstd) {
-            *rstd = normalise_row(cx.tier(), x, gain, eps, h);
+            *rstd = reciprocal_rms(cx.tier(), x, eps);
+            normalise_row(cx.tier(), x, gain, *rstd, h);
         }
     });
 }
 
 tiered! {
-    fn normalise_row(x: &[f32], gain: &[f32], eps: f32, h: &mut [f32]) -> f32 {
-        let rstd = 1.0 / (lanes::dot(x, x) / x.len() as f32 + eps).sqrt();
+    /// A function of its own: inside a larger one the compiler leaves the dot product scalar.
+    fn reciprocal_rms(x: &[f32], eps: f32) -> f32 {
+        1.0 / (lanes::dot(x, x) / x.len() as f32 + eps).sqrt()
+    }
+}
+
+tiered! {
+    fn normalise_row(x: &[f32], gain: &[f32], rstd: f32, h: &mut [f32]) {
         normalise(x, gain, rstd, h);
-        rstd
     }
 }
 
@@ -50,16 +60,16 @@ pub fn forward_quantize(
         for (((x, codes), scale), rstd) in
             x.chunks_exact(cols).zip(codes.chunks_exact_mut(cols)).zip(scales).zip(rstd)
         {
-            (*rstd, *scale) = normalise_quantize_row(cx.tier(), x, gain, eps, codes);
+            *rstd = reciprocal_rms(cx.tier(), x, eps);
+            *scale = normalise_quantize_row(cx.tier(), x, gain, *rstd, codes);
         }
     });
 }
 
 tiered! {
-    /// Reciprocal root mean square and scale of a row. The normalised row exists in parts, twice.
-    fn normalise_quantize_row(x: &[f32], gain: &[f32], eps: f32, codes: &mut [i8]) -> (f32, f32) {
+    /// Codes and scale of a row. The normalised row exists in parts, twice.
+    fn normalise_quantize_row(x: &[f32], gain: &[f32], rstd: f32, codes: &mut [i8]) -> f32 {
         const PART: usize = 256;
-        let rstd = 1.0 / (lanes::dot(x, x) / x.len() as f32 + eps).sqrt();
         let mut h = [0.0; PART];
         let mut largest = 0.0f32;
         for (x, gain) in x.chunks(PART).zip(gain.chunks(PART)) {
@@ -70,7 +80,7 @@ tiered! {
         for ((x, gain), codes) in x.chunks(PART).zip(gain.chunks(PART)).zip(codes.chunks_mut(PART)) {
             rows::codes(normalise(x, gain, rstd, &mut h), inverse, codes);
         }
-        (rstd, scale)
+        scale
     }
 }
 
@@ -111,7 +121,8 @@ pub fn backward(
             let (x, dh) = (&x[start..][..dx.len()], &dh[start..][..dx.len()]);
             let rows = x.chunks_exact(cols).zip(dh.chunks_exact(cols)).zip(&rstd[index * ROWS..]);
             for (((x, dh), rstd), dx) in rows.zip(dx.chunks_exact_mut(cols)) {
-                backward_row(cx.tier(), dh, x, gain, *rstd, add, dx, partial);
+                let mean = weighted_dot(cx.tier(), dh, gain, x) * rstd * rstd / cols as f32;
+                backward_row(cx.tier(), dh, x, gain, (*rstd, mean), add, dx, partial);
             }
         });
         d_gain.fill(0.0);
@@ -124,12 +135,35 @@ pub fn backward(
 }
 
 tiered! {
+    /// `Σ dh·gain·x`
+    fn weighted_dot(dh: &[f32], gain: &[f32], x: &[f32]) -> f32 {
+        let mut acc = [0.0; LANES];
+        let ((x, x_tail), (dh, dh_tail)) = (x.as_chunks::<LANES>(), dh.as_chunks::<LANES>());
+        let (gain, gain_tail) = gain.as_chunks::<LANES>();
+        for ((x, dh), gain) in x.iter().zip(dh).zip(gain) {
+            for l in 0..LANES {
+                acc[l] = (dh[l] * gain[l]).mul_add(x[l], acc[l]);
+            }
+        }
+        for (acc, ((x, dh), gain)) in acc.iter_mut().zip(x_tail.iter().zip(dh_tail).zip(gain_tail)) {
+            *acc = (dh * gain).mul_add(*x, *acc);
+        }
+        lanes::total(acc)
+    }
+}
+
+tiered! {
     fn backward_row(
-        dh: &[f32], x: &[f32], gain: &[f32], rstd: f32, add: bool, dx: &mut [f32], d_gain: &mut [f32],
+        dh: &[f32],
+        x: &[f32],
+        gain: &[f32],
+        means: (f32, f32),
+        add: bool,
+        dx: &mut [f32],
+        d_gain: &mut [f32],
     ) {
-        let n = x.len();
+        let (n, (rstd, mean)) = (x.len(), means);
         let (dh, gain, dx, d_gain) = (&dh[..n], &gain[..n], &mut dx[..n], &mut d_gain[..n]);
-        let mean = lanes::dot_scaled(dh, gain, x) * rstd * rstd / n as f32;
         // One loop for each case: a choice inside would be made for every element.
         if add {
             for i in 0..n {

@@ -78,6 +78,17 @@ impl Tier {
         }
     }
 
+    /// Whether there are 32 registers of sixteen f32.
+    pub(crate) fn wide(self) -> bool {
+        match self.0 {
+            Level::Scalar => false,
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 | Level::AvxVnni => false,
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 | Level::Amx => true,
+        }
+    }
+
     pub(crate) fn level(self) -> Level {
         self.0
     }

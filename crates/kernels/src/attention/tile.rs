@@ -1,4 +1,4 @@
-//! The register tile of f32 products inside attention: six rows by sixteen columns.
+//! The register tile of f32 products inside attention: six rows by sixteen columns, or twice as many.
 //!
 //! Every element is one chain of multiply-adds over the inner index, in order, so a tile has the same
 //! bits on every tier.
@@ -82,23 +82,58 @@ impl Left for Columns<'_> {
     }
 }
 
-/// `Σ_k a[·][k] · b[k][·]`
+/// `Σ_k a[·][k] · b[k][·]` with some panels `b`.
 ///
 /// # Panics
-/// `a` does not hold as many as `b`.
+/// `a` or a panel does not hold as many as the first panel.
 #[inline(always)]
-pub(super) fn tile(a: &impl Left, b: &[[f32; N]]) -> [[f32; N]; R] {
-    assert!(a.holds(b.len()), "the factors of a tile");
+fn tile<const P: usize>(a: &impl Left, b: [&[[f32; N]]; P]) -> [[[f32; N]; P]; R] {
+    let inner = b[0].len();
+    assert!(a.holds(inner) && b.iter().all(|b| b.len() == inner), "the factors of a tile");
     // No other check inside the loop: with one, the sums would go to memory in every step.
-    let mut acc = [[0.0f32; N]; R];
-    for (k, b) in b.iter().enumerate() {
+    let mut acc = [[[0.0f32; N]; P]; R];
+    for k in 0..inner {
         // SAFETY: k is below what was asserted.
         let a = unsafe { a.at(k) };
-        for r in 0..R {
-            for n in 0..N {
-                acc[r][n] = a[r].mul_add(b[n], acc[r][n]);
+        for p in 0..P {
+            // SAFETY: as above.
+            let b = unsafe { b[p].get_unchecked(k) };
+            for r in 0..R {
+                for n in 0..N {
+                    acc[r][p][n] = a[r].mul_add(b[n], acc[r][p][n]);
+                }
             }
         }
     }
     acc
+}
+
+/// Products of `rows` rows with `panels` panels, by tiles of one panel, or of two where registers are
+/// `wide`: `put` takes a row, a panel and their sums.
+#[inline(always)]
+pub(super) fn products<'b, L: Left>(
+    wide: bool,
+    (rows, panels): (usize, usize),
+    left: impl Fn(usize) -> L,
+    panel: impl Fn(usize) -> &'b [[f32; N]],
+    mut put: impl FnMut(usize, usize, &[f32; N]),
+) {
+    let pairs = if wide { panels / 2 } else { 0 };
+    for first in (0..2 * pairs).step_by(2) {
+        for top in (0..rows).step_by(R) {
+            let sums = tile(&left(top), [panel(first), panel(first + 1)]);
+            for r in 0..R.min(rows - top) {
+                put(top + r, first, &sums[r][0]);
+                put(top + r, first + 1, &sums[r][1]);
+            }
+        }
+    }
+    for last in 2 * pairs..panels {
+        for top in (0..rows).step_by(R) {
+            let sums = tile(&left(top), [panel(last)]);
+            for r in 0..R.min(rows - top) {
+                put(top + r, last, &sums[r][0]);
+            }
+        }
+    }
 }
