@@ -6,7 +6,7 @@ use serde_json::json;
 use tritrain_backend::Cpu;
 use tritrain_data::{Corpus, Source};
 use tritrain_files::Disk;
-use tritrain_model::{Activations, Model, Precision, Sampling, TensorKind};
+use tritrain_model::{Activations, Keep, Model, Precision, Sampling, TensorKind};
 use tritrain_train::{
     Comparison, Config, Curve, Evaluation, Event, Run, STOPPED, Signals, Workplace, evaluate_text, generate,
     load,
@@ -202,7 +202,7 @@ fn eval(args: &args::Eval) -> Result<ExitCode> {
     let loaded = load(&Disk, &args.model)?;
     let backend = Cpu::new(args.threads)?;
     let model = Model::new(&backend, &loaded.config, loaded.vocab, &loaded.weights, false);
-    let mut a = Activations::new(&backend, &loaded.config, BATCH, loaded.config.context, false);
+    let mut a = Activations::new(&backend, &loaded.config, BATCH, loaded.config.context, Keep::Nothing);
     let source = Source::Paths(args.data.clone());
     let evaluation = evaluate_text(&backend, &model, &mut a, &loaded.tokenizer, &source, args.max_tokens)?;
     show::line(&format!("{}: {}", loaded.path.display(), show::evaluation(&evaluation)))?;

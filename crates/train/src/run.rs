@@ -127,7 +127,8 @@ impl<'a, B: Backend> Run<'a, B> {
             }
             None => initial_weights(&config.model, &Layout::new(&config.model, vocab), config.run.seed),
         };
-        let mut learner = Learner::new(backend, &config.model, &config.optim, (vocab, batch), &weights);
+        let (sizes, recompute) = ((vocab, batch), config.run.recompute);
+        let mut learner = Learner::new(backend, &config.model, &config.optim, sizes, recompute, &weights);
         let state = match &workplace.checkpoint {
             Some(checkpoint) => save::restore_state(backend, storage, checkpoint, &mut learner.optimizer)?,
             None => State::default(),
