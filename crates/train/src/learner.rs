@@ -63,6 +63,9 @@ impl<B: Backend> Learner<B> {
     /// One step on `inputs` and `targets`, `[batch][context]` each. A quantity that is not finite ends it
     /// before any weight changes.
     ///
+    /// After the first one, a step of a ternary model allocates nothing where the loop of steps is inside
+    /// [`Backend::run`].
+    ///
     /// # Errors
     /// Names that quantity.
     ///

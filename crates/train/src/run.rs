@@ -154,7 +154,8 @@ impl<'a, B: Backend> Run<'a, B> {
         })
     }
 
-    /// Does the next thing that is due: evaluate, sample, save, or a training step. `None` at the end.
+    /// Does the next thing that is due: evaluate, sample, save, or a training step. `None` at the end. The
+    /// loop around it belongs inside [`Backend::run`].
     ///
     /// # Errors
     /// The disk; [`Error::Numeric`] when too many steps in a row are not finite.
