@@ -31,7 +31,8 @@ pub trait Backend: Send + Sync {
     /// Ternary codes, `[outputs][inputs]`, with one scale, packed for this device.
     type Ternary: Send + Sync;
 
-    /// Runs `work`, many calls of this backend, from wherever they cost least.
+    /// Runs `work`, many calls of this backend, from wherever they cost least. Inside such work it costs
+    /// nothing; elsewhere a thread is changed, and memory taken now and then: a loop goes inside as a whole.
     fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
         work()
     }

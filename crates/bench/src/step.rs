@@ -43,17 +43,23 @@ pub struct Operation {
 /// Steps before the clock starts.
 const WARMUP: usize = 2;
 
-/// Trains a new model for some steps and times each.
+/// Trains a new model for some steps and times each. `recompute` as in
+/// [`RunConfig`](tritrain_train::RunConfig::recompute).
 ///
 /// # Errors
 /// The sizes make no model, or the backend does not start.
-pub fn step(shape: &ModelShape, steps: usize, profile: bool) -> Result<StepReport, BenchError> {
+pub fn step(
+    shape: &ModelShape,
+    steps: usize,
+    recompute: bool,
+    profile: bool,
+) -> Result<StepReport, BenchError> {
     shape.check()?;
     let backend = Cpu::new(shape.threads)?;
     let backend = if profile { backend.profiled() } else { backend };
     let optim = OptimConfig::default();
     let sizes = (shape.vocab, shape.batch);
-    let mut learner = Learner::new(&backend, &shape.model, &optim, sizes, &shape.weights());
+    let mut learner = Learner::new(&backend, &shape.model, &optim, sizes, recompute, &shape.weights());
     let rates = Rates { matrices: optim.rate, embedding: optim.embedding_rate };
     let count = shape.batch * shape.model.context;
     let mut times = Vec::with_capacity(steps);

@@ -324,7 +324,7 @@ fn step<'a>(cpu: &'a Cpu, shape: &'a ModelShape) -> Work<'a> {
     let Sizes { tokens, dim, ffn, vocab, .. } = shape.into();
     let model = &shape.model;
     let optim = OptimConfig::default();
-    let mut learner = Learner::new(cpu, model, &optim, (vocab, shape.batch), &shape.weights());
+    let mut learner = Learner::new(cpu, model, &optim, (vocab, shape.batch), false, &shape.weights());
     let (inputs, targets) = (shape.tokens(tokens, 0), shape.tokens(tokens, 1));
     let rates = Rates { matrices: optim.rate, embedding: optim.embedding_rate };
     let block = (model.qkv_rows() + dim + 3 * ffn) * dim;

@@ -226,6 +226,9 @@ pub(crate) struct BenchStep {
     /// Steps to measure.
     #[arg(long, default_value_t = 8)]
     pub(crate) steps: usize,
+    /// As run.recompute: keep the inputs of blocks and compute the rest again.
+    #[arg(long)]
+    pub(crate) recompute: bool,
     /// Show where the time goes, by operation.
     #[arg(long)]
     pub(crate) profile: bool,

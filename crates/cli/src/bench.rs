@@ -119,7 +119,7 @@ fn bench_gemm(args: &BenchGemm) -> Result<()> {
 
 fn bench_step(args: &BenchStep) -> Result<()> {
     let shape = model_shape(&args.shape);
-    let report = step(&shape, args.steps, args.profile)?;
+    let report = step(&shape, args.steps, args.recompute, args.profile)?;
     show::line(&format!(
         "{} parameters, batches of {} × {} tokens, {} thread(s), {}",
         show::short(report.parameters as u64),

@@ -3,10 +3,10 @@
 use std::{path::Path, process::ExitCode};
 
 use serde_json::json;
-use tritrain_backend::Cpu;
+use tritrain_backend::{Backend, Cpu};
 use tritrain_data::{Corpus, Source};
 use tritrain_files::Disk;
-use tritrain_model::{Activations, Model, Precision, Sampling, TensorKind};
+use tritrain_model::{Activations, Keep, Model, Precision, Sampling, TensorKind};
 use tritrain_train::{
     Comparison, Config, Curve, Evaluation, Event, Run, STOPPED, Signals, Workplace, evaluate_text, generate,
     load,
@@ -51,7 +51,7 @@ fn train(args: &args::Train) -> Result<ExitCode> {
     let config = workplace.config().clone();
     let backend = Cpu::new(config.run.threads)?;
     let corpus = prepare::corpus(&Disk, &config, &dir, workplace.step().is_some())?;
-    let outcome = drive(&backend, workplace, &corpus, &signals)?;
+    let outcome = backend.run(|| drive(&backend, workplace, &corpus, &signals))?;
     let Some(evaluation) = outcome.curve.last.as_ref().filter(|_| !outcome.stopped) else {
         return stopped(&dir, outcome.steps);
     };
@@ -68,7 +68,8 @@ fn train(args: &args::Train) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Runs to the end or to a signal, showing what happens.
+/// Runs to the end or to a signal, showing what happens. For a thread of the pool, so that no step has to
+/// be handed over to it.
 fn drive(backend: &Cpu, workplace: Workplace, corpus: &Corpus, signals: &Signals) -> Result<Outcome> {
     let mut run = Run::new(backend, &Disk, workplace, corpus)?;
     show::note(&header(backend, &run));
@@ -202,7 +203,7 @@ fn eval(args: &args::Eval) -> Result<ExitCode> {
     let loaded = load(&Disk, &args.model)?;
     let backend = Cpu::new(args.threads)?;
     let model = Model::new(&backend, &loaded.config, loaded.vocab, &loaded.weights, false);
-    let mut a = Activations::new(&backend, &loaded.config, BATCH, loaded.config.context, false);
+    let mut a = Activations::new(&backend, &loaded.config, BATCH, loaded.config.context, Keep::Nothing);
     let source = Source::Paths(args.data.clone());
     let evaluation = evaluate_text(&backend, &model, &mut a, &loaded.tokenizer, &source, args.max_tokens)?;
     show::line(&format!("{}: {}", loaded.path.display(), show::evaluation(&evaluation)))?;
@@ -238,7 +239,7 @@ fn compare(args: &args::Compare) -> Result<ExitCode> {
     let mut curves = Vec::new();
     for (name, workplace) in places {
         show::note(&format!("{name}:"));
-        let outcome = drive(&backend, workplace, &corpus, &signals)?;
+        let outcome = backend.run(|| drive(&backend, workplace, &corpus, &signals))?;
         if outcome.stopped {
             return stopped(&dir.join(name), outcome.steps);
         }

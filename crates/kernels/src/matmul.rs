@@ -1,4 +1,7 @@
 //! f32 matrix products, by the `gemm` crate, split by rows of the result.
+//!
+//! The crate takes memory for packed operands and gives it back in every call, and cannot be lent any:
+//! up to two allocations for each task of a product.
 
 use crate::Context;
 
@@ -114,16 +117,11 @@ pub fn matmul(cx: &Context, a: View<'_>, b: View<'_>, beta: f32, out: &mut [f32]
     }
     let cols = part(n);
     let first = out.as_mut_ptr();
-    let mut targets: Vec<Target> = (0..n)
-        .step_by(cols)
-        .map(|column| Target {
-            first: first.wrapping_add(column),
-            stride: n,
-            rows: m,
-            cols: cols.min(n - column),
-        })
-        .collect();
-    cx.chunks(&mut targets, 1, |index, target| {
+    let mut targets: [Target; TASKS] = std::array::from_fn(|index| {
+        let column = n.min(index * cols);
+        Target { first: first.wrapping_add(column), stride: n, rows: m, cols: cols.min(n - column) }
+    });
+    cx.chunks(&mut targets[..n.div_ceil(cols)], 1, |index, target| {
         let b = b.t().rows_from(index * cols, target[0].cols).t();
         // SAFETY: the columns of the targets are disjoint and lie in `out`, which holds m rows of n.
         unsafe { product(a, b, beta, &target[0]) }

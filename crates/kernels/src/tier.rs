@@ -152,6 +152,8 @@ impl Context {
             .thread_name(|n| format!("kernel-{n}"))
             .build()
             .map_err(|error| ContextError::Threads { threads, reason: error.to_string() })?;
+        // Every thread has started on return: what that allocates is no part of a kernel.
+        pool.broadcast(|_| ());
         let desks = (0..=pool.current_num_threads()).map(|_| Mutex::default()).collect();
         Ok(Context { tier, pool, spare: Mutex::default(), desks })
     }

@@ -4,10 +4,20 @@ use tritrain_backend::{Backend, Shape};
 
 use crate::{ModelConfig, Precision, linear::Input};
 
-/// What one block computes and its backward pass needs. All buffers have one row per token.
+/// What a forward pass leaves for a backward pass. Gradients have the same bits either way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// Nothing: there is no backward pass.
+    Nothing,
+    /// The input of every block; what the block made of it is computed again.
+    Inputs,
+    /// Everything, but for what costs little to compute again.
+    Everything,
+}
+
+/// What one block computes and its backward pass needs, besides its input. All buffers have one row per
+/// token.
 pub(crate) struct BlockBuffers<B: Backend> {
-    /// Residual stream on entry, `[dim]`.
-    pub(crate) x: B::Floats,
     pub(crate) attn_in: Input<B>,
     pub(crate) attn_rstd: B::Floats,
     /// Queries, keys and values, before their rotation.
@@ -32,7 +42,6 @@ impl<B: Backend> BlockBuffers<B> {
         let floats = |width: usize| backend.floats(tokens * width);
         let input = |width: usize| Input::new(backend, ternary, tokens, width);
         BlockBuffers {
-            x: floats(config.dim),
             attn_in: input(config.dim),
             attn_rstd: floats(1),
             qkv: floats(config.qkv_rows()),
@@ -49,6 +58,8 @@ impl<B: Backend> BlockBuffers<B> {
         }
     }
 }
+
+pub(crate) const WITHOUT_GRADIENTS: &str = "activations of Keep::Nothing have no gradients";
 
 /// Room for gradients on their way back, shared by all blocks.
 pub(crate) struct BackwardBuffers<B: Backend> {
@@ -73,10 +84,12 @@ pub struct Activations<B: Backend> {
     pub(crate) shape: Shape,
     pub(crate) inputs: B::Tokens,
     pub(crate) targets: B::Tokens,
+    /// The residual stream, `[dim]`, before every block and behind the last; or two places, used in turn.
+    pub(crate) stream: Vec<B::Floats>,
+    /// One for every block, or one that blocks use in turn.
     pub(crate) blocks: Vec<BlockBuffers<B>>,
     /// The gated activation of the block at hand.
     pub(crate) gated: B::Floats,
-    pub(crate) x: B::Floats,
     pub(crate) rstd: B::Floats,
     pub(crate) hidden: B::Floats,
     pub(crate) losses: B::Floats,
@@ -84,21 +97,15 @@ pub struct Activations<B: Backend> {
 }
 
 impl<B: Backend> Activations<B> {
-    /// Room for batches of `batch` × `time` tokens; `gradients` when they will be asked for.
-    pub fn new(
-        backend: &B,
-        config: &ModelConfig,
-        batch: usize,
-        time: usize,
-        gradients: bool,
-    ) -> Activations<B> {
+    /// Room for batches of `batch` × `time` tokens.
+    pub fn new(backend: &B, config: &ModelConfig, batch: usize, time: usize, keep: Keep) -> Activations<B> {
         let tokens = batch * time;
         let inner = config.heads * config.head_dim();
         let floats = |width: usize| backend.floats(tokens * width);
         // f32 models never quantise gradients: their rows stay empty.
         let tokens_int8 = if config.precision == Precision::Ternary { tokens } else { 0 };
         let rows = |width: usize| backend.rows(tokens_int8, width);
-        let back = gradients.then(|| BackwardBuffers {
+        let back = (keep != Keep::Nothing).then(|| BackwardBuffers {
             dx: floats(config.dim),
             d_dim: floats(config.dim),
             d_inner: floats(inner),
@@ -111,13 +118,15 @@ impl<B: Backend> Activations<B> {
             rows_qkv: rows(config.qkv_rows()),
             rows_gate_up: rows(2 * config.ffn),
         });
+        let blocks = if keep == Keep::Everything { config.layers } else { 1 };
+        let stream = if keep == Keep::Nothing { 2 } else { config.layers + 1 };
         Activations {
             shape: shape(config, batch, time),
             inputs: backend.tokens(tokens),
             targets: backend.tokens(tokens),
-            blocks: (0..config.layers).map(|_| BlockBuffers::new(backend, config, tokens)).collect(),
+            stream: (0..stream).map(|_| floats(config.dim)).collect(),
+            blocks: (0..blocks).map(|_| BlockBuffers::new(backend, config, tokens)).collect(),
             gated: floats(config.ffn),
-            x: floats(config.dim),
             rstd: floats(1),
             hidden: floats(config.dim),
             losses: floats(1),

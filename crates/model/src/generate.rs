@@ -35,9 +35,11 @@ struct Cache<B: Backend> {
 struct Pass<B: Backend> {
     shape: Shape,
     tokens: B::Tokens,
+    /// The residual stream before and behind a block.
+    x: B::Floats,
+    out: B::Floats,
     block: BlockBuffers<B>,
     gated: B::Floats,
-    out: B::Floats,
     hidden: B::Floats,
     rstd: B::Floats,
 }
@@ -140,9 +142,10 @@ impl<B: Backend> Pass<B> {
         Pass {
             shape: shape(config, 1, rows),
             tokens: backend.tokens(rows),
+            x: backend.floats(rows * config.dim),
+            out: backend.floats(rows * config.dim),
             block: BlockBuffers::new(backend, config, rows),
             gated: backend.floats(rows * config.ffn),
-            out: backend.floats(rows * config.dim),
             hidden: backend.floats(rows * config.dim),
             rstd: backend.floats(rows),
         }
@@ -153,16 +156,17 @@ impl<B: Backend> Pass<B> {
         let (config, layout) = (&model.config, &model.layout);
         let shape = self.shape;
         backend.upload_tokens(tokens, &mut self.tokens);
-        backend.embed(&self.tokens, &model.weights[layout.embedding], config.dim, &mut self.block.x);
+        backend.embed(&self.tokens, &model.weights[layout.embedding], config.dim, &mut self.x);
         for (layer, cache) in caches.iter_mut().enumerate() {
             let attend = |qkv: &B::Floats, attended: &mut B::Floats, _: &mut B::Floats| {
                 let (keys, values) = (&mut cache.keys, &mut cache.values);
                 backend.attention_decode(qkv, &model.rope, shape, start, keys, values, attended);
             };
-            model.block_forward(backend, layer, &mut self.block, &mut self.gated, attend, &mut self.out);
-            backend.copy(&self.out, &mut self.block.x);
+            let (block, gated) = (&mut self.block, &mut self.gated);
+            model.block_forward(backend, layer, &self.x, block, gated, attend, &mut self.out);
+            std::mem::swap(&mut self.x, &mut self.out);
         }
         let gain = &model.weights[layout.norm];
-        backend.rmsnorm(&self.out, gain, config.norm_eps, &mut self.hidden, &mut self.rstd);
+        backend.rmsnorm(&self.x, gain, config.norm_eps, &mut self.hidden, &mut self.rstd);
     }
 }

@@ -11,7 +11,7 @@ mod model;
 pub mod reference;
 mod sample;
 
-pub use activations::Activations;
+pub use activations::{Activations, Keep};
 pub use config::{ConfigError, Gate, ModelConfig, Precision};
 pub use generate::{Generator, PromptError};
 pub use init::initial_weights;

@@ -2,7 +2,7 @@
 
 use tritrain_backend::{Backend, Products, Store, rope_table};
 
-use crate::{Activations, Layout, ModelConfig, Precision, TensorKind};
+use crate::{Activations, Layout, ModelConfig, Precision, TensorKind, activations::WITHOUT_GRADIENTS};
 
 /// A model on a device: f32 weights in [`Layout`] order (the latent weights, for ternary matrices) and
 /// the codes made from them.
@@ -110,7 +110,7 @@ impl<B: Backend> Model<B> {
     /// Losses as [`Model::evaluate`], and the gradients of their mean into `grads`, in layout order.
     ///
     /// # Panics
-    /// As [`Model::evaluate`]; and when the activations were made without gradients.
+    /// As [`Model::evaluate`]; and when the activations keep nothing.
     pub fn gradients(
         &self,
         backend: &B,
@@ -121,7 +121,7 @@ impl<B: Backend> Model<B> {
     ) {
         self.forward(backend, a, inputs, targets);
         let (layout, dim) = (&self.layout, self.config.dim);
-        let b = a.back.as_mut().expect("activations made with gradients");
+        let b = a.back.as_mut().expect(WITHOUT_GRADIENTS);
         backend.clear(&mut grads[layout.embedding]);
         if layout.head != layout.embedding {
             backend.clear(&mut grads[layout.head]);
@@ -130,10 +130,12 @@ impl<B: Backend> Model<B> {
         let with = self.head_products();
         backend.head_loss_backward(&a.hidden, head, &a.targets, with, &mut a.losses, &mut b.d_dim, d_head);
         let (gain, d_gain) = (&self.weights[layout.norm], &mut grads[layout.norm]);
-        backend.rmsnorm_backward(&b.d_dim, &a.x, gain, &a.rstd, Store::Replace, &mut b.dx, d_gain);
-        for (layer, buffers) in a.blocks.iter().enumerate().rev() {
-            self.block_backward(backend, layer, a.shape, buffers, &mut a.gated, b, grads);
+        let x = &a.stream[self.config.layers];
+        backend.rmsnorm_backward(&b.d_dim, x, gain, &a.rstd, Store::Replace, &mut b.dx, d_gain);
+        for layer in (0..self.config.layers).rev() {
+            self.block_backward(backend, layer, a, grads);
         }
+        let b = a.back.as_mut().expect(WITHOUT_GRADIENTS);
         backend.embed_backward(&a.inputs, &b.dx, dim, &mut grads[layout.embedding]);
     }
 
@@ -150,18 +152,17 @@ impl<B: Backend> Model<B> {
     fn forward(&self, backend: &B, a: &mut Activations<B>, inputs: &[u32], targets: &[u32]) {
         backend.upload_tokens(inputs, &mut a.inputs);
         backend.upload_tokens(targets, &mut a.targets);
-        let shape = a.shape;
+        let (places, sets) = (a.stream.len(), a.blocks.len());
         let embedding = &self.weights[self.layout.embedding];
-        backend.embed(&a.inputs, embedding, self.config.dim, &mut a.blocks[0].x);
+        backend.embed(&a.inputs, embedding, self.config.dim, &mut a.stream[0]);
         for layer in 0..self.config.layers {
-            let (done, rest) = a.blocks.split_at_mut(layer + 1);
-            let out = rest.first_mut().map_or(&mut a.x, |next| &mut next.x);
-            let attend = |qkv: &B::Floats, attended: &mut B::Floats, lse: &mut B::Floats| {
-                backend.attention(qkv, &self.rope, shape, attended, lse);
-            };
-            self.block_forward(backend, layer, &mut done[layer], &mut a.gated, attend, out);
+            let pair = [layer % places, (layer + 1) % places];
+            let [x, out] = a.stream.get_disjoint_mut(pair).expect("the stream has two places at least");
+            let attend = self.attend(backend, a.shape);
+            self.block_forward(backend, layer, x, &mut a.blocks[layer % sets], &mut a.gated, attend, out);
         }
         let (gain, eps) = (&self.weights[self.layout.norm], self.config.norm_eps);
-        backend.rmsnorm(&a.x, gain, eps, &mut a.hidden, &mut a.rstd);
+        let x = &a.stream[self.config.layers % places];
+        backend.rmsnorm(x, gain, eps, &mut a.hidden, &mut a.rstd);
     }
 }

@@ -2,7 +2,7 @@
 
 use tritrain_backend::{Backend, Cpu, Tier};
 use tritrain_model::{
-    Activations, Gate, Generator, Layout, Model, ModelConfig, Precision, initial_weights,
+    Activations, Gate, Generator, Keep, Layout, Model, ModelConfig, Precision, initial_weights,
     reference::{Arithmetic, Reference},
 };
 use tritrain_trit::rng::Stream;
@@ -43,8 +43,12 @@ impl Case {
     }
 
     fn fast(&self, backend: &Cpu) -> (Vec<f32>, Vec<Vec<f32>>) {
+        self.keeping(backend, Keep::Everything)
+    }
+
+    fn keeping(&self, backend: &Cpu, keep: Keep) -> (Vec<f32>, Vec<Vec<f32>>) {
         let model = Model::new(backend, &self.config, VOCAB, &self.weights, true);
-        let mut a = Activations::new(backend, &self.config, self.batch, self.time, true);
+        let mut a = Activations::new(backend, &self.config, self.batch, self.time, keep);
         let mut grads: Vec<_> = self.layout.specs.iter().map(|s| backend.floats(s.len())).collect();
         // Twice: whatever a first pass leaves in the buffers must not reach the second.
         for _ in 0..2 {
@@ -129,6 +133,44 @@ fn any_number_of_threads_and_any_tier_give_the_same_bits() {
                 let (others, other_grads) = case.fast(&Cpu::with_tier(tier, threads).unwrap());
                 assert!(losses == others && grads == other_grads, "{} on {threads} threads", tier.name());
             }
+        }
+    }
+}
+
+fn bits(x: &[f32]) -> Vec<u32> {
+    x.iter().map(|v| v.to_bits()).collect()
+}
+
+#[test]
+fn what_is_kept_changes_no_bit() {
+    let deep = ModelConfig {
+        layers: 4,
+        heads: 4,
+        kv_heads: 1,
+        ffn: 512,
+        context: 32,
+        gate: Gate::Relu2,
+        sub_norm: false,
+        ..ModelConfig::default()
+    };
+    for precision in [Precision::Ternary, Precision::F32] {
+        let config = ModelConfig { precision, ..deep.clone() };
+        let cases = [
+            Case::new(ModelConfig { sub_norm: true, ..config.clone() }, 2, 31, 6),
+            Case::new(config, 1, 32, 7),
+        ];
+        for case in cases.into_iter().chain(small(precision)) {
+            let backend = Cpu::new(2).unwrap();
+            let (losses, grads) = case.fast(&backend);
+            let (again, again_grads) = case.keeping(&backend, Keep::Inputs);
+            assert_eq!(bits(&losses), bits(&again), "{:?}", case.config);
+            for ((spec, a), b) in case.layout.specs.iter().zip(&grads).zip(&again_grads) {
+                assert!(bits(a) == bits(b), "{} in {:?}", spec.name, case.config);
+            }
+            let model = Model::new(&backend, &case.config, VOCAB, &case.weights, false);
+            let mut a = Activations::new(&backend, &case.config, case.batch, case.time, Keep::Nothing);
+            model.evaluate(&backend, &mut a, &case.inputs, &case.targets);
+            assert_eq!(bits(a.losses()), bits(&losses), "evaluation alone of {:?}", case.config);
         }
     }
 }

@@ -19,8 +19,9 @@ use tritrain_model::ModelConfig;
 use tritrain_optim::OptimConfig;
 
 /// Options that do not decide what is learnt: they may change when a run goes on.
-pub const FREE: [&str; 6] = [
+pub const FREE: [&str; 7] = [
     "run.threads",
+    "run.recompute",
     "run.eval_every",
     "run.sample_every",
     "run.sample_tokens",

@@ -1,7 +1,7 @@
 //! What learns, without the files around it: a model, its optimizer and the buffers of a step.
 
 use tritrain_backend::Backend;
-use tritrain_model::{Activations, Layout, Model, ModelConfig, TensorKind};
+use tritrain_model::{Activations, Keep, Layout, Model, ModelConfig, TensorKind};
 use tritrain_optim::{OptimConfig, Optimizer, Parameter, Rates, Role, Skip};
 
 /// A model on a device with everything a training step needs there.
@@ -31,7 +31,7 @@ const DIRECTION: usize = 2;
 
 impl<B: Backend> Learner<B> {
     /// A model of `vocab` tokens with the given weights, to be trained on batches of `batch` sequences of
-    /// one context.
+    /// one context. `recompute` as [`RunConfig::recompute`](crate::RunConfig::recompute).
     ///
     /// # Panics
     /// The weights do not have the layout's shapes.
@@ -40,13 +40,15 @@ impl<B: Backend> Learner<B> {
         config: &ModelConfig,
         optim: &OptimConfig,
         (vocab, batch): (usize, usize),
+        recompute: bool,
         weights: &[Vec<f32>],
     ) -> Learner<B> {
         let model = Model::new(backend, config, vocab, weights, true);
         let layout = model.layout();
+        let keep = if recompute { Keep::Inputs } else { Keep::Everything };
         Learner {
             optimizer: Optimizer::new(backend, optim, parameters(layout)),
-            activations: Activations::new(backend, config, batch, config.context, true),
+            activations: Activations::new(backend, config, batch, config.context, keep),
             gradients: layout.specs.iter().map(|spec| backend.floats(spec.len())).collect(),
             statistics: backend.floats(3),
             model,
@@ -60,6 +62,9 @@ impl<B: Backend> Learner<B> {
 
     /// One step on `inputs` and `targets`, `[batch][context]` each. A quantity that is not finite ends it
     /// before any weight changes.
+    ///
+    /// After the first one, a step of a ternary model allocates nothing where the loop of steps is inside
+    /// [`Backend::run`].
     ///
     /// # Errors
     /// Names that quantity.

@@ -127,7 +127,8 @@ impl<'a, B: Backend> Run<'a, B> {
             }
             None => initial_weights(&config.model, &Layout::new(&config.model, vocab), config.run.seed),
         };
-        let mut learner = Learner::new(backend, &config.model, &config.optim, (vocab, batch), &weights);
+        let (sizes, recompute) = ((vocab, batch), config.run.recompute);
+        let mut learner = Learner::new(backend, &config.model, &config.optim, sizes, recompute, &weights);
         let state = match &workplace.checkpoint {
             Some(checkpoint) => save::restore_state(backend, storage, checkpoint, &mut learner.optimizer)?,
             None => State::default(),
@@ -153,7 +154,8 @@ impl<'a, B: Backend> Run<'a, B> {
         })
     }
 
-    /// Does the next thing that is due: evaluate, sample, save, or a training step. `None` at the end.
+    /// Does the next thing that is due: evaluate, sample, save, or a training step. `None` at the end. The
+    /// loop around it belongs inside [`Backend::run`].
     ///
     /// # Errors
     /// The disk; [`Error::Numeric`] when too many steps in a row are not finite.

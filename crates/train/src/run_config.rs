@@ -21,6 +21,9 @@ pub struct RunConfig {
     /// Threads; 0 takes every core. The result does not depend on it.
     #[schemars(range(min = 0, max = 1024))]
     pub threads: usize,
+    /// Keep only the input of each block for the backward pass and compute the rest again: longer contexts
+    /// for the same memory, slower steps. The result does not depend on it.
+    pub recompute: bool,
     /// Evaluate on the validation split this often; 0 only at the end.
     pub eval_every: u64,
     /// Validation tokens of one evaluation.
@@ -46,6 +49,7 @@ impl Default for RunConfig {
             tokens: 800_000,
             batch: 4,
             threads: 0,
+            recompute: false,
             eval_every: 100,
             eval_tokens: 32_768,
             sample_every: 100,

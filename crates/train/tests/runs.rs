@@ -93,9 +93,13 @@ struct Whole {
 
 /// An uninterrupted run that keeps every checkpoint.
 fn whole(precision: Precision) -> Whole {
-    let root = tempfile::tempdir().unwrap();
     let mut config = config();
     config.model.precision = precision;
+    whole_of(config)
+}
+
+fn whole_of(config: Config) -> Whole {
+    let root = tempfile::tempdir().unwrap();
     let corpus = corpus(&config, root.path());
     let dir = root.path().join("whole");
     let workplace = Workplace::start(&Disk, &dir, config.clone()).unwrap();
@@ -140,6 +144,36 @@ fn the_number_of_threads_changes_nothing() {
             finish(Run::new(&backend, &Disk, workplace, &whole.corpus).unwrap(), None);
             assert_same(&dir, &whole.dir, &format!("{threads} threads, {precision:?}"));
             fs::remove_dir_all(dir).unwrap();
+        }
+    }
+}
+
+#[test]
+fn recomputation_changes_nothing_and_may_begin_at_any_checkpoint() {
+    for precision in [Precision::Ternary, Precision::F32] {
+        let mut config = config();
+        config.model.precision = precision;
+        config.model.layers = 3;
+        let whole = whole_of(config.clone());
+        config.run.recompute = true;
+        let backend = Cpu::new(2).unwrap();
+        for from in [None, Some(13)] {
+            let dir = whole.root.path().join(format!("recomputed-{from:?}"));
+            let workplace = match from {
+                None => Workplace::start(&Disk, &dir, config.clone()),
+                Some(step) => {
+                    let step = format!("step-{step}");
+                    copy(&whole.dir.join(&step), &dir.join(&step));
+                    fs::copy(whole.dir.join("metrics.jsonl"), dir.join("metrics.jsonl")).unwrap();
+                    fs::write(dir.join("config.toml"), whole.config.to_toml()).unwrap();
+                    Workplace::resume(&Disk, &dir, config.clone())
+                }
+            };
+            let workplace = workplace.unwrap();
+            assert_eq!(workplace.step(), from);
+            assert!(workplace.config().run.recompute);
+            finish(Run::new(&backend, &Disk, workplace, &whole.corpus).unwrap(), None);
+            assert_same(&dir, &whole.dir, &format!("recomputed from {from:?}, {precision:?}"));
         }
     }
 }

@@ -1,0 +1,103 @@
+//! What a training step allocates, on all threads: a program of its own, without a test harness.
+
+use std::alloc::System;
+
+use stats_alloc::{INSTRUMENTED_SYSTEM, Region, Stats, StatsAlloc};
+use tritrain_backend::{Backend, Cpu};
+use tritrain_model::{Layout, ModelConfig, Precision, initial_weights};
+use tritrain_optim::{DirectionKind, OptimConfig, Rates};
+use tritrain_train::Learner;
+
+#[global_allocator]
+static COUNTED: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
+
+const VOCAB: usize = 300;
+const BATCH: usize = 3;
+/// More than the 63 jobs that fill a block of the queue by which rayon takes work from outside.
+const STEPS: usize = 70;
+/// Steps of the f32 model, whose products take most of the time.
+const STEPS_F32: usize = 8;
+
+fn model(precision: Precision) -> ModelConfig {
+    ModelConfig {
+        layers: 2,
+        heads: 4,
+        kv_heads: 2,
+        ffn: 512,
+        context: 40,
+        precision,
+        ..ModelConfig::default()
+    }
+}
+
+/// What each of `count` steps allocates, all threads together.
+fn steps(
+    backend: &Cpu,
+    config: &ModelConfig,
+    direction: DirectionKind,
+    recompute: bool,
+    count: usize,
+) -> Vec<Stats> {
+    let optim = OptimConfig { direction, ..OptimConfig::default() };
+    let weights = initial_weights(config, &Layout::new(config, VOCAB), 1);
+    let mut learner = Learner::new(backend, config, &optim, (VOCAB, BATCH), recompute, &weights);
+    let tokens = |from: usize| {
+        (from..from + BATCH * config.context).map(|t| (t * t % VOCAB) as u32).collect::<Vec<_>>()
+    };
+    let (inputs, targets) = (tokens(0), tokens(1));
+    let rates = Rates { matrices: 0.01, embedding: 0.01 };
+    let mut found = Vec::with_capacity(count);
+    backend.run(|| {
+        for _ in 0..count {
+            let region = Region::new(COUNTED);
+            learner.step(backend, &inputs, &targets, rates).unwrap();
+            found.push(region.change());
+        }
+    });
+    found
+}
+
+fn main() {
+    a_step_allocates_nothing_after_the_first();
+}
+
+fn a_step_allocates_nothing_after_the_first() {
+    // All of them live to the end: threads of a pool that is dropped would free their memory under a step.
+    let mut backends = Vec::new();
+    for threads in [1, 2, 3] {
+        for direction in [DirectionKind::Factored, DirectionKind::Adamw] {
+            for recompute in [false, true] {
+                let what = format!("{threads} threads, {direction:?}, recompute {recompute}");
+                // A backend of its own: the first step finds no working memory.
+                let backend = Cpu::new(threads).unwrap();
+                let found = steps(&backend, &model(Precision::Ternary), direction, recompute, STEPS);
+                assert!(found[0].allocations > 10, "the counter does not count: {:?}", found[0]);
+                for (step, stats) in found.iter().enumerate().skip(1) {
+                    assert_eq!(*stats, Stats::default(), "ternary step {step}, {what}");
+                }
+                f32_products_alone_allocate(&backend, direction, recompute, &what);
+                backends.push(backend);
+            }
+        }
+    }
+}
+
+/// The `gemm` crate takes memory for packed operands in each call, and working memory once per thread.
+fn f32_products_alone_allocate(backend: &Cpu, direction: DirectionKind, recompute: bool, what: &str) {
+    /// Calls of the crate for one product, and allocations in a call, at most.
+    const CALLS: usize = 4;
+    const IN_A_CALL: usize = 2;
+    let config = model(Precision::F32);
+    let found = steps(backend, &config, direction, recompute, STEPS_F32);
+    // Four matrices a block and the head, three products each; of all blocks but the last, three again.
+    let again = if recompute { 3 * (config.layers - 1) } else { 0 };
+    let products = 3 * (4 * config.layers + 1) + again;
+    let mut kept = 0;
+    for (step, stats) in found.iter().enumerate().skip(1) {
+        let most = IN_A_CALL * CALLS * products + backend.threads();
+        assert!(stats.allocations <= most, "f32 step {step}, {what}: {stats:?}, at most {most}");
+        assert_eq!(stats.reallocations, 0, "f32 step {step}, {what}");
+        kept += stats.allocations - stats.deallocations;
+    }
+    assert!(kept <= backend.threads(), "f32, {what}: {kept} allocations were kept");
+}
