@@ -549,22 +549,54 @@ tiered! {
     }
 }
 
+/// One query `[head_dim]` against the first `p.len()` keys; `p` is scratch.
+fn attend_one(tier: Tier, q: &[f32], k: Head<'_>, v: Head<'_>, scale: f32, p: &mut [f32], out: &mut [f32]) {
+    for (key, p) in p.iter_mut().enumerate() {
+        *p = scale * dot(tier, q, k.row(key));
+    }
+    let sum = exponentials(tier, p);
+    weigh(tier, v, p, 1.0 / sum, out);
+}
+
 tiered! {
-    /// One query `[head_dim]` against the first `p.len()` keys; `p` is scratch.
-    fn attend_one(q: &[f32], k: Head<'_>, v: Head<'_>, scale: f32, p: &mut [f32], out: &mut [f32]) {
-        for (key, p) in p.iter_mut().enumerate() {
-            *p = scale * lanes::dot(q, k.row(key));
-        }
+    /// Replaces scores by `e^(score − largest)`; returns their sum.
+    fn exponentials(p: &mut [f32]) -> f32 {
         let max = lanes::max(p);
-        let inverse = 1.0 / exp_sum(p, max);
-        out.fill(0.0);
-        for (key, p) in p.iter().enumerate() {
-            for (out, v) in out.iter_mut().zip(v.row(key)) {
-                *out = p.mul_add(*v, *out);
+        exp_sum(p, max)
+    }
+}
+
+/// Columns whose sums stay in registers.
+const SUMS: usize = 64;
+
+tiered! {
+    /// Rows of `v` summed with weights `p`, times `factor`.
+    fn weigh(v: Head<'_>, p: &[f32], factor: f32, out: &mut [f32]) {
+        for (block, out) in out.chunks_mut(SUMS).enumerate() {
+            let from = block * SUMS;
+            if let Ok(out) = <&mut [f32; SUMS]>::try_from(&mut *out) {
+                let mut sums = [0.0; SUMS];
+                for (key, p) in p.iter().enumerate() {
+                    if let Some(v) = v.row(key)[from..].first_chunk::<SUMS>() {
+                        for l in 0..SUMS {
+                            sums[l] = p.mul_add(v[l], sums[l]);
+                        }
+                    }
+                }
+                for l in 0..SUMS {
+                    out[l] = sums[l] * factor;
+                }
+            } else {
+                out.fill(0.0);
+                for (key, p) in p.iter().enumerate() {
+                    for (out, v) in out.iter_mut().zip(&v.row(key)[from..]) {
+                        *out = p.mul_add(*v, *out);
+                    }
+                }
+                for out in out {
+                    *out *= factor;
+                }
             }
-        }
-        for out in out {
-            *out *= inverse;
         }
     }
 }

@@ -59,7 +59,7 @@ fn sum_products(a: &[f32], b: &[f32], add: impl Fn(f32, f32, f32) -> f32) -> f32
 }
 
 /// Products of twelve-bit and eight-bit integers whose sum fits an i32.
-const EXACT: usize = 8192;
+pub(crate) const EXACT: usize = 8192;
 const _: () = assert!(EXACT * 2048 * 128 <= i32::MAX as usize + 1);
 
 /// Dot product of integers below 2^11 and int8 in magnitude, exact in blocks, which are added in f32.

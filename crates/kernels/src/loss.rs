@@ -11,6 +11,8 @@
 //! than 1/65534 of the largest that shares its scale becomes zero. Targets are subtracted apart, exactly:
 //! they are so much larger than most probabilities that a common scale would lose those.
 
+mod dots;
+
 use crate::{
     Context, Store, Tier, lanes,
     matmul::{View, matmul},
@@ -317,7 +319,7 @@ pub fn head_logits_int8(
         let rounded = &rounded[..];
         logits_by_words(cx, dim, logits, |first, part| {
             let codes = &codes[first * dim..][..part.len() * dim];
-            dots_int8(cx.tier(), (rounded, scale), codes, &scales[first..], part);
+            dots::dots(cx.tier(), (rounded, scale), codes, &scales[first..], part);
         });
     }
 }
@@ -334,8 +336,8 @@ fn logits_by_words(
     logits: &mut [f32],
     work: impl Fn(usize, &mut [f32]) + Sync + Send,
 ) {
-    // 64 Ki entries of the head per task.
-    let words = (1_usize << 16).div_ceil(dim);
+    // 64 Ki entries of the head per task; whole streams.
+    let words = (1_usize << 16).div_ceil(dim).next_multiple_of(dots::STREAMS);
     cx.chunks(logits, words, |index, part| work(index * words, part));
 }
 
@@ -344,16 +346,6 @@ tiered! {
     fn dots(x: &[f32], matrix: &[f32], out: &mut [f32]) {
         for (row, out) in matrix.chunks_exact(x.len()).zip(out) {
             *out = lanes::dot(x, row);
-        }
-    }
-}
-
-tiered! {
-    /// Dot product of `x` with each row of `codes` `[out.len(), x.len()]`, times both scales.
-    fn dots_int8(x: (&[i16], f32), codes: &[i8], scales: &[f32], out: &mut [f32]) {
-        let (x, scale_x) = x;
-        for ((row, scale), out) in codes.chunks_exact(x.len()).zip(scales).zip(out) {
-            *out = lanes::dot_integers(x, row) * (scale * scale_x);
         }
     }
 }

@@ -70,6 +70,16 @@ impl Out<'_> {
         }
     }
 
+    /// Stores the sums of panel `panel` of the first row.
+    #[inline(always)]
+    pub(crate) fn finish_panel(&mut self, panel: usize, sums: &[i32; COLUMNS]) {
+        let columns = panel * COLUMNS..self.y.columns().min((panel + 1) * COLUMNS);
+        let column_factors = self.column_factors.get(columns.clone()).unwrap_or_default();
+        let (offsets, factors, store) = (self.offsets, self.factors, self.store);
+        let y = self.y.part(0..1, columns);
+        Out { y, offsets, factors, column_factors, store }.finish(0, &[[*sums]]);
+    }
+
     /// `y = with(y, scaled sum, factor of the column)`
     #[inline(always)]
     fn store<const R: usize, const P: usize>(

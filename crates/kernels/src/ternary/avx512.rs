@@ -5,9 +5,9 @@
 //! cycle where both 512-bit ports multiply.
 
 use std::arch::x86_64::{
-    __m512i, _mm256_loadu_si256, _mm512_add_epi32, _mm512_and_si512, _mm512_broadcast_i64x4,
-    _mm512_dpbusd_epi32, _mm512_loadu_si512, _mm512_set_epi64, _mm512_set1_epi8, _mm512_set1_epi32,
-    _mm512_setzero_si512, _mm512_srlv_epi64,
+    _MM_HINT_T0, _mm_prefetch, _mm256_loadu_si256, _mm512_add_epi32, _mm512_and_si512,
+    _mm512_broadcast_i64x4, _mm512_dpbusd_epi32, _mm512_loadu_si512, _mm512_set_epi64, _mm512_set1_epi8,
+    _mm512_set1_epi32, _mm512_setzero_si512, _mm512_srlv_epi64,
 };
 
 use super::{GROUP, STEP};
@@ -79,45 +79,54 @@ unsafe fn tile<const P: usize>(
     out.finish(row, &sums);
 }
 
-/// One row, padded to whole groups, against one panel of packed codes.
-pub(super) fn panel(tier: Tier, x: &[u8], packed: &[u8], out: &mut Out<'_>) {
-    assert!(tier.level() >= Level::Avx512 && packed.len() * GROUP >= x.len() * 32);
-    // SAFETY: the tier proves AVX-512 VNNI, and there are 32 bytes for each group, asserted above.
-    unsafe { panel_sums(x, packed, out) }
+/// Panels of codes that [`panels`] reads side by side.
+pub(super) const STREAMS: usize = 4;
+
+/// How far ahead of what it multiplies a stream of codes is fetched, in bytes.
+const AHEAD: usize = 1024;
+
+/// One row, padded to whole groups, against up to [`STREAMS`] panels of packed codes.
+pub(super) fn panels(tier: Tier, x: &[u8], packed: &[u8], out: &mut Out<'_>) {
+    let panels = out.panels();
+    let panel = packed.len() / panels;
+    assert!(tier.level() >= Level::Avx512 && panel * GROUP >= x.len() * 32);
+    // SAFETY: the tier proves AVX-512 VNNI, and each panel has 32 bytes for each group, asserted above.
+    unsafe {
+        if panels == STREAMS {
+            sums::<STREAMS>(x, packed, panel, 0, out);
+        } else {
+            (0..panels).for_each(|first| sums::<1>(x, &packed[first * panel..], panel, first, out));
+        }
+    }
 }
 
 /// # Safety
-/// Needs AVX-512 VNNI, and 32 bytes in `packed` for each eight values in `x`.
+/// Needs AVX-512 VNNI, and `P` panels, `panel` bytes apart, of 32 bytes for each eight values in `x`.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn panel_sums(x: &[u8], packed: &[u8], out: &mut Out<'_>) {
+unsafe fn sums<const P: usize>(x: &[u8], packed: &[u8], panel: usize, first: usize, out: &mut Out<'_>) {
     // The same 32 bytes in both halves: the lower half gives outputs 0..8, the upper one 8..16.
     let low = _mm512_set1_epi8(3);
     let near = _mm512_set_epi64(2, 2, 2, 2, 0, 0, 0, 0);
     let far = _mm512_set_epi64(6, 6, 6, 6, 4, 4, 4, 4);
-    let mut acc = [_mm512_setzero_si512(); 4];
-    let groups = x.len() / GROUP;
-    let add = |acc: &mut [__m512i], g: usize| {
-        // SAFETY: g < groups: 32 bytes of codes and eight of activations are there.
+    let mut acc = [[_mm512_setzero_si512(); 2]; P];
+    for g in 0..x.len() / GROUP {
+        // SAFETY: eight activations and 32 bytes of codes of each panel for every group; what is fetched
+        // ahead may lie beyond, where fetching does nothing.
         unsafe {
-            let bytes = _mm256_loadu_si256(packed.as_ptr().add(32 * g).cast());
-            let bytes = _mm512_broadcast_i64x4(bytes);
             let fours = x.as_ptr().add(GROUP * g).cast::<i32>();
-            for (half, shifts) in [near, far].into_iter().enumerate() {
-                let codes = _mm512_and_si512(_mm512_srlv_epi64(bytes, shifts), low);
-                let four = _mm512_set1_epi32(fours.add(half).read_unaligned());
-                acc[half] = _mm512_dpbusd_epi32(acc[half], codes, four);
+            let four = [0, 1].map(|half| _mm512_set1_epi32(fours.add(half).read_unaligned()));
+            for p in 0..P {
+                let at = packed.as_ptr().add(p * panel + 32 * g);
+                _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD).cast());
+                let bytes = _mm512_broadcast_i64x4(_mm256_loadu_si256(at.cast()));
+                for (half, shifts) in [near, far].into_iter().enumerate() {
+                    let codes = _mm512_and_si512(_mm512_srlv_epi64(bytes, shifts), low);
+                    acc[p][half] = _mm512_dpbusd_epi32(acc[p][half], codes, four[half]);
+                }
             }
         }
-    };
-    // Two groups at a time, in sums of their own: four chains hide the latency.
-    for g in 0..groups / 2 {
-        let (even, odd) = acc.split_at_mut(2);
-        add(even, 2 * g);
-        add(odd, 2 * g + 1);
     }
-    if groups % 2 == 1 {
-        add(&mut acc[..2], groups - 1);
+    for p in 0..P {
+        out.finish_panel(first + p, &store::zmm(_mm512_add_epi32(acc[p][0], acc[p][1])));
     }
-    let sums = _mm512_add_epi32(_mm512_add_epi32(acc[0], acc[1]), _mm512_add_epi32(acc[2], acc[3]));
-    out.finish(0, &[[store::zmm(sums)]]);
 }

@@ -28,8 +28,6 @@ const GROUP: usize = 8;
 /// Bytes of codes that stay in the second cache.
 #[cfg(target_arch = "x86_64")]
 const CACHED: usize = 1 << 19;
-/// Panels of a task when there is one row.
-const PANELS: usize = 16;
 
 /// Inputs a matrix may have before an i32 could overflow.
 pub const MAX_INPUTS: usize = i32::MAX as usize / (2 * 127);
@@ -438,19 +436,20 @@ fn vector(
     scratch: &mut Scratch,
     y: &mut [f32],
 ) {
-    let row_sum = row_sum(x);
+    let sum = sum_row(cx.tier(), x);
     let padded = &mut scratch.codes.sized(x.len())[..x.len().next_multiple_of(GROUP)];
+    padded[..x.len()].copy_from_slice(bytemuck::cast_slice(x));
     padded[x.len()..].fill(0);
-    for (to, from) in padded.iter_mut().zip(x) {
-        *to = from.cast_unsigned();
-    }
     let x = &*padded;
-    let outputs = y.len();
-    cx.grid(y, outputs, (1, PANELS * COLUMNS), |(_, column), mut y| {
-        for start in (0..y.columns()).step_by(COLUMNS) {
-            let packed = &w.bytes[(column + start) / COLUMNS * panel_len(w.inputs)..][..panel_len(w.inputs)];
-            let part = start..y.columns().min(start + COLUMNS);
-            let (offsets, factors) = (&[row_sum], &[factor]);
+    let (outputs, streams) = (y.len(), streams(cx.tier()));
+    // Sixteen tasks or so, in whole streams.
+    let task = outputs.div_ceil(16).next_multiple_of(streams * COLUMNS);
+    cx.grid(y, outputs, (1, task), |(_, column), mut y| {
+        for start in (0..y.columns()).step_by(streams * COLUMNS) {
+            let part = start..y.columns().min(start + streams * COLUMNS);
+            let panels = (column + start) / COLUMNS..(column + part.end).div_ceil(COLUMNS);
+            let packed = &w.bytes[panels.start * panel_len(w.inputs)..panels.end * panel_len(w.inputs)];
+            let (offsets, factors) = (&[sum], &[factor]);
             let mut out = Out { y: y.part(0..1, part), offsets, factors, column_factors: &[], store };
             match cx.tier().level() {
                 Level::Scalar => scalar::panel(x, packed, &mut out),
@@ -459,10 +458,21 @@ fn vector(
                 #[cfg(target_arch = "x86_64")]
                 Level::AvxVnni => avx_vnni::panel(cx.tier(), x, packed, &mut out),
                 #[cfg(target_arch = "x86_64")]
-                Level::Avx512 | Level::Amx => avx512::panel(cx.tier(), x, packed, &mut out),
+                Level::Avx512 | Level::Amx => avx512::panels(cx.tier(), x, packed, &mut out),
             }
         }
     });
+}
+
+/// Panels that a product of one row reads side by side.
+fn streams(tier: Tier) -> usize {
+    match tier.level() {
+        Level::Scalar => 1,
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 | Level::AvxVnni => 1,
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 | Level::Amx => avx512::STREAMS,
+    }
 }
 
 #[cfg(test)]
