@@ -106,6 +106,10 @@ impl Backend for Cpu {
         self.cx.run(work)
     }
 
+    fn run_awake<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        self.cx.run_awake(work)
+    }
+
     fn floats(&self, len: usize) -> Floats {
         Floats::zeros(len)
     }

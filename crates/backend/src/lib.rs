@@ -37,6 +37,11 @@ pub trait Backend: Send + Sync {
         work()
     }
 
+    /// [`Backend::run`] of many short operations in a row, such as those of one token.
+    fn run_awake<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        self.run(work)
+    }
+
     /// `len` zeros.
     fn floats(&self, len: usize) -> Self::Floats;
     /// Room for `len` token ids.

@@ -29,6 +29,7 @@ pub mod norm;
 pub mod outer;
 pub mod rows;
 mod strips;
+mod team;
 pub mod ternary;
 mod tile;
 pub mod update;

@@ -1,8 +1,44 @@
-//! A matrix that tasks fill side by side, each its own columns.
+//! What tasks fill side by side: parts of a slice, or columns of a matrix.
 
 use std::{marker::PhantomData, ops::Range};
 
 use crate::Context;
+
+/// A slice in parts of a length, lent to tasks.
+pub(crate) struct Parts<'a, T> {
+    data: *mut T,
+    len: usize,
+    part: usize,
+    lent: PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: what is lent are disjoint slices, as the contract of `get` demands.
+unsafe impl<T: Send> Send for Parts<'_, T> {}
+// SAFETY: as above.
+unsafe impl<T: Send> Sync for Parts<'_, T> {}
+
+impl<'a, T> Parts<'a, T> {
+    pub(crate) fn new(data: &'a mut [T], part: usize) -> Parts<'a, T> {
+        Parts { data: data.as_mut_ptr(), len: data.len(), part: part.max(1), lent: PhantomData }
+    }
+
+    /// Number of parts; the last one may be shorter.
+    pub(crate) fn count(&self) -> usize {
+        self.len.div_ceil(self.part)
+    }
+
+    /// A part, empty beyond the end.
+    ///
+    /// # Safety
+    /// No other slice of this part is in use.
+    #[expect(clippy::mut_from_ref, reason = "parts are disjoint, as the contract demands")]
+    pub(crate) unsafe fn get(&self, index: usize) -> &mut [T] {
+        let start = self.len.min(index * self.part);
+        let len = self.part.min(self.len - start);
+        // SAFETY: inside the slice, which is borrowed for 'a; disjoint by the contract.
+        unsafe { std::slice::from_raw_parts_mut(self.data.add(start), len) }
+    }
+}
 
 /// Rows of a matrix, lent to tasks that write different parts of them.
 #[derive(Clone, Copy)]

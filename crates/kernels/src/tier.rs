@@ -1,8 +1,10 @@
 //! The dispatch point: which instructions a kernel may use, and the threads it runs on.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use rayon::prelude::*;
+
+use crate::{strips::Parts, team::Team};
 
 /// A set of instructions, known to exist on this machine.
 ///
@@ -139,6 +141,8 @@ pub struct Context {
     spare: Mutex<Vec<Vec<f32>>>,
     /// Working memory of tasks: for each thread of the pool, and for one outside.
     desks: Vec<Mutex<Vec<f32>>>,
+    /// The team that the thread of this number leads, while there is one.
+    team: RwLock<Option<(usize, Arc<Team>)>>,
 }
 
 impl Context {
@@ -155,7 +159,7 @@ impl Context {
         // Every thread has started on return: what that allocates is no part of a kernel.
         pool.broadcast(|_| ());
         let desks = (0..=pool.current_num_threads()).map(|_| Mutex::default()).collect();
-        Ok(Context { tier, pool, spare: Mutex::default(), desks })
+        Ok(Context { tier, pool, spare: Mutex::default(), desks, team: RwLock::default() })
     }
 
     /// The tier kernels run on.
@@ -173,6 +177,47 @@ impl Context {
         self.pool.install(work)
     }
 
+    /// [`Context::run`], with the other threads awake all the time: many short kernels in a row start
+    /// sooner. One at a time; a second one, or one inside another, is an ordinary run.
+    pub fn run_awake<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        self.pool.install(|| {
+            let leader = self.pool.current_thread_index();
+            let (Some(leader), true) = (leader, self.threads() > 1) else { return work() };
+            let team = Arc::new(Team::default());
+            {
+                let mut place = self.team.write().unwrap_or_else(PoisonError::into_inner);
+                if place.is_some() {
+                    drop(place);
+                    return work();
+                }
+                *place = Some((leader, Arc::clone(&team)));
+            }
+            /// Lets the team go, also when the work panics.
+            struct Over<'a>(&'a Context, Arc<Team>);
+            impl Drop for Over<'_> {
+                fn drop(&mut self) {
+                    *self.0.team.write().unwrap_or_else(PoisonError::into_inner) = None;
+                    self.1.dissolve();
+                }
+            }
+            rayon::in_place_scope(|scope| {
+                let _over = Over(self, Arc::clone(&team));
+                for _ in 1..self.threads() {
+                    let team = Arc::clone(&team);
+                    scope.spawn(move |_| team.follow());
+                }
+                work()
+            })
+        })
+    }
+
+    /// The team of this thread, if it leads one.
+    fn led(&self) -> Option<Arc<Team>> {
+        let place = self.team.read().unwrap_or_else(PoisonError::into_inner);
+        let (leader, team) = place.as_ref()?;
+        (self.pool.current_thread_index() == Some(*leader)).then(|| Arc::clone(team))
+    }
+
     /// Runs `work` once on every thread at the same time, with the number of the thread.
     pub(crate) fn everywhere<R: Send>(&self, work: impl Fn(usize) -> R + Sync) -> Vec<R> {
         self.pool.broadcast(|thread| work(thread.index()))
@@ -187,36 +232,21 @@ impl Context {
         chunk: usize,
         work: impl Fn(usize, &mut [T]) + Sync + Send,
     ) {
-        if out.len() <= chunk {
-            if !out.is_empty() {
-                work(0, out);
-            }
-            return;
-        }
-        self.pool
-            .install(|| out.par_chunks_mut(chunk).enumerate().for_each(|(index, part)| work(index, part)));
+        let parts = Parts::new(out, chunk);
+        // SAFETY: every part goes to one task.
+        self.tasks(parts.count(), |index| work(index, unsafe { parts.get(index) }));
     }
 
-    /// Like [`Context::chunks`] over two slices cut alike: `chunks_a.len()` pieces each.
+    /// Like [`Context::chunks`] over two slices, as far as both have pieces.
     pub(crate) fn chunks2<A: Send, B: Send>(
         &self,
         (a, chunk_a): (&mut [A], usize),
         (b, chunk_b): (&mut [B], usize),
         work: impl Fn(usize, &mut [A], &mut [B]) + Sync + Send,
     ) {
-        debug_assert_eq!(a.len().div_ceil(chunk_a), b.len().div_ceil(chunk_b));
-        if a.len() <= chunk_a {
-            if !a.is_empty() {
-                work(0, a, b);
-            }
-            return;
-        }
-        self.pool.install(|| {
-            a.par_chunks_mut(chunk_a)
-                .zip(b.par_chunks_mut(chunk_b))
-                .enumerate()
-                .for_each(|(index, (part_a, part_b))| work(index, part_a, part_b));
-        });
+        let (a, b) = (Parts::new(a, chunk_a), Parts::new(b, chunk_b));
+        // SAFETY: every part goes to one task.
+        self.tasks(a.count().min(b.count()), |index| unsafe { work(index, a.get(index), b.get(index)) });
     }
 
     /// Like [`Context::chunks2`] over three slices.
@@ -227,19 +257,19 @@ impl Context {
         (c, chunk_c): (&mut [C], usize),
         work: impl Fn(usize, &mut [A], &mut [B], &mut [C]) + Sync + Send,
     ) {
-        self.pool.install(|| {
-            a.par_chunks_mut(chunk_a)
-                .zip(b.par_chunks_mut(chunk_b))
-                .zip(c.par_chunks_mut(chunk_c))
-                .enumerate()
-                .for_each(|(index, ((part_a, part_b), part_c))| work(index, part_a, part_b, part_c));
+        let (a, b, c) = (Parts::new(a, chunk_a), Parts::new(b, chunk_b), Parts::new(c, chunk_c));
+        // SAFETY: every part goes to one task.
+        self.tasks(a.count().min(b.count()).min(c.count()), |index| unsafe {
+            work(index, a.get(index), b.get(index), c.get(index))
         });
     }
 
     /// Runs `work` on every index in `0..count`.
     pub(crate) fn tasks(&self, count: usize, work: impl Fn(usize) + Sync + Send) {
-        if count == 1 {
-            work(0);
+        if count <= 1 {
+            (0..count).for_each(work);
+        } else if let Some(team) = self.led() {
+            team.lead(count, &work);
         } else {
             self.pool.install(|| (0..count).into_par_iter().for_each(work));
         }

@@ -103,7 +103,7 @@ impl<B: Backend> Generator<B> {
     /// # Panics
     /// The token is outside the vocabulary.
     pub fn push(&mut self, model: &Model<B>, backend: &B, token: u32) {
-        backend.run(|| self.append(model, backend, token));
+        backend.run_awake(|| self.append(model, backend, token));
     }
 
     fn append(&mut self, model: &Model<B>, backend: &B, token: u32) {

@@ -83,7 +83,7 @@ unsafe fn tile<const P: usize>(
 pub(super) const STREAMS: usize = 4;
 
 /// How far ahead of what it multiplies a stream of codes is fetched, in bytes.
-const AHEAD: usize = 1024;
+const AHEAD: usize = 512;
 
 /// One row, padded to whole groups, against up to [`STREAMS`] panels of packed codes.
 pub(super) fn panels(tier: Tier, x: &[u8], packed: &[u8], out: &mut Out<'_>) {
