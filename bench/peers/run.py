@@ -19,7 +19,7 @@ STEPS = [
     dict(dim=768, layers=12, heads=12, ffn=2048, vocab=16384, ctx=512, batch=4),
 ]
 GEMMS = [dict(m=1024, n=1024, k=1024), dict(m=1024, n=768, k=2048), dict(m=1024, n=2048, k=768)]
-MODES = ["fp32", "compile", "bitnet"]
+MODES = ["fp32", "compile", "bitnet", "bf16"]
 
 
 def environment():
@@ -102,6 +102,19 @@ def threads(tritrain, pairs, steps):
     return rows
 
 
+def generate(tritrain, pairs, threads):
+    """Tokens one by one, beside reading the same bytes and doing nothing else."""
+    shape = {k: v for k, v in STEPS[-1].items() if k != "batch"}
+    runs = [
+        last_json([tritrain, "bench", "generate", "--json", "--threads", str(threads)] + options(shape))
+        for _ in range(pairs)
+    ]
+    keys = ["tokens_per_s", "prefill_tokens_per_s", "weights_gb_per_s", "read_gb_per_s", "share_of_bandwidth"]
+    row = dict(shape=shape, threads=threads, **{key: statistics.median(run[key] for run in runs) for key in keys})
+    print(json.dumps(row), flush=True)
+    return [row]
+
+
 def processor():
     for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
         if line.startswith("model name"):
@@ -111,7 +124,7 @@ def processor():
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("what", nargs="*", choices=["gemm", "step", "threads", []], default=[])
+    p.add_argument("what", nargs="*", choices=["gemm", "step", "threads", "generate", []], default=[])
     p.add_argument("--pairs", type=int, default=5)
     p.add_argument("--steps", type=int, default=4)
     p.add_argument("--threads", type=int, default=2)
@@ -120,10 +133,10 @@ def main():
     p.add_argument("--tritrain", type=Path, default=ROOT / "target" / "release" / "tritrain")
     p.add_argument("--record", action="store_true", help="write bench/record/DATE.json")
     a = p.parse_args()
-    what = a.what or ["gemm", "step", "threads"]
+    what = a.what or ["gemm", "step", "threads", "generate"]
     if not a.tritrain.exists():
         sys.exit(f"{a.tritrain} is missing: cargo build --release")
-    if what != ["threads"]:
+    if {"gemm", "step"} & set(what):
         install(a.torch)
     record = dict(date=datetime.date.today().isoformat(), processor=processor(), cores=os.cpu_count(), pairs=a.pairs)
     if "gemm" in what:
@@ -132,6 +145,8 @@ def main():
         record["step"] = step(a.tritrain, a.pairs, a.threads, a.modes, a.steps)
     if "threads" in what:
         record["threads"] = threads(a.tritrain, a.pairs, a.steps)
+    if "generate" in what:
+        record["generate"] = generate(a.tritrain, a.pairs, a.threads)
     if a.record:
         path = ROOT / "bench" / "record" / f"{record['date']}.json"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,7 @@
 
 RMSNorm, RoPE, causal attention and a gated feed-forward block, as in tritrain; with --mode bitnet also the
 norms in front of every linear layer, ternary weights and int8 activations, fake-quantised in f32 with
-straight-through gradients. Prints one JSON line: tokens/s and seconds at the median step, peak memory.
+straight-through gradients; with --mode bf16 products in bfloat16 by autocast. Prints one JSON line: tokens/s and seconds at the median step, peak memory.
 """
 import argparse, json, math, resource, statistics, time
 import torch
@@ -11,7 +11,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 p = argparse.ArgumentParser()
-p.add_argument("--mode", choices=["fp32", "compile", "bitnet"], default="fp32")
+p.add_argument("--mode", choices=["fp32", "compile", "bitnet", "bf16"], default="fp32")
 for name, default in dict(dim=384, layers=6, heads=6, ffn=1024, vocab=4096, ctx=256,
                           batch=8, steps=8, warmup=2, threads=2).items():
     p.add_argument(f"--{name}", type=int, default=default)
@@ -89,7 +89,8 @@ times = []
 for i in range(a.warmup + a.steps):
     ids = torch.randint(a.vocab, (a.batch, a.ctx + 1))
     t = time.perf_counter()
-    loss = step_fn(ids[:, :-1], ids[:, 1:])
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=a.mode == "bf16"):
+        loss = step_fn(ids[:, :-1], ids[:, 1:])
     loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     opt.step()

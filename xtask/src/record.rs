@@ -112,6 +112,15 @@ fn table(record: &Value) -> String {
         let what = format!("training step, width {}, two threads against one", row["shape"]["dim"]);
         let _ = writeln!(out, "| {what} | | | {} |", ratio(&row["two_over_one"]));
     }
+    for row in list("generate") {
+        let what = format!(
+            "tokens one by one, width {}, {} layers, {} threads",
+            row["shape"]["dim"], row["shape"]["layers"], row["threads"]
+        );
+        let ours = format!("{:.0} tokens/s", number(&row["tokens_per_s"]));
+        let peer = format!("reading the weights alone, {:.0} GB/s", number(&row["read_gb_per_s"]));
+        let _ = writeln!(out, "| {what} | {ours} | {peer} | {:.2}x |", number(&row["share_of_bandwidth"]));
+    }
     out
 }
 

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use serde::Serialize;
 use tritrain_kernels::{
-    Context, ContextError, Store, Tier, attention, elementwise, norm, outer, rows, ternary, update,
+    Context, ContextError, Store, Tier, attention, elementwise, loss, norm, outer, rows, ternary, update,
 };
 use tritrain_trit::rng::Stream;
 
@@ -28,7 +28,7 @@ pub struct KernelCheck {
 /// A kernel on a case made from a seed: the bits of everything that it wrote.
 type Case = fn(&Context, &Random) -> Vec<u32>;
 
-const KERNELS: [(&str, Case); 10] = [
+const KERNELS: [(&str, Case); 15] = [
     ("ternary product", |cx, random| ternary_product(cx, random, 2 + random.below(0, 20))),
     ("ternary product, one row", |cx, random| ternary_product(cx, random, 1)),
     ("weight gradient", weight_gradient),
@@ -38,7 +38,12 @@ const KERNELS: [(&str, Case); 10] = [
     ("gated activation", gated),
     ("ternary codes", codes),
     ("attention", attention),
+    ("attention of new tokens", attention_decode),
+    ("output head", head),
+    ("output head, some rows", head_rows),
     ("factored update", factored),
+    ("AdamW update", adam),
+    ("applied update", applied),
 ];
 
 /// Random numbers of one case.
@@ -186,6 +191,70 @@ fn attention(cx: &Context, random: &Random) -> Vec<u32> {
     attention::forward(cx, &qkv, &table, shape, &mut out, &mut lse);
     attention::backward(cx, &qkv, (&out, &lse), &d_out, &table, shape, &mut d_qkv);
     bits(&out).chain(bits(&lse)).chain(bits(&d_qkv)).collect()
+}
+
+fn attention_decode(cx: &Context, random: &Random) -> Vec<u32> {
+    let head_dim = 2 * (1 + random.below(0, 40));
+    let (kv_heads, time, start) = (1 + random.below(1, 3), 1 + random.below(2, 3), random.below(4, 60));
+    let heads = kv_heads * (1 + random.below(3, 3));
+    let shape = attention::Shape { batch: 1, time, heads, kv_heads, head_dim };
+    let table = attention::rope_table(start + time, head_dim, 10_000.0);
+    let qkv = random.floats(0, time * shape.qkv_width());
+    let [mut keys, mut values] = [1, 2].map(|at| random.floats(at, (start + time) * kv_heads * head_dim));
+    let mut out = vec![0.0; time * shape.out_width()];
+    attention::decode(cx, &qkv, &table, shape, start, &mut keys, &mut values, &mut out);
+    bits(&out).chain(bits(&keys)).chain(bits(&values)).collect()
+}
+
+/// Hidden states, a head and targets, of sizes that `random` chooses.
+fn head_operands(random: &Random, most: usize) -> (usize, Vec<f32>, Vec<f32>, Vec<u32>) {
+    let (tokens, dim, vocab) = (1 + random.below(0, most), 1 + random.below(1, 70), 1 + random.below(2, 90));
+    let small = |block, len| random.floats(block, len).into_iter().map(|v| v.clamp(-9.0, 9.0) * 0.1);
+    let (hidden, head) = (small(0, tokens * dim).collect(), small(1, vocab * dim).collect());
+    let target = |t: usize| random.below(100 + t as u64, vocab) as u32;
+    (dim, hidden, head, (0..tokens).map(target).collect())
+}
+
+fn head(cx: &Context, random: &Random) -> Vec<u32> {
+    let (dim, hidden, head, targets) = head_operands(random, 30);
+    let (mut losses, mut d_hidden) = (vec![0.0; targets.len()], vec![0.0; hidden.len()]);
+    let mut d_head = random.floats(5, head.len());
+    let (with, gradients) = ((dim, loss::Products::Int16), Some((&mut d_hidden[..], &mut d_head[..])));
+    let mut scratch = loss::Scratch::default();
+    loss::head_cross_entropy(cx, &hidden, &head, &targets, with, &mut losses, gradients, &mut scratch);
+    bits(&losses).chain(bits(&d_hidden)).chain(bits(&d_head)).collect()
+}
+
+fn head_rows(cx: &Context, random: &Random) -> Vec<u32> {
+    let (dim, hidden, head, targets) = head_operands(random, 3);
+    let vocab = head.len() / dim;
+    let (mut codes, mut scales) = (vec![0; head.len()], vec![0.0; vocab]);
+    rows::quantize(cx, &head, &mut codes, &mut scales);
+    let mut logits = vec![0.0; targets.len() * vocab];
+    let mut scratch = loss::Scratch::default();
+    loss::head_logits_int8(cx, &hidden, (&codes, &scales), &mut scratch, &mut logits);
+    bits(&logits).collect()
+}
+
+fn adam(cx: &Context, random: &Random) -> Vec<u32> {
+    let len = 1 + random.below(0, 300);
+    let (mut g, mut m) = (random.floats(0, len), random.floats(1, len));
+    let mut v: Vec<f32> = random.floats(2, len).into_iter().map(|v| v * v).collect();
+    let with = update::Adam { beta1: 0.9, beta2: 0.99, step: 1 + random.below(3, 50) as u64, eps: 1e-8 };
+    update::adam(cx, &mut g, &mut m, &mut v, with);
+    bits(&g).chain(bits(&m)).chain(bits(&v)).collect()
+}
+
+fn applied(cx: &Context, random: &Random) -> Vec<u32> {
+    let len = 1 + random.below(0, 500);
+    let (mut w, u) = (random.floats(0, len), random.floats(1, len));
+    update::apply(
+        cx,
+        &mut w,
+        &u,
+        update::Apply { rate: 0.01, decay: 0.1, relative: random.below(2, 2) == 1 },
+    );
+    bits(&w).collect()
 }
 
 fn factored(cx: &Context, random: &Random) -> Vec<u32> {
