@@ -46,7 +46,7 @@ const _: () = assert!(Kind::Int8.fits() && Kind::Int16.fits() && Kind::Twelve.fi
 pub(super) enum Layout {
     /// Int16, two inner indices side by side.
     Pairs,
-    /// Bytes, four inner indices side by side; the right factor is offset by 128, so that it is unsigned.
+    /// Bytes, four inner indices side by side; the right factor may have an offset, so that it is unsigned.
     Quads,
     /// Bytes in tiles of AMX: one plane, or two for the upper and the lower byte, of either factor.
     Tiles {
@@ -158,7 +158,13 @@ pub(super) struct Form {
     pub(super) right: Side,
     /// Panels of the right factor in a tile.
     pub(super) panels: usize,
+    /// What every value of the right factor is offset by.
+    pub(super) offset: i32,
 }
+
+/// The offset that makes int8 unsigned.
+#[cfg(target_arch = "x86_64")]
+const UNSIGNED: i32 = 128;
 
 impl Form {
     /// What `tier` multiplies in a product of `kind`.
@@ -168,22 +174,24 @@ impl Form {
             left: Side::Pairs { width },
             right: Side::Pairs { width: COLUMNS },
             panels,
+            offset: 0,
         };
         #[cfg(target_arch = "x86_64")]
-        let quads = |width, panels| Form {
+        let quads = |width, panels, offset| Form {
             layout: Layout::Quads,
             left: Side::Quads { width },
             right: Side::Quads { width: COLUMNS },
             panels,
+            offset,
         };
         match (tier.level(), kind) {
             (Level::Scalar, _) => pairs(scalar::ROWS, 1),
             #[cfg(target_arch = "x86_64")]
-            (Level::AvxVnni, Kind::Int8) => quads(avx_vnni::ROWS, 1),
+            (Level::AvxVnni, Kind::Int8) => quads(avx_vnni::ROWS, 1, UNSIGNED),
             #[cfg(target_arch = "x86_64")]
             (Level::Avx2 | Level::AvxVnni, _) => pairs(avx2::ROWS, 1),
             #[cfg(target_arch = "x86_64")]
-            (Level::Avx512, Kind::Int8) => quads(avx512::ROWS, 2),
+            (Level::Avx512, Kind::Int8) => quads(avx512::ROWS, 2, UNSIGNED),
             #[cfg(target_arch = "x86_64")]
             (Level::Avx512, _) => pairs(avx512::ROWS, 2),
             #[cfg(target_arch = "x86_64")]
@@ -195,13 +203,9 @@ impl Form {
                     left: Side::Rows { planes: left },
                     right: Side::Columns { planes: right },
                     panels: if right == 1 { 2 } else { 1 },
+                    offset: 0,
                 }
             }
         }
-    }
-
-    /// What every value of the right factor is offset by.
-    pub(super) fn offset(self) -> i32 {
-        if self.layout == Layout::Quads { 128 } else { 0 }
     }
 }
