@@ -37,6 +37,7 @@ impl Out<'_> {
     }
 
     /// Panels that the columns span.
+    #[cfg(target_arch = "x86_64")]
     pub(crate) fn panels(&self) -> usize {
         self.y.columns().div_ceil(COLUMNS)
     }

@@ -3,6 +3,8 @@
 use super::{BLOCK, scalar};
 #[cfg(target_arch = "x86_64")]
 use super::{avx_vnni, avx2, avx512};
+#[cfg(any(target_arch = "aarch64", test))]
+use crate::neon;
 use crate::{Tier, tier::Level, tile::COLUMNS};
 
 /// The integers of a product.
@@ -43,6 +45,7 @@ const _: () = assert!(Kind::Int8.fits() && Kind::Int16.fits() && Kind::Twelve.fi
 
 /// What the tiles of a product multiply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "AMX is there alone"))]
 pub(super) enum Layout {
     /// Int16, two inner indices side by side.
     Pairs,
@@ -59,6 +62,7 @@ pub(super) enum Layout {
 
 /// How one factor lies in memory: panels of some rows (or columns), lanes of four inner indices or two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "AMX is there alone"))]
 pub(super) enum Side {
     /// `[pair][width][2]` of i16.
     Pairs {
@@ -176,7 +180,7 @@ impl Form {
             panels,
             offset: 0,
         };
-        #[cfg(target_arch = "x86_64")]
+        #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
         let quads = |width, panels, offset| Form {
             layout: Layout::Quads,
             left: Side::Quads { width },
@@ -186,6 +190,10 @@ impl Form {
         };
         match (tier.level(), kind) {
             (Level::Scalar, _) => pairs(scalar::ROWS, 1),
+            #[cfg(any(target_arch = "aarch64", test))]
+            (Level::Neon, Kind::Int8) => quads(neon::ROWS, 1, 0),
+            #[cfg(any(target_arch = "aarch64", test))]
+            (Level::Neon, _) => pairs(neon::ROWS, 1),
             #[cfg(target_arch = "x86_64")]
             (Level::AvxVnni, Kind::Int8) => quads(avx_vnni::ROWS, 1, UNSIGNED),
             #[cfg(target_arch = "x86_64")]
