@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use serde::Serialize;
 use tritrain_kernels::{
-    Context, ContextError, Store, Tier, attention, elementwise, norm, outer, rows, ternary, update,
+    Context, ContextError, Store, Tier, attention, elementwise, loss, norm, outer, rows, ternary, update,
 };
 use tritrain_trit::rng::Stream;
 
@@ -28,10 +28,11 @@ pub struct KernelCheck {
 /// A kernel on a case made from a seed: the bits of everything that it wrote.
 type Case = fn(&Context, &Random) -> Vec<u32>;
 
-const KERNELS: [(&str, Case); 10] = [
+const KERNELS: [(&str, Case); 11] = [
     ("ternary product", |cx, random| ternary_product(cx, random, 2 + random.below(0, 20))),
     ("ternary product, one row", |cx, random| ternary_product(cx, random, 1)),
     ("weight gradient", weight_gradient),
+    ("output head and loss", output_head),
     ("int8 rows", int8_rows),
     ("RMSNorm and int8 rows", norm_forward),
     ("RMSNorm backward", norm_backward),
@@ -128,6 +129,18 @@ fn weight_gradient(cx: &Context, random: &Random) -> Vec<u32> {
     let mut scratch = outer::Scratch::default();
     outer::weight_gradient(cx, &dy, &scales, &x, Store::Add, &mut scratch, &mut dw);
     bits(&dw).collect()
+}
+
+fn output_head(cx: &Context, random: &Random) -> Vec<u32> {
+    let (tokens, vocab, dim) = (1 + random.below(0, 40), 1 + random.below(1, 60), 1 + random.below(2, 50));
+    let (hidden, head) = (random.floats(0, tokens * dim), random.floats(1, vocab * dim));
+    let targets: Vec<u32> = (0..tokens as u64).map(|t| random.below(3 + t, vocab) as u32).collect();
+    let (mut losses, mut d_hidden) = (vec![0.0; tokens], vec![0.0; hidden.len()]);
+    let mut d_head = random.floats(2, head.len());
+    let mut scratch = loss::Scratch::default();
+    let (with, gradients) = ((dim, loss::Products::Int16), Some((&mut d_hidden[..], &mut d_head[..])));
+    loss::head_cross_entropy(cx, &hidden, &head, &targets, with, &mut losses, gradients, &mut scratch);
+    bits(&losses).chain(bits(&d_hidden)).chain(bits(&d_head)).collect()
 }
 
 fn int8_rows(cx: &Context, random: &Random) -> Vec<u32> {
