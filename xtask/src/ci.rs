@@ -1,15 +1,15 @@
 //! The steps a change must pass, run in order; the first failure ends the run with its exit code.
 
-use crate::tidy;
+use crate::{aarch64, tidy};
 use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::time::Instant;
 
 /// One cargo call: its name, arguments and environment.
-struct Step {
-    name: &'static str,
-    args: &'static [&'static str],
-    env: &'static [(&'static str, &'static str)],
+pub(crate) struct Step {
+    pub(crate) name: &'static str,
+    pub(crate) args: &'static [&'static str],
+    pub(crate) env: &'static [(&'static str, &'static str)],
 }
 
 const CHECKS: [Step; 3] = [
@@ -39,12 +39,12 @@ const CHECKS: [Step; 3] = [
 
 const TEST: Step = Step { name: "test", args: &["test", "--release", "--workspace", "--locked"], env: &[] };
 
-/// tidy, fmt, clippy, doc, test.
+/// tidy, fmt, clippy, doc, test, aarch64.
 pub(crate) fn all(root: &Path) -> ExitCode {
-    finish(run_checks(root).and_then(|()| run(root, &TEST)))
+    finish(run_checks(root).and_then(|()| run(root, &TEST)).and_then(|()| aarch64::check(root)))
 }
 
-/// Everything but test.
+/// Everything but tests.
 pub(crate) fn check(root: &Path) -> ExitCode {
     finish(run_checks(root))
 }
@@ -52,6 +52,11 @@ pub(crate) fn check(root: &Path) -> ExitCode {
 /// The tests alone.
 pub(crate) fn test(root: &Path) -> ExitCode {
     finish(run(root, &TEST))
+}
+
+/// The kernels of aarch64, as far as this machine can.
+pub(crate) fn aarch64(root: &Path) -> ExitCode {
+    finish(aarch64::check(root))
 }
 
 /// The rules of `tidy` alone.
@@ -79,7 +84,7 @@ fn run_tidy(root: &Path) -> Result<(), u8> {
     if ok { Ok(()) } else { Err(1) }
 }
 
-fn run(root: &Path, step: &Step) -> Result<(), u8> {
+pub(crate) fn run(root: &Path, step: &Step) -> Result<(), u8> {
     let start = Instant::now();
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let status = Command::new(cargo)

@@ -1,5 +1,6 @@
-//! What developers run: `cargo xtask ci|check|test|tidy|record`.
+//! What developers run: `cargo xtask ci|check|test|aarch64|tidy|record`.
 
+mod aarch64;
 mod ci;
 mod record;
 mod tidy;
@@ -10,9 +11,10 @@ use std::process::ExitCode;
 const HELP: &str = "\
 usage: cargo xtask COMMAND
 
-  ci      everything a change must pass: tidy, fmt, clippy, doc, test
-  check   the same without test
+  ci      everything a change must pass: tidy, fmt, clippy, doc, test, aarch64
+  check   the same without the last two
   test    cargo test --release --workspace
+  aarch64 the kernels of aarch64, compiled and emulated where the tools are there
   tidy    the rules of ARCHITECTURE.md and CONTRIBUTING.md
   record  renew the speed table of README.md from the newest file in bench/record";
 
@@ -26,6 +28,7 @@ fn main() -> ExitCode {
         ["ci"] => ci::all(root),
         ["check"] => ci::check(root),
         ["test"] => ci::test(root),
+        ["aarch64"] => ci::aarch64(root),
         ["tidy"] => ci::tidy(root),
         ["record"] => record::renew(root),
         ["help" | "--help" | "-h"] => {

@@ -25,6 +25,8 @@ pub mod limit;
 mod lines;
 pub mod loss;
 pub mod matmul;
+#[cfg(any(target_arch = "aarch64", test))]
+mod neon;
 pub mod norm;
 pub mod outer;
 pub mod rows;

@@ -4,7 +4,8 @@
 //! how much it was; whoever measures them divides by the time.
 //!
 //! A loop of multiply-adds is assembly, because the compiler would move a product of constants out of
-//! it. It has twelve sums: two multiplies a cycle with a latency of five need ten.
+//! it. It has twelve sums on x86-64: two multiplies a cycle with a latency of five need ten. It has 24 on
+//! aarch64: four a cycle with a latency of four need sixteen.
 
 use std::hint::black_box;
 
@@ -24,7 +25,7 @@ pub enum Kind {
 }
 
 /// Sums that a loop has.
-const SUMS: u64 = 12;
+const SUMS: u64 = if cfg!(target_arch = "aarch64") { 24 } else { 12 };
 
 /// Runs `rounds` rounds of the multiply-adds of the context's tier on each of its threads, in registers,
 /// and gives their number on all threads together. None where the tier has no instruction for it.
@@ -36,7 +37,8 @@ pub fn multiply_adds(cx: &Context, kind: Kind, rounds: u64) -> Option<u64> {
 /// Multiply-adds of one instruction of a tier, or of the two that stand for one.
 fn lanes(tier: Tier, kind: Kind) -> Option<u64> {
     let bytes = match tier.level() {
-        Level::Scalar => 0,
+        #[cfg(target_arch = "aarch64")]
+        Level::Neon => 16,
         #[cfg(target_arch = "x86_64")]
         Level::Avx2 | Level::AvxVnni => 32,
         #[cfg(target_arch = "x86_64")]
@@ -46,6 +48,7 @@ fn lanes(tier: Tier, kind: Kind) -> Option<u64> {
         Level::Amx if kind != Kind::F32 => amx::MULTIPLY_ADDS,
         #[cfg(target_arch = "x86_64")]
         Level::Amx => 64,
+        _ => 0,
     };
     let width = match kind {
         Kind::Int8 => 1,
@@ -58,9 +61,11 @@ fn lanes(tier: Tier, kind: Kind) -> Option<u64> {
 /// [`multiply_adds`] on this thread; none of them on the scalar tier.
 fn one_thread(tier: Tier, kind: Kind, rounds: u64) -> u64 {
     match tier.level() {
-        Level::Scalar => {}
         // SAFETY: a tier of one of these levels exists only where its instructions were detected, and
         // there is at least one round.
+        #[cfg(target_arch = "aarch64")]
+        Level::Neon => unsafe { arm::neon(kind, rounds) },
+        // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
         Level::Avx2 => unsafe { x86::avx2(kind, rounds) },
         // SAFETY: as above.
@@ -74,6 +79,7 @@ fn one_thread(tier: Tier, kind: Kind, rounds: u64) -> u64 {
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
         Level::Amx => unsafe { x86::avx512(kind, rounds) },
+        _ => {}
     }
     lanes(tier, kind).unwrap_or(0) * SUMS * rounds
 }
@@ -208,6 +214,52 @@ mod x86 {
     }
 }
 
+#[cfg(target_arch = "aarch64")]
+mod arm {
+    //! One loop of multiply-adds per kind (registers 0 to 23 are the sums, 30 and 31 the factors).
+    use std::arch::asm;
+
+    use super::Kind;
+
+    /// `rounds` rounds of each instruction, once per sum; `\a\()` in it is the number of the sum.
+    macro_rules! rounds {
+        ($rounds:expr, $($instruction:literal),+) => {
+            asm!(
+                ".irp a,0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,30,31",
+                "movi v\\a\\().16b, #0",
+                ".endr",
+                ".p2align 5",
+                "2:",
+                $(".irp a,0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23",
+                $instruction,
+                ".endr",)+
+                "subs x0, x0, #1",
+                "b.ne 2b",
+                inout("x0") $rounds => _,
+                clobber_abi("C"),
+                options(nomem, nostack),
+            )
+        };
+    }
+
+    /// # Safety
+    /// Needs NEON with dot products, and at least one round: the loop counts down to zero.
+    #[target_feature(enable = "neon,dotprod")]
+    pub(super) unsafe fn neon(kind: Kind, rounds: u64) {
+        // SAFETY: the instructions are those of the features, and touch nothing but vector registers and
+        // the counter, all declared.
+        unsafe {
+            match kind {
+                Kind::Int8 => rounds!(rounds, "sdot v\\a\\().4s, v30.16b, v31.16b"),
+                Kind::Int16 => {
+                    rounds!(rounds, "smlal v\\a\\().4s, v30.4h, v31.4h", "smlal2 v\\a\\().4s, v30.8h, v31.8h")
+                }
+                Kind::F32 => rounds!(rounds, "fmla v\\a\\().4s, v30.4s, v31.4s"),
+            }
+        }
+    }
+}
+
 /// Numbers that a step of [`read`] takes: four cache lines.
 const WORDS: usize = 32;
 
@@ -225,13 +277,14 @@ pub fn read(cx: &Context, data: &[u64], times: u64) -> u64 {
 fn wrapping_sum(tier: Tier, data: &[u64]) -> u64 {
     let (steps, rest) = data.as_chunks::<WORDS>();
     let sums = match tier.level() {
-        Level::Scalar => scalar_sums(steps),
         // SAFETY: a tier of one of these levels exists only where AVX2 was detected.
         #[cfg(target_arch = "x86_64")]
         Level::Avx2 | Level::AvxVnni => unsafe { x86::sums_by_32(steps) },
         // SAFETY: tiers of these levels exist only where AVX-512 was detected.
         #[cfg(target_arch = "x86_64")]
         Level::Avx512 | Level::Amx => unsafe { x86::sums_by_64(steps) },
+        // Which the compiler makes loads of whole registers of NEON, too.
+        _ => scalar_sums(steps),
     };
     sums.iter().chain(rest).fold(0, |sum, word| sum.wrapping_add(*word))
 }
@@ -262,6 +315,7 @@ mod tests {
                     let counted = multiply_adds(&cx, kind, 1000);
                     let width = match tier.name() {
                         "scalar" => None,
+                        "neon-dotprod" => Some(16),
                         "avx2" | "avx-vnni" => Some(32),
                         _ => Some(64),
                     };
@@ -269,7 +323,8 @@ mod tests {
                         ("amx-int8", Kind::Int8 | Kind::Int16) => Some(16 * 16 * 64),
                         _ => width,
                     };
-                    let expected = width.map(|width| 1000 * 12 * width / bytes * threads as u64);
+                    let sums = if tier.name() == "neon-dotprod" { 24 } else { 12 };
+                    let expected = width.map(|width| 1000 * sums * width / bytes * threads as u64);
                     assert_eq!(counted, expected, "{} {kind:?}, {threads} threads", tier.name());
                 }
             }

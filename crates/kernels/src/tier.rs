@@ -16,6 +16,9 @@ pub struct Tier(Level);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Level {
     Scalar,
+    /// NEON with dot products. Elsewhere tests emulate its instructions, see `neon.rs`.
+    #[cfg(any(target_arch = "aarch64", test))]
+    Neon,
     #[cfg(target_arch = "x86_64")]
     Avx2,
     #[cfg(target_arch = "x86_64")]
@@ -32,7 +35,10 @@ impl Tier {
 
     /// Every tier this machine can run, slowest first.
     pub fn available() -> Vec<Tier> {
-        #[cfg_attr(not(target_arch = "x86_64"), expect(unused_mut, reason = "the scalar tier is alone"))]
+        #[cfg_attr(
+            not(any(target_arch = "x86_64", target_arch = "aarch64")),
+            expect(unused_mut, reason = "the scalar tier is alone")
+        )]
         let mut tiers = vec![Tier::SCALAR];
         #[cfg(target_arch = "x86_64")]
         {
@@ -46,6 +52,20 @@ impl Tier {
                 (Level::Amx, avx2 && wide && has!("avx512vnni") && crate::amx::available()),
             ];
             tiers.extend(levels.into_iter().filter(|(_, here)| *here).map(|(level, _)| Tier(level)));
+        }
+        #[cfg(target_arch = "aarch64")]
+        if std::arch::is_aarch64_feature_detected!("dotprod") {
+            tiers.push(Tier(Level::Neon));
+        }
+        tiers
+    }
+
+    /// What the tests of integer kernels compare: the tiers of this machine, and the one they emulate.
+    #[cfg(test)]
+    pub(crate) fn tested() -> Vec<Tier> {
+        let mut tiers = Tier::available();
+        if cfg!(not(target_arch = "aarch64")) {
+            tiers.push(Tier(Level::Neon));
         }
         tiers
     }
@@ -69,6 +89,8 @@ impl Tier {
     pub fn name(self) -> &'static str {
         match self.0 {
             Level::Scalar => "scalar",
+            #[cfg(any(target_arch = "aarch64", test))]
+            Level::Neon => "neon-dotprod",
             #[cfg(target_arch = "x86_64")]
             Level::Avx2 => "avx2",
             #[cfg(target_arch = "x86_64")]
@@ -83,11 +105,9 @@ impl Tier {
     /// Whether there are 32 registers of sixteen f32.
     pub(crate) fn wide(self) -> bool {
         match self.0 {
-            Level::Scalar => false,
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx2 | Level::AvxVnni => false,
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 | Level::Amx => true,
+            _ => false,
         }
     }
 
@@ -340,6 +360,9 @@ macro_rules! tiered {
 
             match tier.level() {
                 $crate::tier::Level::Scalar => body($($arg),*),
+                // Every aarch64 has NEON and fused multiply-adds, and dot products are no floats.
+                #[cfg(any(target_arch = "aarch64", test))]
+                $crate::tier::Level::Neon => body($($arg),*),
                 // SAFETY: a tier of these levels exists only where both features were detected.
                 #[cfg(target_arch = "x86_64")]
                 $crate::tier::Level::Avx2 | $crate::tier::Level::AvxVnni => unsafe { avx2($($arg),*) },

@@ -37,6 +37,7 @@ impl Out<'_> {
     }
 
     /// Panels that the columns span.
+    #[cfg(target_arch = "x86_64")]
     pub(crate) fn panels(&self) -> usize {
         self.y.columns().div_ceil(COLUMNS)
     }
@@ -71,6 +72,7 @@ impl Out<'_> {
     }
 
     /// Stores the sums of panel `panel` of the first row.
+    #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     pub(crate) fn finish_panel(&mut self, panel: usize, sums: &[i32; COLUMNS]) {
         let columns = panel * COLUMNS..self.y.columns().min((panel + 1) * COLUMNS);

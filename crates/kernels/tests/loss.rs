@@ -6,8 +6,8 @@ use tritrain_kernels::{Context, Tier, rows::quantize};
 
 /// Error allowed in losses and logits, relative to the tensor's largest entry.
 const FORWARD: f64 = 1e-5;
-/// Error allowed in gradients, likewise.
-const GRADIENT: f64 = 1e-4;
+/// Error allowed in gradients, likewise. The f32 GEMM adds up a million products in fewer parts on aarch64.
+const GRADIENT: f64 = if cfg!(target_arch = "aarch64") { 3e-4 } else { 1e-4 };
 
 /// (n, vocab, dim): single entries, odd sizes, borders of the chunk of 512 tokens, and vocabularies
 /// whose chunks hold fewer tokens (2²¹ logits).

@@ -34,6 +34,8 @@ fn four_dots(tier: Tier, x: &[i16], codes: &[i8]) -> [f32; STREAMS] {
         let (x, rows) = (&x[part.clone()], rows.map(|row| &row[part.clone()]));
         let sums = match tier.level() {
             Level::Scalar => rows.map(|row| plain(x, row)),
+            #[cfg(any(test, target_arch = "aarch64"))]
+            Level::Neon => rows.map(|row| plain(x, row)),
             // SAFETY: all other tiers of this processor have AVX2.
             #[cfg(target_arch = "x86_64")]
             _ => unsafe { avx2::four(x, rows) },

@@ -3,6 +3,8 @@
 use super::{BLOCK, scalar};
 #[cfg(target_arch = "x86_64")]
 use super::{avx_vnni, avx2, avx512};
+#[cfg(any(target_arch = "aarch64", test))]
+use crate::neon;
 use crate::{Tier, tier::Level, tile::COLUMNS};
 
 /// The integers of a product.
@@ -43,10 +45,11 @@ const _: () = assert!(Kind::Int8.fits() && Kind::Int16.fits() && Kind::Twelve.fi
 
 /// What the tiles of a product multiply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "AMX is there alone"))]
 pub(super) enum Layout {
     /// Int16, two inner indices side by side.
     Pairs,
-    /// Bytes, four inner indices side by side; the right factor is offset by 128, so that it is unsigned.
+    /// Bytes, four inner indices side by side; the right factor may have an offset, so that it is unsigned.
     Quads,
     /// Bytes in tiles of AMX: one plane, or two for the upper and the lower byte, of either factor.
     Tiles {
@@ -59,6 +62,7 @@ pub(super) enum Layout {
 
 /// How one factor lies in memory: panels of some rows (or columns), lanes of four inner indices or two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "AMX is there alone"))]
 pub(super) enum Side {
     /// `[pair][width][2]` of i16.
     Pairs {
@@ -158,7 +162,13 @@ pub(super) struct Form {
     pub(super) right: Side,
     /// Panels of the right factor in a tile.
     pub(super) panels: usize,
+    /// What every value of the right factor is offset by.
+    pub(super) offset: i32,
 }
+
+/// The offset that makes int8 unsigned.
+#[cfg(target_arch = "x86_64")]
+const UNSIGNED: i32 = 128;
 
 impl Form {
     /// What `tier` multiplies in a product of `kind`.
@@ -168,22 +178,28 @@ impl Form {
             left: Side::Pairs { width },
             right: Side::Pairs { width: COLUMNS },
             panels,
+            offset: 0,
         };
-        #[cfg(target_arch = "x86_64")]
-        let quads = |width, panels| Form {
+        #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+        let quads = |width, panels, offset| Form {
             layout: Layout::Quads,
             left: Side::Quads { width },
             right: Side::Quads { width: COLUMNS },
             panels,
+            offset,
         };
         match (tier.level(), kind) {
             (Level::Scalar, _) => pairs(scalar::ROWS, 1),
+            #[cfg(any(target_arch = "aarch64", test))]
+            (Level::Neon, Kind::Int8) => quads(neon::ROWS, 1, 0),
+            #[cfg(any(target_arch = "aarch64", test))]
+            (Level::Neon, _) => pairs(neon::ROWS, 1),
             #[cfg(target_arch = "x86_64")]
-            (Level::AvxVnni, Kind::Int8) => quads(avx_vnni::ROWS, 1),
+            (Level::AvxVnni, Kind::Int8) => quads(avx_vnni::ROWS, 1, UNSIGNED),
             #[cfg(target_arch = "x86_64")]
             (Level::Avx2 | Level::AvxVnni, _) => pairs(avx2::ROWS, 1),
             #[cfg(target_arch = "x86_64")]
-            (Level::Avx512, Kind::Int8) => quads(avx512::ROWS, 2),
+            (Level::Avx512, Kind::Int8) => quads(avx512::ROWS, 2, UNSIGNED),
             #[cfg(target_arch = "x86_64")]
             (Level::Avx512, _) => pairs(avx512::ROWS, 2),
             #[cfg(target_arch = "x86_64")]
@@ -195,13 +211,9 @@ impl Form {
                     left: Side::Rows { planes: left },
                     right: Side::Columns { planes: right },
                     panels: if right == 1 { 2 } else { 1 },
+                    offset: 0,
                 }
             }
         }
-    }
-
-    /// What every value of the right factor is offset by.
-    pub(super) fn offset(self) -> i32 {
-        if self.layout == Layout::Quads { 128 } else { 0 }
     }
 }

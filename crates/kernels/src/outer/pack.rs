@@ -62,7 +62,7 @@ impl Left {
         work: impl Fn(usize, usize, Target<'_>) + Sync + Send,
     ) {
         let form = Form::of(cx.tier(), kind);
-        let (side, bound, offset) = (form.left, kind.left_bound(), form.offset());
+        let (side, bound, offset) = (form.left, kind.left_bound(), form.offset);
         let (blocks, stripes) = (inner.div_ceil(BLOCK), padded_rows(rows) / STRIPE);
         let panel = side.panel(inner.min(BLOCK));
         let stripe = STRIPE / side.width() * panel;
@@ -307,7 +307,7 @@ tiered! {
 /// Lays int8 rows `x` `[inner][columns]` out as columns of the result.
 pub(crate) fn pack_columns(cx: &Context, kind: Kind, x: &[i8], columns: usize, right: &mut Right) {
     let form = Form::of(cx.tier(), kind);
-    let (side, offset) = (form.right, form.offset() as u8);
+    let (side, offset) = (form.right, form.offset as u8);
     let inner = x.len() / columns;
     let panel = side.panel(inner.min(BLOCK));
     let (blocks, panels) = (inner.div_ceil(BLOCK), padded_panels(columns));

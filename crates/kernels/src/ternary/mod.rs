@@ -12,6 +12,8 @@ mod avx2;
 mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avx_vnni;
+#[cfg(any(target_arch = "aarch64", test))]
+mod neon;
 mod scalar;
 
 use crate::{
@@ -207,12 +209,21 @@ struct Plan {
 }
 
 impl Plan {
-    fn of(tier: Tier, (rows, outputs, inputs): (usize, usize, usize)) -> Plan {
+    fn of(
+        tier: Tier,
+        #[cfg_attr(not(target_arch = "x86_64"), expect(unused))] (rows, outputs, inputs): (
+            usize,
+            usize,
+            usize,
+        ),
+    ) -> Plan {
         // Few rows where a tile is small, so that some threads share a batch evenly.
         let task = if rows < 192 { 12 } else { 48 };
         let plan = |width, panels| Plan { width, depth: STEP, panels, pass: task, task: (task, outputs) };
         match tier.level() {
             Level::Scalar => plan(1, 1),
+            #[cfg(any(target_arch = "aarch64", test))]
+            Level::Neon => plan(crate::neon::ROWS, 1),
             #[cfg(target_arch = "x86_64")]
             Level::Avx2 => plan(avx2::ROWS, 1),
             #[cfg(target_arch = "x86_64")]
@@ -255,6 +266,8 @@ fn tiles(
 ) {
     match tier.level() {
         Level::Scalar => scalar::tiles(x, steps, codes, out),
+        #[cfg(any(target_arch = "aarch64", test))]
+        Level::Neon => neon::tiles(tier, x, steps, codes, out),
         #[cfg(target_arch = "x86_64")]
         Level::Avx2 => avx2::tiles(tier, x, steps, codes, out),
         #[cfg(target_arch = "x86_64")]
@@ -453,6 +466,8 @@ fn vector(
             let mut out = Out { y: y.part(0..1, part), offsets, factors, column_factors: &[], store };
             match cx.tier().level() {
                 Level::Scalar => scalar::panel(x, packed, &mut out),
+                #[cfg(any(target_arch = "aarch64", test))]
+                Level::Neon => neon::panel(cx.tier(), x, packed, &mut out),
                 #[cfg(target_arch = "x86_64")]
                 Level::Avx2 => avx2::panel(cx.tier(), x, packed, &mut out),
                 #[cfg(target_arch = "x86_64")]
@@ -470,6 +485,8 @@ fn streams(tier: Tier) -> usize {
         Level::Scalar => 1,
         #[cfg(target_arch = "x86_64")]
         Level::Avx2 | Level::AvxVnni => 1,
+        #[cfg(any(test, target_arch = "aarch64"))]
+        Level::Neon => 1,
         #[cfg(target_arch = "x86_64")]
         Level::Avx512 | Level::Amx => avx512::STREAMS,
     }
@@ -525,7 +542,7 @@ mod tests {
 
     #[test]
     fn every_tier_is_exact_at_every_size_and_offset() {
-        for tier in Tier::available() {
+        for tier in Tier::tested() {
             for inputs in 0..=515 {
                 check(tier, 1 + inputs % 13, 1 + inputs % 35, inputs, inputs % 33, inputs as u64, false);
             }
@@ -540,7 +557,7 @@ mod tests {
 
     #[test]
     fn extreme_sums_do_not_saturate() {
-        for tier in Tier::available() {
+        for tier in Tier::tested() {
             for inputs in [255, 256, 257, 511, 512, 1024, 4096] {
                 check(tier, 7, 18, inputs, 0, 0, true);
             }
