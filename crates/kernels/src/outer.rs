@@ -53,7 +53,7 @@ fn task(form: Form, rows: usize, columns: usize) -> ((usize, usize), usize) {
 pub(crate) struct Left {
     rows: usize,
     inner: usize,
-    /// `[block][panel of rows]`, each as its [`Side`] says.
+    /// `[block][panel of rows]`, each as its [`form::Side`] says.
     values: Lines,
     /// `[block][rows, padded]`.
     scales: Vec<f32>,
@@ -66,7 +66,7 @@ pub(crate) struct Left {
 pub(crate) struct Right {
     columns: usize,
     inner: usize,
-    /// `[block][panel of 16 columns]`, each as its [`Side`] says.
+    /// `[block][panel of 16 columns]`, each as its [`form::Side`] says.
     values: Lines,
     /// `[block][columns, padded]`, or none where they are ones.
     scales: Vec<f32>,

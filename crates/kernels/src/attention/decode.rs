@@ -12,12 +12,12 @@ const SMALL_STEP: usize = 1 << 14;
 
 /// Attends from `time` new tokens of one sequence (`shape.batch` is 1) at positions `start..`.
 ///
-/// `qkv` `[time, qkv_width]`, not rotated; `table` is [`rope_table`]'s. `k_cache` and `v_cache`
+/// `qkv` `[time, qkv_width]`, not rotated; `table` is that of [`super::rope_table`]. `k_cache` and `v_cache`
 /// `[capacity, kv_heads·head_dim]` hold rotated keys, and values, of the positions before `start`; the
 /// new ones are put in first. Writes `out` `[time, heads·head_dim]`.
 ///
 /// # Panics
-/// As [`forward`], or `shape.batch` is not 1, or the caches end before the last position.
+/// As [`super::forward`], or `shape.batch` is not 1, or the caches end before the last position.
 pub fn decode(
     cx: &Context,
     qkv: &[f32],
