@@ -43,7 +43,8 @@ fn lanes(tier: Tier, kind: Kind) -> Option<u64> {
         Level::Avx2 | Level::AvxVnni => 32,
         #[cfg(target_arch = "x86_64")]
         Level::Avx512 => 64,
-        // Int16 takes two products of bytes by int8.
+        // Int16 takes two products of bytes by int8. Twelve bits by twelve take four: the shares of logits
+        // end at half.
         #[cfg(target_arch = "x86_64")]
         Level::Amx if kind != Kind::F32 => amx::MULTIPLY_ADDS,
         #[cfg(target_arch = "x86_64")]

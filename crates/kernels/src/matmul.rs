@@ -3,7 +3,7 @@
 //! The crate takes memory for packed operands and gives it back in every call, and cannot be lent any:
 //! up to two allocations for each task of a product.
 
-use crate::Context;
+use crate::{Context, strips::Rect};
 
 /// A matrix of f32 in a slice: `rows × cols`, with a distance in elements between rows and columns.
 #[derive(Clone, Copy, Debug)]
@@ -41,36 +41,25 @@ impl<'a> View<'a> {
     }
 }
 
-/// A rectangle of a row-major result that one call of the `gemm` crate writes.
-struct Target {
-    first: *mut f32,
-    stride: usize,
-    rows: usize,
-    cols: usize,
-}
-
-// SAFETY: targets of several threads are disjoint parts of one exclusively borrowed slice; see `matmul`.
-unsafe impl Send for Target {}
-
-/// # Safety
-/// `out` must be valid for reads and writes of all of its elements, and nothing else may touch them.
-unsafe fn product(a: View<'_>, b: View<'_>, beta: f32, out: &Target) {
+/// `out = beta·out + a·b`
+fn product(a: View<'_>, b: View<'_>, beta: f32, out: &mut Rect<'_>) {
     let (m, n, k) = (a.rows, b.cols, a.cols);
-    assert!(a.cols == b.rows && out.rows == m && out.cols == n, "shapes of a product");
+    assert!(a.cols == b.rows && out.rows() == m && out.columns() == n, "shapes of a product");
     if m == 0 || n == 0 {
         return;
     }
     let stride = |s: usize| s as isize;
+    let (to, to_stride) = out.start();
     // SAFETY: the views were checked on construction to hold every (row, column) of their shape, and the
-    // caller vouches for the result.
+    // rectangle is ours and holds as many.
     unsafe {
         gemm::gemm(
             m,
             n,
             k,
-            out.first,
+            to,
             1,
-            stride(out.stride),
+            stride(to_stride),
             beta != 0.0,
             a.data.as_ptr(),
             stride(a.col_stride),
@@ -105,25 +94,10 @@ pub fn matmul(cx: &Context, a: View<'_>, b: View<'_>, beta: f32, out: &mut [f32]
     }
     // Parts in multiples of 16, a function of the shape alone.
     let part = |length: usize| length.div_ceil(TASKS).next_multiple_of(16);
-    if m >= n {
-        let rows = part(m);
-        cx.chunks(out, rows * n, |index, out| {
-            let rows_here = out.len() / n;
-            let target = Target { first: out.as_mut_ptr(), stride: n, rows: rows_here, cols: n };
-            // SAFETY: the target is all of `out`, which is exclusively borrowed.
-            unsafe { product(a.rows_from(index * rows, rows_here), b, beta, &target) }
-        });
-        return;
-    }
-    let cols = part(n);
-    let first = out.as_mut_ptr();
-    let mut targets: [Target; TASKS] = std::array::from_fn(|index| {
-        let column = n.min(index * cols);
-        Target { first: first.wrapping_add(column), stride: n, rows: m, cols: cols.min(n - column) }
-    });
-    cx.chunks(&mut targets[..n.div_ceil(cols)], 1, |index, target| {
-        let b = b.t().rows_from(index * cols, target[0].cols).t();
-        // SAFETY: the columns of the targets are disjoint and lie in `out`, which holds m rows of n.
-        unsafe { product(a, b, beta, &target[0]) }
+    let task = if m >= n { (part(m), n) } else { (m, part(n)) };
+    cx.grid(out, n, task, |(row, column), mut out| {
+        let a = a.rows_from(row, out.rows());
+        let b = b.t().rows_from(column, out.columns()).t();
+        product(a, b, beta, &mut out);
     });
 }

@@ -21,8 +21,6 @@ mod neon;
 mod pack;
 mod scalar;
 
-#[cfg(target_arch = "x86_64")]
-pub(crate) use amx::finish;
 pub(crate) use form::Kind;
 use form::{Form, Layout};
 pub(crate) use pack::{pack_columns, quantise_columns, quantise_left_rows, quantise_right_rows, scale};
@@ -30,7 +28,7 @@ pub(crate) use pack::{pack_columns, quantise_columns, quantise_left_rows, quanti
 use crate::{
     Context, Store, Tier,
     lines::Lines,
-    tier::Registers,
+    tier::{Level, Registers},
     tile::{COLUMNS, Out},
 };
 
@@ -209,15 +207,15 @@ fn tiles(
 ) {
     let form = Form::of(tier, kind);
     match (form.layout, tier.level()) {
-        (_, crate::tier::Level::Scalar) => scalar::tiles(factors, out),
+        (_, Level::Scalar) => scalar::tiles(factors, out),
         #[cfg(any(target_arch = "aarch64", test))]
-        (layout, crate::tier::Level::Neon) => neon::tiles(tier, layout, factors, out),
+        (layout, Level::Neon) => neon::tiles(tier, layout, factors, out),
         #[cfg(target_arch = "x86_64")]
-        (Layout::Pairs, crate::tier::Level::Avx2 | crate::tier::Level::AvxVnni) => {
+        (Layout::Pairs, Level::Avx2 | Level::AvxVnni) => {
             avx2::tiles(tier, factors, out);
         }
         #[cfg(target_arch = "x86_64")]
-        (Layout::Quads, crate::tier::Level::AvxVnni) => avx_vnni::tiles(tier, factors, out),
+        (Layout::Quads, Level::AvxVnni) => avx_vnni::tiles(tier, factors, out),
         #[cfg(target_arch = "x86_64")]
         (Layout::Pairs, _) => avx512::pairs(tier, factors, out),
         #[cfg(target_arch = "x86_64")]

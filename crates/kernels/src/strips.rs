@@ -106,6 +106,12 @@ impl Rect<'_> {
         unsafe { self.strips.slice(self.first + row, self.column, self.columns) }
     }
 
+    /// Where its first element lies, and the distance of rows.
+    pub(crate) fn start(&mut self) -> (*mut f32, usize) {
+        let start = self.first * self.strips.width + self.column;
+        (self.strips.data.wrapping_add(start), self.strips.width)
+    }
+
     /// A part of it.
     ///
     /// # Panics

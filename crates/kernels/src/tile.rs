@@ -55,7 +55,7 @@ impl Out<'_> {
         }
     }
 
-    /// Stores the sums of those of `R` rows from row `first` on that exist, and `P` panels.
+    /// Stores the sums of those of `R` rows, from row `first` on, and `P` panels that exist.
     #[inline(always)]
     pub(crate) fn finish<const R: usize, const P: usize>(
         &mut self,

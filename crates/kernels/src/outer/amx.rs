@@ -34,7 +34,7 @@ unsafe fn int8(registers: &Tiles, factors: Factors<'_>, out: &mut Out<'_>) {
     for row in (0..out.rows()).step_by(2 * amx::ROWS) {
         let left = [row, row + amx::ROWS].map(|row| factors.rows(row, amx::ROWS));
         registers.int8(left, right, amx::Right::Signed, steps, &mut sums);
-        finish(out, row, panels, &sums);
+        out.finish(row, &sums);
     }
 }
 
@@ -55,7 +55,7 @@ unsafe fn int16(registers: &Tiles, factors: Factors<'_>, out: &mut Out<'_>) {
                 sums[c] = (sums[c] << 8).wrapping_add(lower[c]);
             }
         }
-        finish(out, row, panels, &sums);
+        out.finish(row, &sums);
     }
 }
 
@@ -78,24 +78,5 @@ unsafe fn twelve(registers: &Tiles, factors: Factors<'_>, out: &mut Out<'_>) {
             }
         }
         out.finish(row, &sums);
-    }
-}
-
-/// Stores the panels of two that exist.
-#[inline(always)]
-pub(crate) fn finish<const R: usize>(
-    out: &mut Out<'_>,
-    row: usize,
-    panels: usize,
-    sums: &[[[i32; COLUMNS]; 2]; R],
-) {
-    if panels == 2 {
-        out.finish(row, sums);
-    } else {
-        let mut one = [[[0; COLUMNS]; 1]; R];
-        for r in 0..R {
-            one[r][0] = sums[r][0];
-        }
-        out.finish(row, &one);
     }
 }

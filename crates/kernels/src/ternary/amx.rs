@@ -6,7 +6,6 @@
 use crate::{
     Tier,
     amx::{self, ROWS, TILE, Tiles},
-    outer::finish,
     tier::{Level, Registers},
     tile::{COLUMNS, Out},
 };
@@ -37,6 +36,6 @@ unsafe fn all(registers: &Tiles, x: &[u8], steps: usize, codes: &[u8], out: &mut
     let mut sums = [[[0; COLUMNS]; 2]; 2 * ROWS];
     for (row, x) in (0..out.rows()).step_by(2 * ROWS).zip(x.chunks_exact(2 * steps * TILE)) {
         registers.int8(x.split_at(steps * TILE).into(), codes, amx::Right::Unsigned, steps, &mut sums);
-        finish(out, row, panels, &sums);
+        out.finish(row, &sums);
     }
 }
