@@ -17,7 +17,7 @@ use crate::{
     Context, Store, Tier, lanes,
     matmul::{View, matmul},
     outer::{
-        self, Kind, Left, Right, pack_columns, product, quantise_left_rows, quantise_right_rows, scale,
+        self, Kind, Left, Right, pack_columns, product, quantise_left_rows, quantise_right_rows,
         weight_gradient_of,
     },
     rows,
@@ -45,8 +45,8 @@ pub enum Products {
 #[derive(Debug, Default)]
 pub struct Scratch {
     logits: Vec<f32>,
-    /// One row of hidden states in twelve bits.
-    rounded: Vec<i16>,
+    /// One row of hidden states.
+    rounded: dots::Rounded,
     integers: Integers,
 }
 
@@ -312,14 +312,12 @@ pub fn head_logits_int8(
     let dim = codes.len() / vocab;
     assert_eq!(codes.len(), vocab * dim, "codes and scales of the head");
     check_logits(hidden, (rows, dim, vocab), logits);
-    let rounded = &mut scratch.rounded;
-    rounded.resize(dim, 0);
     for (x, logits) in hidden.chunks_exact(dim).zip(logits.chunks_exact_mut(vocab)) {
-        let scale = round_row(cx.tier(), x, rounded);
-        let rounded = &rounded[..];
+        scratch.rounded.set(cx.tier(), x);
+        let rounded = &scratch.rounded;
         logits_by_words(cx, dim, logits, |first, part| {
             let codes = &codes[first * dim..][..part.len() * dim];
-            dots::dots(cx.tier(), (rounded, scale), codes, &scales[first..], part);
+            dots::dots(cx.tier(), rounded, codes, &scales[first..], part);
         });
     }
 }
@@ -347,16 +345,5 @@ tiered! {
         for (row, out) in matrix.chunks_exact(x.len()).zip(out) {
             *out = lanes::dot(x, row);
         }
-    }
-}
-
-tiered! {
-    /// Rounds `x` to twelve bits; returns the scale.
-    fn round_row(x: &[f32], to: &mut [i16]) -> f32 {
-        let (scale, inverse) = scale(lanes::max_abs(x), Kind::Twelve.left_bound());
-        for (to, x) in to.iter_mut().zip(x) {
-            *to = lanes::round(x * inverse) as i16;
-        }
-        scale
     }
 }

@@ -1,7 +1,8 @@
 //! Threads that wait for tasks without sleeping: for work that is over before a sleeping thread wakes up.
 //!
-//! One token takes some sixty products of ten microseconds. A team takes each task from one word of
-//! memory: the number of the job, of its tasks, and of those taken so far.
+//! One token takes some sixty products of ten microseconds. Each member has tasks of its own, so that
+//! members meet in the same line of memory only when a job begins and ends, or when one that has done its
+//! share helps another.
 
 use std::{
     hint::spin_loop,
@@ -9,7 +10,7 @@ use std::{
     sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering},
 };
 
-/// Bits of the number of tasks in a job, and of those taken.
+/// Bits of the number of tasks in a job.
 const BITS: u32 = 20;
 /// Tasks a job may have.
 pub(crate) const MOST: usize = (1 << BITS) - 1;
@@ -17,13 +18,33 @@ pub(crate) const MOST: usize = (1 << BITS) - 1;
 /// A job: what is done for each index.
 struct Job<'a>(&'a (dyn Fn(usize) + Sync));
 
-/// The place where a leader leaves jobs for its followers.
+/// Tasks of one member, on lines of memory of its own.
 #[derive(Debug, Default)]
-pub(crate) struct Team {
-    /// Job, tasks, tasks taken, from the upper bits down.
+#[repr(align(128))]
+struct Member {
+    /// Job, end of its tasks, the next of them, from the upper bits down.
     word: AtomicU64,
-    job: AtomicPtr<Job<'static>>,
+    /// Tasks this member has finished, of all jobs.
     finished: AtomicUsize,
+}
+
+impl Member {
+    /// Claims a task, if there is one.
+    fn claim(&self) -> Option<usize> {
+        let word = self.word.load(Ordering::Acquire);
+        let mask = MOST as u64;
+        let (end, next) = (word >> BITS & mask, word & mask);
+        let claimed = next < end
+            && self.word.compare_exchange(word, word + 1, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+        claimed.then_some(next as usize)
+    }
+}
+
+/// The place where a leader, member 0, leaves jobs for its followers.
+#[derive(Debug)]
+pub(crate) struct Team {
+    members: Box<[Member]>,
+    job: AtomicPtr<Job<'static>>,
     over: AtomicBool,
     /// Whether a job is running: one within another is done by whoever starts it.
     busy: AtomicBool,
@@ -39,34 +60,45 @@ impl Drop for Finish<'_> {
 }
 
 impl Team {
-    /// Takes tasks until the team is dissolved.
-    pub(crate) fn follow(&self) {
+    /// A team of `members`, the leader among them.
+    pub(crate) fn new(members: usize) -> Team {
+        Team {
+            members: (0..members).map(|_| Member::default()).collect(),
+            job: AtomicPtr::default(),
+            over: AtomicBool::new(false),
+            busy: AtomicBool::new(false),
+        }
+    }
+
+    /// Takes tasks as member `me` until the team is dissolved.
+    pub(crate) fn follow(&self, me: usize) {
         while !self.over.load(Ordering::Acquire) {
-            if !self.take() {
+            if !self.take(me) {
                 spin_loop();
             }
         }
     }
 
-    /// Claims a task, if there is one.
-    fn claim(&self) -> Option<usize> {
-        let word = self.word.load(Ordering::Acquire);
-        let mask = MOST as u64;
-        let (count, taken) = (word >> BITS & mask, word & mask);
-        let claimed = taken < count
-            && self.word.compare_exchange(word, word + 1, Ordering::AcqRel, Ordering::Relaxed).is_ok();
-        claimed.then_some(taken as usize)
+    /// Claims one of the member's own tasks, or else one of another's.
+    fn claim(&self, me: usize) -> Option<usize> {
+        let count = self.members.len();
+        (0..count).find_map(|step| self.members[(me + step) % count].claim())
     }
 
     /// Does one task, if there is one.
-    fn take(&self) -> bool {
-        let Some(index) = self.claim() else { return false };
-        let _finish = Finish(&self.finished);
-        // SAFETY: a task of the job in the word was claimed and is not finished, so the leader is still in
-        // `lead` and the job on its stack; the pointer was written before the word.
+    fn take(&self, me: usize) -> bool {
+        let Some(index) = self.claim(me) else { return false };
+        let _finish = Finish(&self.members[me].finished);
+        // SAFETY: a task of a job was claimed and is not finished, so the leader is still in `lead` and the
+        // job on its stack; the pointer was written before the word.
         let job = unsafe { &*self.job.load(Ordering::Acquire) };
         (job.0)(index);
         true
+    }
+
+    /// Tasks finished, of all jobs.
+    fn finished(&self) -> usize {
+        self.members.iter().fold(0, |sum, member| sum.wrapping_add(member.finished.load(Ordering::Acquire)))
     }
 
     /// Does `work` for every index in `0..count` with the followers. A job inside a job is not shared.
@@ -76,30 +108,38 @@ impl Team {
             return;
         }
         let job = Job(work);
-        self.finished.store(0, Ordering::Relaxed);
+        let all = self.finished().wrapping_add(count);
         self.job.store(ptr::from_ref(&job).cast::<Job<'static>>().cast_mut(), Ordering::Release);
-        let number = (self.word.load(Ordering::Relaxed) >> (2 * BITS)).wrapping_add(1);
-        self.word.store(number << (2 * BITS) | (count as u64) << BITS, Ordering::Release);
+        let shares = self.members.len();
+        // Those who have to be told begin first.
+        for (share, member) in self.members.iter().enumerate().rev() {
+            let number = (member.word.load(Ordering::Relaxed) >> (2 * BITS)).wrapping_add(1);
+            let [start, end] = [share, share + 1].map(|share| (count * share / shares) as u64);
+            member.word.store(number << (2 * BITS) | end << BITS | start, Ordering::Release);
+        }
         /// Waits for the tasks that others took, also when one of the leader's own panics.
         struct Wait<'a>(&'a Team, usize);
         impl Drop for Wait<'_> {
             fn drop(&mut self) {
-                let Wait(team, count) = *self;
-                while team.finished.load(Ordering::Acquire) < count {
+                let Wait(team, all) = *self;
+                while team.finished() != all {
                     // After a panic nobody does the rest.
-                    match team.claim() {
-                        Some(_) => drop(Finish(&team.finished)),
+                    match team.claim(0) {
+                        Some(_) => drop(Finish(&team.members[0].finished)),
                         None => spin_loop(),
                     }
                 }
                 team.busy.store(false, Ordering::Release);
             }
         }
-        let _wait = Wait(self, count);
+        let wait = Wait(self, all);
         // A claim may fail because another thread came first.
-        while (self.word.load(Ordering::Relaxed) & MOST as u64) < count as u64 {
-            self.take();
+        while self.finished() != all {
+            if !self.take(0) {
+                spin_loop();
+            }
         }
+        drop(wait);
     }
 
     /// Lets the followers go.
@@ -114,10 +154,11 @@ mod tests {
 
     #[test]
     fn every_task_of_every_job_is_done_once() {
-        let team = Team::default();
+        let team = Team::new(4);
         std::thread::scope(|scope| {
-            for _ in 0..3 {
-                scope.spawn(|| team.follow());
+            for member in 1..4 {
+                let team = &team;
+                scope.spawn(move || team.follow(member));
             }
             for round in 0..2000usize {
                 let done: Vec<AtomicUsize> = (0..round % 40).map(|_| AtomicUsize::new(0)).collect();
@@ -135,11 +176,11 @@ mod tests {
 
     #[test]
     fn a_panic_reaches_whoever_waits() {
-        let team = Team::default();
+        let team = Team::new(2);
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             std::thread::scope(|scope| {
                 scope.spawn(|| {
-                    let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| team.follow()));
+                    let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| team.follow(1)));
                 });
                 struct Dissolve<'a>(&'a Team);
                 impl Drop for Dissolve<'_> {

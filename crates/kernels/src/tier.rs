@@ -203,7 +203,7 @@ impl Context {
         self.pool.install(|| {
             let leader = self.pool.current_thread_index();
             let (Some(leader), true) = (leader, self.threads() > 1) else { return work() };
-            let team = Arc::new(Team::default());
+            let team = Arc::new(Team::new(self.threads()));
             {
                 let mut place = self.team.write().unwrap_or_else(PoisonError::into_inner);
                 if place.is_some() {
@@ -222,9 +222,9 @@ impl Context {
             }
             rayon::in_place_scope(|scope| {
                 let _over = Over(self, Arc::clone(&team));
-                for _ in 1..self.threads() {
+                for member in 1..self.threads() {
                     let team = Arc::clone(&team);
-                    scope.spawn(move |_| team.follow());
+                    scope.spawn(move |_| team.follow(member));
                 }
                 work()
             })

@@ -1,14 +1,59 @@
 //! Rows of the output head against one hidden state, four rows side by side: so much more of the head is
 //! on its way at any time.
 
-use crate::{Tier, lanes, tier::Level};
+use crate::{
+    Tier, lanes,
+    outer::{Kind, scale},
+    tier::Level,
+};
 
 /// Rows that are read side by side.
 pub(super) const STREAMS: usize = 4;
 
-/// Dot product of `x`, of twelve bits, with each row of `codes` `[out.len(), x.len()]`, times both scales.
-pub(super) fn dots(tier: Tier, (x, scale_x): (&[i16], f32), codes: &[i8], scales: &[f32], out: &mut [f32]) {
-    let dim = x.len();
+/// A hidden state in twelve bits.
+#[derive(Debug, Default)]
+pub(super) struct Rounded {
+    values: Vec<i16>,
+    scale: f32,
+    /// The same as `64 · high + low`, with low six bits, for instructions that multiply bytes.
+    high: Vec<i8>,
+    low: Vec<i8>,
+    /// Sums over blocks of [`lanes::EXACT`].
+    sums: Vec<i32>,
+}
+
+impl Rounded {
+    /// Rounds `x`.
+    pub(super) fn set(&mut self, tier: Tier, x: &[f32]) {
+        self.values.resize(x.len(), 0);
+        self.high.resize(x.len(), 0);
+        self.low.resize(x.len(), 0);
+        self.sums.clear();
+        self.scale = round_row(tier, x, &mut self.values, &mut self.high, &mut self.low);
+        let blocks = self.values.chunks(lanes::EXACT);
+        self.sums.extend(blocks.map(|block| block.iter().map(|x| i32::from(*x)).sum::<i32>()));
+    }
+}
+
+tiered! {
+    /// Rounds `x` to twelve bits; returns the scale.
+    fn round_row(x: &[f32], to: &mut [i16], high: &mut [i8], low: &mut [i8]) -> f32 {
+        let (scale, inverse) = scale(lanes::max_abs(x), Kind::Twelve.left_bound());
+        let n = x.len();
+        let (to, high, low) = (&mut to[..n], &mut high[..n], &mut low[..n]);
+        for i in 0..n {
+            let value = lanes::round(x[i] * inverse);
+            to[i] = value as i16;
+            high[i] = (value >> 6) as i8;
+            low[i] = (value & 63) as i8;
+        }
+        scale
+    }
+}
+
+/// Dot product of `x` with each row of `codes` `[out.len(), dim]`, times both scales.
+pub(super) fn dots(tier: Tier, x: &Rounded, codes: &[i8], scales: &[f32], out: &mut [f32]) {
+    let dim = x.values.len();
     let rows = codes.chunks(STREAMS * dim).zip(scales.chunks(STREAMS)).zip(out.chunks_mut(STREAMS));
     for ((codes, scales), out) in rows {
         let mut sums = [0.0; STREAMS];
@@ -16,29 +61,36 @@ pub(super) fn dots(tier: Tier, (x, scale_x): (&[i16], f32), codes: &[i8], scales
             sums = four_dots(tier, x, codes);
         } else {
             for (sum, row) in sums.iter_mut().zip(codes.chunks_exact(dim)) {
-                *sum = lanes::dot_integers(x, row);
+                *sum = lanes::dot_integers(&x.values, row);
             }
         }
         for ((out, sum), scale) in out.iter_mut().zip(sums).zip(scales) {
-            *out = sum * (scale * scale_x);
+            *out = sum * (scale * x.scale);
         }
     }
 }
 
 /// Exact sums over blocks, added in f32, as [`lanes::dot_integers`].
-fn four_dots(tier: Tier, x: &[i16], codes: &[i8]) -> [f32; STREAMS] {
+fn four_dots(tier: Tier, x: &Rounded, codes: &[i8]) -> [f32; STREAMS] {
     let mut totals = [0.0; STREAMS];
-    let rows = [0, 1, 2, 3].map(|row| &codes[row * x.len()..][..x.len()]);
-    for start in (0..x.len()).step_by(lanes::EXACT) {
-        let part = start..x.len().min(start + lanes::EXACT);
-        let (x, rows) = (&x[part.clone()], rows.map(|row| &row[part.clone()]));
+    let dim = x.values.len();
+    let rows = [0, 1, 2, 3].map(|row| &codes[row * dim..][..dim]);
+    for (block, start) in (0..dim).step_by(lanes::EXACT).enumerate() {
+        let part = start..dim.min(start + lanes::EXACT);
+        let (values, rows) = (&x.values[part.clone()], rows.map(|row| &row[part.clone()]));
         let sums = match tier.level() {
-            Level::Scalar => rows.map(|row| plain(x, row)),
+            Level::Scalar => rows.map(|row| plain(values, row)),
             #[cfg(any(test, target_arch = "aarch64"))]
-            Level::Neon => rows.map(|row| plain(x, row)),
+            Level::Neon => rows.map(|row| plain(values, row)),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 | Level::Amx => {
+                let halves = (&x.high[part.clone()], &x.low[part]);
+                // SAFETY: both tiers have AVX-512 VNNI; halves and rows have one length.
+                unsafe { avx512::four(values, halves, x.sums[block], rows) }
+            }
             // SAFETY: all other tiers of this processor have AVX2.
             #[cfg(target_arch = "x86_64")]
-            _ => unsafe { avx2::four(x, rows) },
+            _ => unsafe { avx2::four(values, rows) },
         };
         for (total, sum) in totals.iter_mut().zip(sums) {
             *total += sum as f32;
@@ -96,6 +148,61 @@ mod avx2 {
     }
 }
 
+#[cfg(target_arch = "x86_64")]
+mod avx512 {
+    use std::arch::x86_64::{
+        _MM_HINT_T0, _mm_prefetch, _mm512_add_epi32, _mm512_dpbusd_epi32, _mm512_loadu_si512,
+        _mm512_reduce_add_epi32, _mm512_set1_epi8, _mm512_setzero_si512, _mm512_slli_epi32, _mm512_xor_si512,
+    };
+
+    use super::{STREAMS, plain};
+
+    /// How far ahead of what it multiplies a row is fetched, in bytes.
+    const AHEAD: usize = 2048;
+
+    /// Sums of products that fit an i32, from codes that are offset by 128; `sum` is that of `x`.
+    ///
+    /// # Safety
+    /// Needs AVX-512 VNNI, and halves and rows as long as `x`.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    pub(super) unsafe fn four(
+        x: &[i16],
+        (high, low): (&[i8], &[i8]),
+        sum: i32,
+        rows: [&[i8]; STREAMS],
+    ) -> [i32; STREAMS] {
+        const WIDTH: usize = 64;
+        let whole = x.len() / WIDTH * WIDTH;
+        let offset = _mm512_set1_epi8(i8::MIN);
+        let mut acc = [[_mm512_setzero_si512(); 2]; STREAMS];
+        for at in (0..whole).step_by(WIDTH) {
+            // SAFETY: 64 values from `at` on are in both halves and in every row; what is fetched ahead may
+            // lie beyond, where fetching does nothing.
+            unsafe {
+                let halves = [high, low].map(|half| _mm512_loadu_si512(half.as_ptr().add(at).cast()));
+                for r in 0..STREAMS {
+                    let codes = rows[r].as_ptr().add(at);
+                    _mm_prefetch::<_MM_HINT_T0>(codes.wrapping_add(AHEAD));
+                    let codes = _mm512_xor_si512(_mm512_loadu_si512(codes.cast()), offset);
+                    for h in 0..2 {
+                        acc[r][h] = _mm512_dpbusd_epi32(acc[r][h], codes, halves[h]);
+                    }
+                }
+            }
+        }
+        // Sums beyond an i32 wrap on the way; what is returned does not.
+        let rest = &x[whole..];
+        let offsets = (sum - rest.iter().map(|x| i32::from(*x)).sum::<i32>()).wrapping_mul(128);
+        let mut sums = [0; STREAMS];
+        for r in 0..STREAMS {
+            let lanes = _mm512_add_epi32(_mm512_slli_epi32::<6>(acc[r][0]), acc[r][1]);
+            let sum = _mm512_reduce_add_epi32(lanes).wrapping_sub(offsets);
+            sums[r] = sum + plain(rest, &rows[r][whole..]);
+        }
+        sums
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -104,15 +211,17 @@ mod tests {
     fn every_tier_equals_single_rows() {
         for tier in Tier::available() {
             for dim in (1..=70).chain([255, 256, 257, lanes::EXACT + 3]) {
-                let x: Vec<i16> = (0..dim).map(|i| (i * 7919 % 4095) as i16 - 2047).collect();
+                let x: Vec<f32> = (0..dim).map(|i| (i * 7919 % 4095) as f32 - 2047.0).collect();
+                let mut rounded = Rounded::default();
+                rounded.set(tier, &x);
                 for rows in [1, 3, 4, 9] {
                     let codes: Vec<i8> = (0..rows * dim).map(|i| ((i * 104_729) % 255) as u8 as i8).collect();
                     let scales: Vec<f32> = (0..rows).map(|row| 0.5 + row as f32).collect();
                     let mut found = vec![f32::NAN; rows];
-                    dots(tier, (&x, 0.25), &codes, &scales, &mut found);
+                    dots(tier, &rounded, &codes, &scales, &mut found);
                     for (row, found) in found.iter().enumerate() {
-                        let sum = lanes::dot_integers(&x, &codes[row * dim..][..dim]);
-                        assert_eq!(*found, sum * (scales[row] * 0.25), "{dim} {rows}");
+                        let sum = lanes::dot_integers(&rounded.values, &codes[row * dim..][..dim]);
+                        assert_eq!(*found, sum * (scales[row] * rounded.scale), "{dim} {rows}");
                     }
                 }
             }

@@ -5,9 +5,9 @@
 //! cycle where both 512-bit ports multiply.
 
 use std::arch::x86_64::{
-    _MM_HINT_T0, _mm_prefetch, _mm256_loadu_si256, _mm512_add_epi32, _mm512_and_si512,
-    _mm512_broadcast_i64x4, _mm512_dpbusd_epi32, _mm512_loadu_si512, _mm512_set_epi64, _mm512_set1_epi8,
-    _mm512_set1_epi32, _mm512_setzero_si512, _mm512_srlv_epi64,
+    _MM_HINT_T0, _mm_prefetch, _mm256_loadu_si256, _mm256_set1_epi32, _mm512_add_epi32, _mm512_and_si512,
+    _mm512_broadcast_i64x4, _mm512_dpbusd_epi32, _mm512_inserti64x4, _mm512_loadu_si512, _mm512_set_epi64,
+    _mm512_set1_epi32, _mm512_setzero_si512, _mm512_srav_epi32,
 };
 
 use super::{GROUP, STEP};
@@ -100,33 +100,50 @@ pub(super) fn panels(tier: Tier, x: &[u8], packed: &[u8], out: &mut Out<'_>) {
     }
 }
 
+/// Inputs that a row may have here: codes are multiplied where they lie in a byte, as up to 2·64.
+const MOST_INPUTS: usize = i32::MAX as usize / (2 * 64 * 127);
+
 /// # Safety
 /// Needs AVX-512 VNNI, and `P` panels, `panel` bytes apart, of 32 bytes for each eight values in `x`.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 unsafe fn sums<const P: usize>(x: &[u8], packed: &[u8], panel: usize, first: usize, out: &mut Out<'_>) {
-    // The same 32 bytes in both halves: the lower half gives outputs 0..8, the upper one 8..16.
-    let low = _mm512_set1_epi8(3);
-    let near = _mm512_set_epi64(2, 2, 2, 2, 0, 0, 0, 0);
-    let far = _mm512_set_epi64(6, 6, 6, 6, 4, 4, 4, 4);
-    let mut acc = [[_mm512_setzero_si512(); 2]; P];
-    for g in 0..x.len() / GROUP {
-        // SAFETY: eight activations and 32 bytes of codes of each panel for every group; what is fetched
-        // ahead may lie beyond, where fetching does nothing.
-        unsafe {
-            let fours = x.as_ptr().add(GROUP * g).cast::<i32>();
-            let four = [0, 1].map(|half| _mm512_set1_epi32(fours.add(half).read_unaligned()));
-            for p in 0..P {
-                let at = packed.as_ptr().add(p * panel + 32 * g);
-                _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD).cast());
-                let bytes = _mm512_broadcast_i64x4(_mm256_loadu_si256(at.cast()));
-                for (half, shifts) in [near, far].into_iter().enumerate() {
-                    let codes = _mm512_and_si512(_mm512_srlv_epi64(bytes, shifts), low);
-                    acc[p][half] = _mm512_dpbusd_epi32(acc[p][half], codes, four[half]);
+    // The same 32 bytes in both halves: the lower half gives outputs 0..8, the upper one 8..16. Codes stay
+    // where they lie in their byte, times 1, 4, 16 or 64; sums of one place are divided by that, exactly.
+    let places = [[0, 2], [4, 6]];
+    let masks = places.map(|[lower, upper]| {
+        let of = |place: i32| 0x0303_0303_0303_0303u64.wrapping_shl(place as u32).cast_signed();
+        let (lower, upper) = (of(lower), of(upper));
+        _mm512_set_epi64(upper, upper, upper, upper, lower, lower, lower, lower)
+    });
+    let mut totals = [_mm512_setzero_si512(); P];
+    for start in (0..x.len()).step_by(MOST_INPUTS / GROUP * GROUP) {
+        let end = x.len().min(start + MOST_INPUTS / GROUP * GROUP);
+        let mut acc = [[_mm512_setzero_si512(); 2]; P];
+        for g in start / GROUP..end / GROUP {
+            // SAFETY: eight activations and 32 bytes of codes of each panel for every group; what is
+            // fetched ahead may lie beyond, where fetching does nothing.
+            unsafe {
+                let fours = x.as_ptr().add(GROUP * g).cast::<i32>();
+                let four = [0, 1].map(|half| _mm512_set1_epi32(fours.add(half).read_unaligned()));
+                for p in 0..P {
+                    let at = packed.as_ptr().add(p * panel + 32 * g);
+                    _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD).cast());
+                    let bytes = _mm512_broadcast_i64x4(_mm256_loadu_si256(at.cast()));
+                    for half in 0..2 {
+                        let codes = _mm512_and_si512(bytes, masks[half]);
+                        acc[p][half] = _mm512_dpbusd_epi32(acc[p][half], codes, four[half]);
+                    }
                 }
+            }
+        }
+        for p in 0..P {
+            for (half, [lower, upper]) in places.into_iter().enumerate() {
+                let counts = _mm512_inserti64x4::<1>(_mm512_set1_epi32(lower), _mm256_set1_epi32(upper));
+                totals[p] = _mm512_add_epi32(totals[p], _mm512_srav_epi32(acc[p][half], counts));
             }
         }
     }
     for p in 0..P {
-        out.finish_panel(first + p, &store::zmm(_mm512_add_epi32(acc[p][0], acc[p][1])));
+        out.finish_panel(first + p, &store::zmm(totals[p]));
     }
 }
