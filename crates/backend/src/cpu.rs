@@ -6,7 +6,7 @@ use std::{
 };
 
 use tritrain_kernels::{
-    Context, ContextError, Floats, Tier, attention, elementwise, embed, loss,
+    Context, ContextError, Floats, Tier, attention, elementwise, embed, gate, loss,
     matmul::{self, View},
     norm, outer, rows, ternary, update,
 };
@@ -149,12 +149,12 @@ impl Backend for Cpu {
 
     fn copy(&self, from: &Floats, to: &mut Floats) {
         let _span = self.span("copy");
-        to.copy_from_slice(from);
+        elementwise::copy(&self.cx, from, to);
     }
 
     fn clear(&self, to: &mut Floats) {
         let _span = self.span("clear");
-        to.fill(0.0);
+        elementwise::clear(&self.cx, to);
     }
 
     fn embed(&self, tokens: &Vec<u32>, table: &Floats, dim: usize, x: &mut Floats) {
@@ -188,7 +188,22 @@ impl Backend for Cpu {
         d_gain: &mut Floats,
     ) {
         let _span = self.span("rmsnorm_backward");
-        norm::backward(&self.cx, dh, x, gain, rstd, store == Store::Add, dx, d_gain);
+        norm::backward(&self.cx, dh, x, gain, rstd, store == Store::Add, dx, d_gain, None);
+    }
+
+    fn rmsnorm_backward_quantize(
+        &self,
+        dh: &Floats,
+        x: &Floats,
+        gain: &Floats,
+        rstd: &Floats,
+        store: Store,
+        (dx, rows): (&mut Floats, &mut Int8Rows),
+        d_gain: &mut Floats,
+    ) {
+        let _span = self.span("rmsnorm_backward_quantize");
+        let rows = Some((&mut rows.codes[..], &mut rows.scales[..]));
+        norm::backward(&self.cx, dh, x, gain, rstd, store == Store::Add, dx, d_gain, rows);
     }
 
     fn quantize_rows(&self, x: &Floats, to: &mut Int8Rows) {
@@ -196,10 +211,13 @@ impl Backend for Cpu {
         rows::quantize(&self.cx, x, &mut to.codes, &mut to.scales);
     }
 
-    fn matmul(&self, x: &Floats, w: &Floats, inputs: usize, store: Store, y: &mut Floats) {
+    fn matmul(&self, x: &Floats, w: &Floats, inputs: usize, residual: Option<&Floats>, y: &mut Floats) {
         let _span = self.span("matmul");
         let (tokens, outputs) = (x.len() / inputs, w.len() / inputs);
-        let beta = if store == Store::Add { 1.0 } else { 0.0 };
+        let beta = if residual.is_some() { 1.0 } else { 0.0 };
+        if let Some(residual) = residual {
+            elementwise::copy(&self.cx, residual, y);
+        }
         matmul::matmul(&self.cx, View::new(x, tokens, inputs), View::new(w, outputs, inputs).t(), beta, y);
     }
 
@@ -226,10 +244,11 @@ impl Backend for Cpu {
         }
     }
 
-    fn ternary_matmul(&self, x: &Int8Rows, w: &TernaryMatrix, store: Store, y: &mut Floats) {
+    fn ternary_matmul(&self, x: &Int8Rows, w: &TernaryMatrix, residual: Option<&Floats>, y: &mut Floats) {
         let _span = self.span("ternary_matmul");
         let mut scratch = self.ternary.lock().unwrap_or_else(PoisonError::into_inner);
-        ternary::matmul(&self.cx, &x.codes, &x.scales, &w.forward, w.scale, store, &mut scratch, y);
+        let residual = residual.map(|x| &x[..]);
+        ternary::matmul(&self.cx, &x.codes, &x.scales, &w.forward, w.scale, residual, &mut scratch, y);
     }
 
     fn ternary_input_gradient(&self, dy: &Int8Rows, w: &TernaryMatrix, dx: &mut Floats) {
@@ -238,8 +257,7 @@ impl Backend for Cpu {
             panic!("this ternary matrix was made without room for gradients");
         };
         let mut scratch = self.ternary.lock().unwrap_or_else(PoisonError::into_inner);
-        let store = Store::Replace;
-        ternary::matmul(&self.cx, &dy.codes, &dy.scales, backward, w.scale, store, &mut scratch, dx);
+        ternary::matmul(&self.cx, &dy.codes, &dy.scales, backward, w.scale, None, &mut scratch, dx);
     }
 
     fn ternary_weight_gradient(&self, dy: &Floats, x: &Int8Rows, dw: &mut Floats) {
@@ -282,12 +300,48 @@ impl Backend for Cpu {
 
     fn glu(&self, gate: Gate, gate_up: &Floats, width: usize, a: &mut Floats) {
         let _span = self.span("glu");
-        elementwise::glu(&self.cx, gate, gate_up, width, a);
+        gate::forward(&self.cx, gate, gate_up, width, a);
     }
 
     fn glu_backward(&self, gate: Gate, gate_up: &Floats, da: &Floats, width: usize, d_gate_up: &mut Floats) {
         let _span = self.span("glu_backward");
-        elementwise::glu_backward(&self.cx, gate, gate_up, da, width, d_gate_up);
+        gate::backward(&self.cx, gate, gate_up, da, width, d_gate_up);
+    }
+
+    fn glu_quantize(
+        &self,
+        gate: Gate,
+        gate_up: &Floats,
+        norm: Option<(&Floats, f32)>,
+        h: &mut Int8Rows,
+        rstd: &mut Floats,
+    ) {
+        let _span = self.span("glu_quantize");
+        let norm = norm.map(|(gain, eps)| (&gain[..], eps));
+        gate::forward_quantize(&self.cx, gate, gate_up, norm, &mut h.codes, &mut h.scales, rstd);
+    }
+
+    fn glu_backward_quantize(
+        &self,
+        gate: Gate,
+        gate_up: &Floats,
+        dh: &Floats,
+        norm: Option<(&Floats, &Floats, &mut Floats)>,
+        d_gate_up: &mut Floats,
+        rows: &mut Int8Rows,
+    ) {
+        let _span = self.span("glu_backward_quantize");
+        let norm = norm.map(|(gain, rstd, d_gain)| gate::NormBackward { gain, rstd, d_gain });
+        gate::backward_quantize(
+            &self.cx,
+            gate,
+            gate_up,
+            dh,
+            norm,
+            d_gate_up,
+            &mut rows.codes,
+            &mut rows.scales,
+        );
     }
 
     fn head_loss(

@@ -11,7 +11,7 @@ pub use profile::Spent;
 pub use tritrain_kernels::{
     Store, Tier,
     attention::{Shape, rope_table},
-    elementwise::Gate,
+    gate::Gate,
     loss::Products,
     update::{Adam, Apply, Factored},
 };
@@ -105,11 +105,29 @@ pub trait Backend: Send + Sync {
         dx: &mut Self::Floats,
         d_gain: &mut Self::Floats,
     );
+    /// [`Backend::rmsnorm_backward`], and `dx` as it is then as int8 rows.
+    fn rmsnorm_backward_quantize(
+        &self,
+        dh: &Self::Floats,
+        x: &Self::Floats,
+        gain: &Self::Floats,
+        rstd: &Self::Floats,
+        store: Store,
+        dx: (&mut Self::Floats, &mut Self::Rows),
+        d_gain: &mut Self::Floats,
+    );
     /// Int8 rows: `scale = max|x| / 127`, round half to even.
     fn quantize_rows(&self, x: &Self::Floats, rows: &mut Self::Rows);
 
-    /// `y = x·wᵀ`, or added to `y`; `x` `[tokens][inputs]`, `w` `[outputs][inputs]`.
-    fn matmul(&self, x: &Self::Floats, w: &Self::Floats, inputs: usize, store: Store, y: &mut Self::Floats);
+    /// `y = x·wᵀ`, plus `residual`, of the size of `y`; `x` `[tokens][inputs]`, `w` `[outputs][inputs]`.
+    fn matmul(
+        &self,
+        x: &Self::Floats,
+        w: &Self::Floats,
+        inputs: usize,
+        residual: Option<&Self::Floats>,
+        y: &mut Self::Floats,
+    );
     /// `dx = dy·w`.
     fn matmul_input_gradient(
         &self,
@@ -130,8 +148,14 @@ pub trait Backend: Send + Sync {
     /// Codes and fp16 scale of latent weights: `scale = fp16(mean|w|)`, `code = sign(w)` where
     /// `|w| > scale/2`. Weights that are not finite give the scale NaN.
     fn ternarize(&self, latent: &Self::Floats, w: &mut Self::Ternary);
-    /// `y = x·wᵀ`, exact in i32 before the scales, or added to `y`.
-    fn ternary_matmul(&self, x: &Self::Rows, w: &Self::Ternary, store: Store, y: &mut Self::Floats);
+    /// `y = x·wᵀ`, exact in i32 before the scales, plus `residual`, of the size of `y`.
+    fn ternary_matmul(
+        &self,
+        x: &Self::Rows,
+        w: &Self::Ternary,
+        residual: Option<&Self::Floats>,
+        y: &mut Self::Floats,
+    );
     /// `dx = dy·w`, with `dy` int8 by rows.
     fn ternary_input_gradient(&self, dy: &Self::Rows, w: &Self::Ternary, dx: &mut Self::Floats);
     /// `dw = (dy · scales of x)ᵀ · codes of x`, with the first factor int16 by output column.
@@ -180,6 +204,28 @@ pub trait Backend: Send + Sync {
         da: &Self::Floats,
         width: usize,
         d_gate_up: &mut Self::Floats,
+    );
+
+    /// [`Backend::glu`], then [`Backend::rmsnorm`] with a gain and epsilon where there is one, as int8 rows;
+    /// the activation itself is kept nowhere.
+    fn glu_quantize(
+        &self,
+        gate: Gate,
+        gate_up: &Self::Floats,
+        norm: Option<(&Self::Floats, f32)>,
+        h: &mut Self::Rows,
+        rstd: &mut Self::Floats,
+    );
+    /// Gradients of [`Backend::glu_quantize`], from that of its result; rounding passes straight through.
+    /// `norm` is gain, `rstd` and the gain's gradient, written; `d_gate_up` is also given as int8 rows.
+    fn glu_backward_quantize(
+        &self,
+        gate: Gate,
+        gate_up: &Self::Floats,
+        dh: &Self::Floats,
+        norm: Option<(&Self::Floats, &Self::Floats, &mut Self::Floats)>,
+        d_gate_up: &mut Self::Floats,
+        rows: &mut Self::Rows,
     );
 
     /// Cross entropy of `softmax(hidden·headᵀ)` in nats per token, into `losses` `[tokens]`; `with` is the

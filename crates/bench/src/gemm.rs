@@ -63,12 +63,12 @@ pub fn gemm(m: usize, n: usize, k: usize, threads: usize, pairs: usize) -> Resul
 
     let (forward_ours, forward_theirs) = alternate(
         pairs,
-        || ternary::matmul(&cx, &x8, &scales, &forward, 1.0, Store::Replace, &mut scratch, &mut y),
+        || ternary::matmul(&cx, &x8, &scales, &forward, 1.0, None, &mut scratch, &mut y),
         || matmul::matmul(&cx, xs, ws.t(), 0.0, &mut y32),
     );
     let (dx_ours, dx_theirs) = alternate(
         pairs,
-        || ternary::matmul(&cx, &dy8, &scales, &backward, 1.0, Store::Replace, &mut scratch, &mut dx),
+        || ternary::matmul(&cx, &dy8, &scales, &backward, 1.0, None, &mut scratch, &mut dx),
         || matmul::matmul(&cx, dys, ws, 0.0, &mut dx32),
     );
     let (dw_ours, dw_theirs) = alternate(

@@ -4,7 +4,8 @@ use std::time::Instant;
 
 use serde::Serialize;
 use tritrain_kernels::{
-    Context, ContextError, Store, Tier, attention, elementwise, loss, norm, outer, rows, ternary, update,
+    Context, ContextError, Store, Tier, attention, elementwise, gate, loss, norm, outer, rows, ternary,
+    update,
 };
 use tritrain_trit::rng::Stream;
 
@@ -119,9 +120,10 @@ fn ternary_product(cx: &Context, random: &Random, rows: usize) -> Vec<u32> {
     let mut panels = ternary::Panels::zeros(outputs, inputs);
     panels.pack(cx, &codes);
     let (x, scales) = (random.int8(1, rows * inputs), random.floats(2, rows));
-    let mut y = random.floats(3, rows * outputs);
+    let residual = random.floats(3, rows * outputs);
+    let mut y = vec![0.0; residual.len()];
     let mut scratch = ternary::Scratch::default();
-    ternary::matmul(cx, &x, &scales, &panels, 0.5, Store::Add, &mut scratch, &mut y);
+    ternary::matmul(cx, &x, &scales, &panels, 0.5, Some(&residual), &mut scratch, &mut y);
     bits(&y).collect()
 }
 
@@ -156,18 +158,26 @@ fn norm_backward(cx: &Context, random: &Random) -> Vec<u32> {
     let (dh, x) = (random.floats(0, count * cols), random.floats(1, count * cols));
     let (gain, rstd) = (random.floats(2, cols), random.floats(3, count));
     let (mut dx, mut d_gain) = (random.floats(4, count * cols), vec![0.0; cols]);
-    norm::backward(cx, &dh, &x, &gain, &rstd, true, &mut dx, &mut d_gain);
-    bits(&dx).chain(bits(&d_gain)).collect()
+    let (mut codes, mut scales) = (vec![0; x.len()], vec![0.0; count]);
+    let rows = Some((&mut codes[..], &mut scales[..]));
+    norm::backward(cx, &dh, &x, &gain, &rstd, true, &mut dx, &mut d_gain, rows);
+    bits(&dx).chain(bits(&d_gain)).chain(bits(&scales)).chain(codes.iter().map(|c| *c as u32)).collect()
 }
 
 fn gated(cx: &Context, random: &Random) -> Vec<u32> {
     let (count, width) = (1 + random.below(0, 4), 1 + random.below(1, 120));
-    let gate = [elementwise::Gate::Silu, elementwise::Gate::Relu2][random.below(2, 2)];
-    let (gate_up, da) = (random.floats(0, 2 * count * width), random.floats(1, count * width));
-    let (mut a, mut d_gate_up) = (vec![0.0; count * width], vec![0.0; 2 * count * width]);
-    elementwise::glu(cx, gate, &gate_up, width, &mut a);
-    elementwise::glu_backward(cx, gate, &gate_up, &da, width, &mut d_gate_up);
-    bits(&a).chain(bits(&d_gate_up)).collect()
+    let kind = [gate::Gate::Silu, gate::Gate::Relu2][random.below(2, 2)];
+    let (gate_up, dh) = (random.floats(0, 2 * count * width), random.floats(1, count * width));
+    let (gain, mut d_gain, mut rstd) = (random.floats(3, width), vec![0.0; width], vec![0.0; count]);
+    let (mut codes, mut scales) = (vec![0; dh.len()], vec![0.0; count]);
+    let norm = Some((&gain[..], 1e-5));
+    gate::forward_quantize(cx, kind, &gate_up, norm, &mut codes, &mut scales, &mut rstd);
+    let forward: Vec<u32> = bits(&scales).chain(bits(&rstd)).chain(codes.iter().map(|c| *c as u32)).collect();
+    let (mut d_gate_up, mut codes) = (vec![0.0; gate_up.len()], vec![0; gate_up.len()]);
+    let norm = Some(gate::NormBackward { gain: &gain, rstd: &rstd, d_gain: &mut d_gain });
+    gate::backward_quantize(cx, kind, &gate_up, &dh, norm, &mut d_gate_up, &mut codes, &mut scales);
+    let backward = bits(&d_gate_up).chain(bits(&d_gain)).chain(bits(&scales));
+    forward.into_iter().chain(backward).chain(codes.iter().map(|c| *c as u32)).collect()
 }
 
 fn codes(cx: &Context, random: &Random) -> Vec<u32> {

@@ -48,15 +48,15 @@ pub(crate) const OPERATIONS: [(&str, Build); 21] = [
     ("ternary product", product),
     ("ternary product, one row", product_of_one_row),
     ("attention", attention),
-    ("gated activation", glu),
+    ("gate, RMSNorm and int8 rows", glu),
     ("head and loss", head_loss),
     ("head and loss, backward", head_loss_backward),
     ("int8 rows", int8_rows),
     ("ternary product, dX", input_gradient),
     ("ternary product, dW", weight_gradient),
-    ("gated activation, backward", glu_backward),
+    ("the same, backward", glu_backward),
     ("attention, backward", attention_backward),
-    ("RMSNorm, backward", rmsnorm_backward),
+    ("RMSNorm and int8 rows, backward", rmsnorm_backward),
     ("embedding, backward", embed_backward),
     ("sum of squares", sum_squares),
     ("factored update", factored),
@@ -158,8 +158,10 @@ fn rmsnorm_backward<'a>(cpu: &'a Cpu, shape: &'a ModelShape) -> Work<'a> {
     let (dh, x, gain) = (floats(tokens * dim, 0), floats(tokens * dim, 1), floats(dim, 2));
     let (rstd, mut dx, mut d_gain) =
         (std::iter::repeat_n(1.0, tokens).collect::<Floats>(), cpu.floats(tokens * dim), cpu.floats(dim));
-    Work::new(&[], f32s(4 * tokens * dim + tokens + 2 * dim), move || {
-        cpu.rmsnorm_backward(&dh, &x, &gain, &rstd, Store::Add, &mut dx, &mut d_gain);
+    let (mut rows, bytes) = (cpu.rows(tokens, dim), f32s(4 * tokens * dim + tokens + 2 * dim));
+    Work::new(&[], bytes + int8s(tokens, dim), move || {
+        let to = (&mut dx, &mut rows);
+        cpu.rmsnorm_backward_quantize(&dh, &x, &gain, &rstd, Store::Add, to, &mut d_gain);
     })
 }
 
@@ -168,7 +170,7 @@ fn product_of<'a>(cpu: &'a Cpu, shape: &'a ModelShape, tokens: usize) -> Work<'a
     let (x, w, mut y) = (rows(cpu, tokens, *dim), ternary(cpu, of), cpu.floats(tokens * outputs));
     let bytes = int8s(tokens, *dim) + codes(outputs * dim) + f32s(tokens * outputs);
     Work::new(&[(Kind::Int8, tokens * outputs * dim)], bytes, move || {
-        cpu.ternary_matmul(&x, &w, Store::Replace, &mut y);
+        cpu.ternary_matmul(&x, &w, None, &mut y);
     })
 }
 
@@ -203,7 +205,7 @@ fn f32_product<'a>(cpu: &'a Cpu, shape: &'a ModelShape) -> Work<'a> {
     let (x, w, mut y) = (floats(tokens * dim, 0), floats(outputs * dim, 1), cpu.floats(tokens * outputs));
     let bytes = f32s(tokens * dim + outputs * dim + tokens * outputs);
     Work::new(&[(Kind::F32, tokens * outputs * dim)], bytes, move || {
-        cpu.matmul(&x, &w, dim, Store::Replace, &mut y);
+        cpu.matmul(&x, &w, dim, None, &mut y);
     })
 }
 
@@ -251,16 +253,22 @@ fn attention_backward<'a>(cpu: &'a Cpu, of: &'a ModelShape) -> Work<'a> {
 
 fn glu<'a>(cpu: &'a Cpu, shape: &'a ModelShape) -> Work<'a> {
     let Sizes { tokens, ffn, .. } = shape.into();
-    let (gate_up, mut a) = (floats(2 * tokens * ffn, 0), cpu.floats(tokens * ffn));
-    Work::new(&[], f32s(3 * tokens * ffn), move || cpu.glu(Gate::Silu, &gate_up, ffn, &mut a))
+    let (gate_up, gain, eps) = (floats(2 * tokens * ffn, 0), floats(ffn, 1), shape.model.norm_eps);
+    let (mut h, mut rstd) = (cpu.rows(tokens, ffn), cpu.floats(tokens));
+    Work::new(&[], f32s(2 * tokens * ffn + ffn + tokens) + int8s(tokens, ffn), move || {
+        cpu.glu_quantize(Gate::Silu, &gate_up, Some((&gain, eps)), &mut h, &mut rstd);
+    })
 }
 
 fn glu_backward<'a>(cpu: &'a Cpu, shape: &'a ModelShape) -> Work<'a> {
     let Sizes { tokens, ffn, .. } = shape.into();
-    let (gate_up, da) = (floats(2 * tokens * ffn, 0), floats(tokens * ffn, 1));
-    let mut d_gate_up = cpu.floats(2 * tokens * ffn);
-    Work::new(&[], f32s(5 * tokens * ffn), move || {
-        cpu.glu_backward(Gate::Silu, &gate_up, &da, ffn, &mut d_gate_up);
+    let (gate_up, dh, gain) = (floats(2 * tokens * ffn, 0), floats(tokens * ffn, 1), floats(ffn, 2));
+    let (rstd, mut d_gain) = (std::iter::repeat_n(1.0, tokens).collect::<Floats>(), cpu.floats(ffn));
+    let (mut d_gate_up, mut rows) = (cpu.floats(2 * tokens * ffn), cpu.rows(tokens, 2 * ffn));
+    let bytes = f32s(5 * tokens * ffn + tokens + 2 * ffn) + int8s(tokens, 2 * ffn);
+    Work::new(&[], bytes, move || {
+        let norm = Some((&gain, &rstd, &mut d_gain));
+        cpu.glu_backward_quantize(Gate::Silu, &gate_up, &dh, norm, &mut d_gate_up, &mut rows);
     })
 }
 

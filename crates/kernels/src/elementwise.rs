@@ -1,102 +1,22 @@
-//! Gated activations, and reductions over whole buffers.
+//! Reductions over whole buffers, and ternary codes.
 
 use crate::{Context, lanes};
 
-/// The gate's non-linearity.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Gate {
-    /// `g · sigmoid(g)`.
-    Silu,
-    /// `max(g, 0)²`.
-    Relu2,
-}
+/// Elements of one task that moves them.
+const MOVED: usize = 1 << 16;
 
-/// Rows of one task.
-const ROWS: usize = 16;
-
-/// `a[r] = act(gate[r]) · up[r]`, with `gate_up` `[rows][2 · width]` (gate, then up), `a` `[rows][width]`.
+/// `to = from`.
 ///
 /// # Panics
-/// The lengths do not fit together.
-pub fn glu(cx: &Context, gate: Gate, gate_up: &[f32], width: usize, a: &mut [f32]) {
-    assert_eq!(gate_up.len(), 2 * a.len());
-    cx.chunks(a, ROWS * width, |index, a| {
-        let gate_up = &gate_up[index * ROWS * 2 * width..];
-        for (a, row) in a.chunks_exact_mut(width).zip(gate_up.chunks_exact(2 * width)) {
-            let (g, u) = row.split_at(width);
-            match gate {
-                Gate::Silu => silu_row(cx.tier(), g, u, a),
-                Gate::Relu2 => relu2_row(cx.tier(), g, u, a),
-            }
-        }
-    });
+/// The lengths differ.
+pub fn copy(cx: &Context, from: &[f32], to: &mut [f32]) {
+    assert_eq!(from.len(), to.len());
+    cx.chunks(to, MOVED, |index, to| to.copy_from_slice(&from[index * MOVED..][..to.len()]));
 }
 
-tiered! {
-    fn silu_row(g: &[f32], u: &[f32], a: &mut [f32]) {
-        for ((a, g), u) in a.iter_mut().zip(g).zip(u) {
-            *a = g * lanes::sigmoid(*g) * u;
-        }
-    }
-}
-
-tiered! {
-    fn relu2_row(g: &[f32], u: &[f32], a: &mut [f32]) {
-        for ((a, g), u) in a.iter_mut().zip(g).zip(u) {
-            let positive = if *g < 0.0 { 0.0 } else { *g };
-            *a = positive * positive * u;
-        }
-    }
-}
-
-/// Gradient of [`glu`]: `d_gate_up` `[rows][gate then up]` is written from `da` `[rows][width]`.
-///
-/// # Panics
-/// The lengths do not fit together.
-pub fn glu_backward(
-    cx: &Context,
-    gate: Gate,
-    gate_up: &[f32],
-    da: &[f32],
-    width: usize,
-    d_gate_up: &mut [f32],
-) {
-    assert!(gate_up.len() == 2 * da.len() && d_gate_up.len() == gate_up.len());
-    cx.chunks(d_gate_up, ROWS * 2 * width, |index, d_gate_up| {
-        let (gate_up, da) = (&gate_up[index * ROWS * 2 * width..], &da[index * ROWS * width..]);
-        let rows = gate_up.chunks_exact(2 * width).zip(da.chunks_exact(width));
-        for (d_row, (row, da)) in d_gate_up.chunks_exact_mut(2 * width).zip(rows) {
-            let ((g, u), (dg, du)) = (row.split_at(width), d_row.split_at_mut(width));
-            match gate {
-                Gate::Silu => silu_backward_row(cx.tier(), g, u, da, dg, du),
-                Gate::Relu2 => relu2_backward_row(cx.tier(), g, u, da, dg, du),
-            }
-        }
-    });
-}
-
-tiered! {
-    fn silu_backward_row(g: &[f32], u: &[f32], da: &[f32], dg: &mut [f32], du: &mut [f32]) {
-        let n = da.len();
-        let (g, u, dg, du) = (&g[..n], &u[..n], &mut dg[..n], &mut du[..n]);
-        for i in 0..n {
-            let s = lanes::sigmoid(g[i]);
-            du[i] = da[i] * g[i] * s;
-            dg[i] = da[i] * u[i] * s * (g[i] * (1.0 - s) + 1.0);
-        }
-    }
-}
-
-tiered! {
-    fn relu2_backward_row(g: &[f32], u: &[f32], da: &[f32], dg: &mut [f32], du: &mut [f32]) {
-        let n = da.len();
-        let (g, u, dg, du) = (&g[..n], &u[..n], &mut dg[..n], &mut du[..n]);
-        for i in 0..n {
-            let positive = if g[i] < 0.0 { 0.0 } else { g[i] };
-            du[i] = da[i] * positive * positive;
-            dg[i] = da[i] * u[i] * 2.0 * positive;
-        }
-    }
+/// `to = 0`.
+pub fn clear(cx: &Context, to: &mut [f32]) {
+    cx.chunks(to, MOVED, |_, to| to.fill(0.0));
 }
 
 /// Elements of one partial sum.

@@ -220,7 +220,8 @@ pub(crate) fn ln(x: f32) -> f32 {
 /// Logistic function `1 / (1 + e^-x)`.
 #[inline(always)]
 pub fn sigmoid(x: f32) -> f32 {
-    1.0 / (1.0 + exp(-x))
+    // Below −88 the result is less than the smallest normal number either way.
+    1.0 / (1.0 + exp_bounded(if x < -88.0 { 88.0 } else { -x }))
 }
 
 /// Nearest integer, ties to even, for |x| < 2^22.

@@ -26,8 +26,8 @@ use crate::{
 /// Most tokens in a chunk.
 const CHUNK: usize = 512;
 
-/// Most logits in a chunk: 16 MiB.
-const SCRATCH: usize = 1 << 22;
+/// Most logits in a chunk: 32 MiB. Every chunk reads and writes the gradient of the head once.
+const SCRATCH: usize = 1 << 23;
 
 /// Rows of a task that subtracts targets.
 const ROWS: usize = 64;

@@ -1,13 +1,14 @@
 //! RMSNorm (Zhang and Sennrich, 1910.07467), forward and backward, alone or fused with int8 rows.
 
 use crate::{
-    Context,
+    Context, Tier,
     lanes::{self, LANES},
     rows,
+    strips::Parts,
 };
 
 /// Rows of one task, and of one partial sum of the gain's gradient.
-const ROWS: usize = 32;
+pub(crate) const ROWS: usize = 32;
 
 /// `h[r] = gain · x[r] / rms(x[r])`, and the reciprocal root mean squares for the backward pass.
 ///
@@ -29,8 +30,16 @@ pub fn forward(cx: &Context, x: &[f32], gain: &[f32], eps: f32, h: &mut [f32], r
 
 tiered! {
     /// A function of its own: inside a larger one the compiler leaves the dot product scalar.
-    fn reciprocal_rms(x: &[f32], eps: f32) -> f32 {
+    pub(crate) fn reciprocal_rms(x: &[f32], eps: f32) -> f32 {
         1.0 / (lanes::dot(x, x) / x.len() as f32 + eps).sqrt()
+    }
+}
+
+tiered! {
+    pub(crate) fn normalise_in_place(x: &mut [f32], gain: &[f32], rstd: f32) {
+        for (x, gain) in x.iter_mut().zip(gain) {
+            *x = *x * rstd * gain;
+        }
     }
 }
 
@@ -93,10 +102,10 @@ fn normalise<'a>(x: &[f32], gain: &[f32], rstd: f32, h: &'a mut [f32]) -> &'a [f
     h
 }
 
-/// Gradients of [`forward`]: added to `dx`, written to `d_gain`.
+/// Gradients of [`forward`]: written to `dx` or, with `add`, added to it; written to `d_gain`.
 ///
-/// `dh`, `x`, `dx` `[rows][cols]`, `rstd` `[rows]`, `gain`, `d_gain` `[cols]`. With `add` false `dx` is
-/// replaced.
+/// `dh`, `x`, `dx` `[rows][cols]`, `rstd` `[rows]`, `gain`, `d_gain` `[cols]`. With `rows`, `dx` as it is
+/// then is quantised as by [`rows::quantize`]: codes `[rows][cols]`, scales `[rows]`.
 ///
 /// # Panics
 /// The lengths do not fit together.
@@ -109,29 +118,74 @@ pub fn backward(
     add: bool,
     dx: &mut [f32],
     d_gain: &mut [f32],
+    rows: Option<(&mut [i8], &mut [f32])>,
 ) {
     let cols = gain.len();
     assert!(
         x.len() == dh.len() && x.len() == dx.len() && x.len() == rstd.len() * cols && d_gain.len() == cols
     );
-    cx.with_floats(rstd.len().div_ceil(ROWS) * cols, |partial| {
-        cx.chunks2((dx, ROWS * cols), (partial, cols), |index, dx, partial| {
+    let quantise = rows.is_some();
+    let (codes, scales) = rows.unwrap_or_default();
+    assert!(!quantise || codes.len() == dx.len() && scales.len() == rstd.len());
+    with_partial_gains(cx, rstd.len(), d_gain, |partial| {
+        let (dx, partial) = (Parts::new(dx, ROWS * cols), Parts::new(partial, cols));
+        let (codes, scales) = (Parts::new(codes, ROWS * cols), Parts::new(scales, ROWS));
+        cx.tasks(dx.count(), |index| {
+            // SAFETY: every part goes to one task.
+            let (dx, partial) = unsafe { (dx.get(index), partial.get(index)) };
+            // SAFETY: as above; both are empty where nobody asks for rows.
+            let (codes, scales) = unsafe { (codes.get(index), scales.get(index)) };
             partial.fill(0.0);
-            let start = index * ROWS * cols;
-            let (x, dh) = (&x[start..][..dx.len()], &dh[start..][..dx.len()]);
-            let rows = x.chunks_exact(cols).zip(dh.chunks_exact(cols)).zip(&rstd[index * ROWS..]);
-            for (((x, dh), rstd), dx) in rows.zip(dx.chunks_exact_mut(cols)) {
-                let mean = weighted_dot(cx.tier(), dh, gain, x) * rstd * rstd / cols as f32;
-                backward_row(cx.tier(), dh, x, gain, (*rstd, mean), add, dx, partial);
+            for (r, dx) in dx.chunks_exact_mut(cols).enumerate() {
+                let row = index * ROWS + r;
+                let [x, dh] = [x, dh].map(|matrix| &matrix[row * cols..][..cols]);
+                backward_row(cx.tier(), dh, x, gain, rstd[row], add, dx, partial);
+                if quantise {
+                    scales[r] = rows::quantize_row(cx.tier(), dx, &mut codes[r * cols..][..cols]);
+                }
             }
         });
-        d_gain.fill(0.0);
-        for partial in partial.chunks_exact(cols) {
-            for (total, part) in d_gain.iter_mut().zip(partial) {
-                *total += part;
-            }
-        }
     });
+}
+
+/// Columns of a gain's gradient that one task sums.
+const COLS: usize = 128;
+
+/// Lends `work` a partial sum of `d_gain` for each [`ROWS`] of `rows`, and adds them up in order.
+pub(crate) fn with_partial_gains(
+    cx: &Context,
+    rows: usize,
+    d_gain: &mut [f32],
+    work: impl FnOnce(&mut [f32]),
+) {
+    let cols = d_gain.len();
+    cx.with_floats(rows.div_ceil(ROWS) * cols, |partial| {
+        work(partial);
+        let partial = &*partial;
+        cx.chunks(d_gain, COLS, |index, d_gain| {
+            d_gain.fill(0.0);
+            for partial in partial.chunks_exact(cols) {
+                for (total, part) in d_gain.iter_mut().zip(&partial[index * COLS..]) {
+                    *total += part;
+                }
+            }
+        });
+    });
+}
+
+/// One row of [`backward`].
+pub(crate) fn backward_row(
+    tier: Tier,
+    dh: &[f32],
+    x: &[f32],
+    gain: &[f32],
+    rstd: f32,
+    add: bool,
+    dx: &mut [f32],
+    d_gain: &mut [f32],
+) {
+    let mean = weighted_dot(tier, dh, gain, x) * rstd * rstd / gain.len() as f32;
+    differentiate_row(tier, dh, x, gain, (rstd, mean), add, dx, d_gain);
 }
 
 tiered! {
@@ -153,7 +207,7 @@ tiered! {
 }
 
 tiered! {
-    fn backward_row(
+    fn differentiate_row(
         dh: &[f32],
         x: &[f32],
         gain: &[f32],

@@ -29,7 +29,7 @@ use crate::{
     Context, Store, Tier,
     lines::Lines,
     tier::{Level, Registers},
-    tile::{COLUMNS, Out},
+    tile::{Base, COLUMNS, Out},
 };
 
 /// Inner indices that share a scale, and that one i32 sums.
@@ -155,7 +155,7 @@ pub(crate) fn product(cx: &Context, kind: Kind, left: &Left, right: &Right, stor
                         offsets: &left.offsets[row..row + rows.len()],
                         factors: &left.scales[row..row + rows.len()],
                         column_factors: scales.get(..part.len()).unwrap_or_default(),
-                        store: if block > 0 { Store::Add } else { store },
+                        base: if block > 0 { Base::Itself } else { store.into() },
                         y: y.part(rows.clone(), part),
                     };
                     let factors = Factors {

@@ -29,17 +29,12 @@ pub fn quantize(cx: &Context, x: &[f32], codes: &mut [i8], scales: &mut [f32]) {
 }
 
 tiered! {
-    fn quantize_row(x: &[f32], codes: &mut [i8]) -> f32 {
-        row(x, codes)
+    /// One row; see [`quantize`].
+    pub(crate) fn quantize_row(x: &[f32], to: &mut [i8]) -> f32 {
+        let (scale, inverse) = scale(lanes::max_abs(x));
+        codes(x, inverse, to);
+        scale
     }
-}
-
-/// One row; see [`quantize`].
-#[inline(always)]
-pub(crate) fn row(x: &[f32], to: &mut [i8]) -> f32 {
-    let (scale, inverse) = scale(lanes::max_abs(x));
-    codes(x, inverse, to);
-    scale
 }
 
 /// The scale of a row whose largest magnitude is `largest`, and its inverse, 0 where all codes are.

@@ -106,6 +106,11 @@ impl Rect<'_> {
         unsafe { self.strips.slice(self.first + row, self.column, self.columns) }
     }
 
+    /// Where a row begins in the matrix.
+    pub(crate) fn position(&self, row: usize) -> usize {
+        (self.first + row) * self.strips.width + self.column
+    }
+
     /// Where its first element lies, and the distance of rows.
     pub(crate) fn start(&mut self) -> (*mut f32, usize) {
         let start = self.first * self.strips.width + self.column;

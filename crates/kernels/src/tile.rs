@@ -17,6 +17,25 @@ pub enum Store {
     Add,
 }
 
+/// What the sums are added to.
+#[derive(Clone, Copy)]
+pub(crate) enum Base<'a> {
+    Nothing,
+    /// What the result holds.
+    Itself,
+    /// A matrix of the size of the whole result.
+    Matrix(&'a [f32]),
+}
+
+impl From<Store> for Base<'_> {
+    fn from(store: Store) -> Self {
+        match store {
+            Store::Replace => Base::Nothing,
+            Store::Add => Base::Itself,
+        }
+    }
+}
+
 /// A result in f32, to be filled tile by tile from sums in i32.
 pub(crate) struct Out<'a> {
     /// The rows and columns that exist, of sixteen columns in each panel.
@@ -27,7 +46,7 @@ pub(crate) struct Out<'a> {
     pub(crate) factors: &'a [f32],
     /// What the sums of each column are scaled with, or nothing for ones.
     pub(crate) column_factors: &'a [f32],
-    pub(crate) store: Store,
+    pub(crate) base: Base<'a>,
 }
 
 impl Out<'_> {
@@ -46,11 +65,19 @@ impl Out<'_> {
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     pub(crate) fn prefetch<const R: usize>(&mut self, first: usize) {
-        use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
+        use std::arch::x86_64::{_MM_HINT_ET0, _MM_HINT_T0, _mm_prefetch};
         for row in first..self.rows().min(first + R) {
-            for line in self.y.row(row).chunks(LINE) {
+            let at = self.y.position(row);
+            let y = self.y.row(row);
+            for line in y.chunks(LINE) {
                 // SAFETY: the address is that of a slice; prefetching changes nothing.
                 unsafe { _mm_prefetch::<_MM_HINT_ET0>(line.as_ptr().cast()) };
+            }
+            if let Base::Matrix(matrix) = self.base {
+                for line in matrix[at..at + y.len()].chunks(LINE) {
+                    // SAFETY: as above.
+                    unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
+                }
             }
         }
     }
@@ -63,11 +90,15 @@ impl Out<'_> {
         sums: &[[[i32; COLUMNS]; P]; R],
     ) {
         // Decided once, not for every row.
-        match (self.store, self.column_factors.is_empty()) {
-            (Store::Replace, true) => self.store(first, sums, |_, value, _| value),
-            (Store::Add, true) => self.store(first, sums, |y, value, _| y + value),
-            (Store::Replace, false) => self.store(first, sums, |_, value, factor| value * factor),
-            (Store::Add, false) => self.store(first, sums, |y, value, factor| y + value * factor),
+        match (self.base, self.column_factors.is_empty()) {
+            (Base::Nothing, true) => self.store(first, sums, None, |_, value, _| value),
+            (Base::Itself, true) => self.store(first, sums, None, |y, value, _| y + value),
+            (Base::Matrix(matrix), true) => self.store(first, sums, Some(matrix), |x, value, _| x + value),
+            (Base::Nothing, false) => self.store(first, sums, None, |_, value, factor| value * factor),
+            (Base::Itself, false) => self.store(first, sums, None, |y, value, factor| y + value * factor),
+            (Base::Matrix(matrix), false) => {
+                self.store(first, sums, Some(matrix), |x, value, factor| x + value * factor);
+            }
         }
     }
 
@@ -77,17 +108,18 @@ impl Out<'_> {
     pub(crate) fn finish_panel(&mut self, panel: usize, sums: &[i32; COLUMNS]) {
         let columns = panel * COLUMNS..self.y.columns().min((panel + 1) * COLUMNS);
         let column_factors = self.column_factors.get(columns.clone()).unwrap_or_default();
-        let (offsets, factors, store) = (self.offsets, self.factors, self.store);
+        let (offsets, factors, base) = (self.offsets, self.factors, self.base);
         let y = self.y.part(0..1, columns);
-        Out { y, offsets, factors, column_factors, store }.finish(0, &[[*sums]]);
+        Out { y, offsets, factors, column_factors, base }.finish(0, &[[*sums]]);
     }
 
-    /// `y = with(y, scaled sum, factor of the column)`
+    /// `y = with(x, scaled sum, factor of the column)`, where x is `y`, or that of a matrix in its place.
     #[inline(always)]
     fn store<const R: usize, const P: usize>(
         &mut self,
         first: usize,
         sums: &[[[i32; COLUMNS]; P]; R],
+        matrix: Option<&[f32]>,
         with: impl Fn(f32, f32, f32) -> f32,
     ) {
         let mut column_factors = [[1.0; COLUMNS]; P];
@@ -97,7 +129,9 @@ impl Out<'_> {
         // Row by row, each as far as it goes: lines are whole before the cache gives them up.
         for r in 0..R.min(self.rows() - first) {
             let (offset, factor) = (self.offsets[first + r], self.factors[first + r]);
+            let at = self.y.position(first + r);
             let y = self.y.row(first + r);
+            let matrix = matrix.map(|matrix| &matrix[at..at + y.len()]);
             for (p, y) in y.chunks_mut(COLUMNS).take(P).enumerate() {
                 // Everything is read before anything is written: then registers hold it.
                 let mut values = [0.0; COLUMNS];
@@ -106,7 +140,9 @@ impl Out<'_> {
                 }
                 match <&mut [f32; COLUMNS]>::try_from(&mut *y) {
                     Ok(y) => {
-                        let before = *y;
+                        let place = p * COLUMNS..(p + 1) * COLUMNS;
+                        let other = matrix.and_then(|matrix| matrix[place].first_chunk::<COLUMNS>());
+                        let before = *other.unwrap_or(y);
                         for c in 0..COLUMNS {
                             values[c] = with(before[c], values[c], column_factors[p][c]);
                         }
@@ -114,7 +150,8 @@ impl Out<'_> {
                     }
                     Err(_) => {
                         for (c, y) in y.iter_mut().enumerate() {
-                            *y = with(*y, values[c], column_factors[p][c]);
+                            let before = matrix.map_or(*y, |matrix| matrix[p * COLUMNS + c]);
+                            *y = with(before, values[c], column_factors[p][c]);
                         }
                     }
                 }

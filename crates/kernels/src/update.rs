@@ -1,6 +1,9 @@
 //! Optimizer loops: gradients become updates in place, updates are applied to weights.
 
-use crate::{Context, elementwise, lanes};
+use crate::{
+    Context, elementwise,
+    lanes::{self, LANES},
+};
 
 /// Elements of one task.
 const CHUNK: usize = 16 * 1024;
@@ -56,6 +59,8 @@ pub struct Factored {
 
 /// Rows of one task of [`factored`], and of one partial sum over columns.
 const ROWS: usize = 16;
+/// Columns whose partial sums one task adds up.
+const COLS: usize = 128;
 /// Added to squares, so that a row or column without gradient divides by something.
 const TINY: f32 = 1e-30;
 
@@ -90,30 +95,55 @@ pub fn factored(
                 }
             });
         }
-        for (c, col) in col.iter_mut().enumerate() {
-            let sum: f32 = (0..blocks).map(|block| partial[block * cols + c]).sum();
-            *col = beta2 * *col + (1.0 - beta2) * (sum / rows as f32 + TINY);
-        }
-    });
-    let mean_row = (elementwise::sum(cx, row) / rows as f64) as f32;
-    cx.with_floats(cols, |factors| {
-        for (factor, col) in factors.iter_mut().zip(&*col) {
-            *factor = 1.0 / col.sqrt();
-        }
-        let (row, factors) = (&*row, &*factors);
-        cx.chunks(g, ROWS * cols, |index, g| {
-            for (g, row) in g.chunks_exact_mut(cols).zip(&row[index * ROWS..]) {
-                scale_row(cx.tier(), g, (mean_row / row).sqrt(), factors);
+        let partial = &*partial;
+        cx.chunks(col, COLS, |index, col| {
+            let mut sums = [0.0; COLS];
+            for partial in partial.chunks_exact(cols) {
+                for (sum, part) in sums.iter_mut().zip(&partial[index * COLS..][..col.len()]) {
+                    *sum += part;
+                }
+            }
+            for (col, sum) in col.iter_mut().zip(sums) {
+                *col = beta2 * *col + (1.0 - beta2) * (sum / rows as f32 + TINY);
             }
         });
     });
-    let rms = (elementwise::sum_squares(cx, g) / g.len() as f64).sqrt() as f32;
-    let clip = if rms > 1.0 { 1.0 / rms } else { 1.0 };
-    if momentum.is_empty() {
-        cx.chunks(g, CHUNK, |_, g| g.iter_mut().for_each(|g| *g *= clip));
-    } else {
-        cx.chunks2((g, CHUNK), (momentum, CHUNK), |_, g, m| average(cx.tier(), g, m, with.momentum, clip));
-    }
+    let mean_row = (elementwise::sum(cx, row) / rows as f64) as f32;
+    cx.with_floats(blocks + cols, |lent| {
+        let (squares, factors) = lent.split_at_mut(blocks);
+        for (factor, col) in factors.iter_mut().zip(&*col) {
+            *factor = 1.0 / col.sqrt();
+        }
+        // The update is made twice: first for its RMS, which clips it. To read is cheaper than to write.
+        let (row, factors) = (&*row, &*factors);
+        let factor = |at: usize| (mean_row / row[at]).sqrt();
+        {
+            let g = &*g;
+            cx.chunks(squares, 1, |block, sum| {
+                let rows = (block * ROWS..rows).zip(g[block * ROWS * cols..].chunks_exact(cols));
+                sum[0] =
+                    rows.take(ROWS).map(|(at, g)| scaled_square(cx.tier(), g, factor(at), factors)).sum();
+            });
+        }
+        let total: f64 = squares.iter().copied().map(f64::from).sum();
+        let rms = (total / (rows * cols) as f64).sqrt() as f32;
+        let clip = if rms > 1.0 { 1.0 / rms } else { 1.0 };
+        let part = ROWS * cols;
+        if momentum.is_empty() {
+            cx.chunks(g, part, |index, g| {
+                for (at, g) in (index * ROWS..).zip(g.chunks_exact_mut(cols)) {
+                    scale_row(cx.tier(), g, factor(at), factors, clip);
+                }
+            });
+        } else {
+            cx.chunks2((g, part), (momentum, part), |index, g, m| {
+                let rows = g.chunks_exact_mut(cols).zip(m.chunks_exact_mut(cols));
+                for (at, (g, m)) in (index * ROWS..).zip(rows) {
+                    average_row(cx.tier(), g, m, factor(at), factors, with.momentum, clip);
+                }
+            });
+        }
+    });
 }
 
 tiered! {
@@ -127,17 +157,36 @@ tiered! {
 }
 
 tiered! {
-    fn scale_row(g: &mut [f32], row: f32, col: &[f32]) {
+    /// Sum of the squares of a row of the update, before it is clipped.
+    fn scaled_square(g: &[f32], row: f32, col: &[f32]) -> f32 {
+        let mut acc = [0.0; LANES];
+        let ((g, g_tail), (col, col_tail)) = (g.as_chunks::<LANES>(), col.as_chunks::<LANES>());
+        for (g, col) in g.iter().zip(col) {
+            for l in 0..LANES {
+                let u = g[l] * row * col[l];
+                acc[l] = u.mul_add(u, acc[l]);
+            }
+        }
+        for (acc, (g, col)) in acc.iter_mut().zip(g_tail.iter().zip(col_tail)) {
+            let u = g * row * col;
+            *acc = u.mul_add(u, *acc);
+        }
+        lanes::total(acc)
+    }
+}
+
+tiered! {
+    fn scale_row(g: &mut [f32], row: f32, col: &[f32], clip: f32) {
         for (g, col) in g.iter_mut().zip(col) {
-            *g = *g * row * col;
+            *g = *g * row * col * clip;
         }
     }
 }
 
 tiered! {
-    fn average(g: &mut [f32], m: &mut [f32], momentum: f32, clip: f32) {
-        for (g, m) in g.iter_mut().zip(m) {
-            *m = momentum * *m + (1.0 - momentum) * (*g * clip);
+    fn average_row(g: &mut [f32], m: &mut [f32], row: f32, col: &[f32], momentum: f32, clip: f32) {
+        for ((g, m), col) in g.iter_mut().zip(m).zip(col) {
+            *m = momentum * *m + (1.0 - momentum) * (*g * row * col * clip);
             *g = *m;
         }
     }

@@ -1,7 +1,11 @@
 //! Float kernels: quantisers equal to `trit` bit for bit, tiers equal to each other, and both close to
 //! plain f64 loops.
 
-use tritrain_kernels::{Context, Tier, elementwise, lanes, norm, rows, update};
+use tritrain_kernels::{
+    Context, Tier, elementwise,
+    gate::{self, Gate},
+    lanes, norm, rows, update,
+};
 use tritrain_trit::{rng::Stream, rows::quantize_row, ternary};
 
 fn noise(seed: u64, len: usize) -> Vec<f32> {
@@ -218,7 +222,12 @@ fn norms_and_gates_are_the_same_bits_everywhere() {
             let (mut h, mut rstd) = (vec![0.0; x.len()], vec![0.0; rows]);
             norm::forward(cx, &x, &gain, 1e-5, &mut h, &mut rstd);
             let (mut dx, mut d_gain) = (d.clone(), vec![0.0; cols]);
-            norm::backward(cx, &d, &x, &gain, &rstd, true, &mut dx, &mut d_gain);
+            let (mut dx_codes, mut dx_scales) = (vec![0; x.len()], vec![0.0; rows]);
+            let to = Some((&mut dx_codes[..], &mut dx_scales[..]));
+            norm::backward(cx, &d, &x, &gain, &rstd, true, &mut dx, &mut d_gain, to);
+            let (mut alone, mut alone_scales) = (vec![0; x.len()], vec![0.0; rows]);
+            rows::quantize(cx, &dx, &mut alone, &mut alone_scales);
+            assert!(dx_codes == alone && dx_scales == alone_scales, "rows of the gradient");
             let (mut codes, mut scales) = (vec![0; x.len()], vec![0.0; rows]);
             norm::forward_quantize(cx, &x, &gain, 1e-5, &mut codes, &mut scales, &mut rstd);
             let (mut alone, mut alone_scales) = (vec![0; x.len()], vec![0.0; rows]);
@@ -229,14 +238,51 @@ fn norms_and_gates_are_the_same_bits_everywhere() {
             );
             [h, rstd, dx, d_gain, scales].concat()
         });
-        for gate in [elementwise::Gate::Silu, elementwise::Gate::Relu2] {
-            let (gate_up, da) = (noise(4, rows * 2 * cols), noise(5, rows * cols));
-            same_everywhere(|cx| {
-                let (mut a, mut d_gate_up) = (vec![0.0; rows * cols], vec![0.0; rows * 2 * cols]);
-                elementwise::glu(cx, gate, &gate_up, cols, &mut a);
-                elementwise::glu_backward(cx, gate, &gate_up, &da, cols, &mut d_gate_up);
-                [a, d_gate_up].concat()
-            });
+    }
+}
+
+/// What fused gates give, and the operations they are made of.
+fn gates(cx: &Context, kind: Gate, cols: usize, gain: Option<&[f32]>) -> Vec<f32> {
+    let rows = 70;
+    let (gate_up, dh) = (noise(4, rows * 2 * cols), noise(5, rows * cols));
+    let (mut a, mut rstd) = (vec![0.0; rows * cols], vec![0.0; rows]);
+    gate::forward(cx, kind, &gate_up, cols, &mut a);
+    let (mut codes, mut scales) = (vec![0; a.len()], vec![0.0; rows]);
+    let (mut da, mut d_gain) = (dh.clone(), vec![0.0; gain.map_or(0, <[f32]>::len)]);
+    match gain {
+        Some(gain) => {
+            norm::forward_quantize(cx, &a, gain, 1e-5, &mut codes, &mut scales, &mut rstd);
+            norm::backward(cx, &dh, &a, gain, &rstd, false, &mut da, &mut d_gain, None);
+        }
+        None => rows::quantize(cx, &a, &mut codes, &mut scales),
+    }
+    let mut d_gate_up = vec![0.0; gate_up.len()];
+    gate::backward(cx, kind, &gate_up, &da, cols, &mut d_gate_up);
+    let (mut d_codes, mut d_scales) = (vec![0; gate_up.len()], vec![0.0; rows]);
+    rows::quantize(cx, &d_gate_up, &mut d_codes, &mut d_scales);
+
+    let (mut fused_codes, mut fused_scales, mut fused_rstd) =
+        (vec![0; a.len()], vec![0.0; rows], vec![0.0; rows]);
+    let norm = gain.map(|gain| (gain, 1e-5));
+    gate::forward_quantize(cx, kind, &gate_up, norm, &mut fused_codes, &mut fused_scales, &mut fused_rstd);
+    assert!(fused_codes == codes && fused_scales == scales && fused_rstd == rstd, "forward, {cols} columns");
+    let (mut fused, mut fused_d_gain) = (vec![f32::NAN; gate_up.len()], vec![f32::NAN; d_gain.len()]);
+    let (mut fused_codes, mut fused_scales) = (vec![0; gate_up.len()], vec![0.0; rows]);
+    let norm = gain.map(|gain| gate::NormBackward { gain, rstd: &rstd, d_gain: &mut fused_d_gain });
+    gate::backward_quantize(cx, kind, &gate_up, &dh, norm, &mut fused, &mut fused_codes, &mut fused_scales);
+    assert!(fused == d_gate_up && fused_d_gain == d_gain, "backward, {cols} columns");
+    assert!(fused_codes == d_codes && fused_scales == d_scales, "rows of the gradient, {cols} columns");
+    [a, rstd, scales, d_gate_up, d_gain].concat()
+}
+
+#[test]
+fn fused_gates_are_the_operations_they_are_made_of() {
+    for cols in [1, 7, 8, 31, 256, 515] {
+        let gain = noise(2, cols);
+        for kind in [Gate::Silu, Gate::Relu2] {
+            for gain in [Some(&gain[..]), None] {
+                same_everywhere(|cx| gates(cx, kind, cols, gain));
+            }
         }
     }
 }

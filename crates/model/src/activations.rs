@@ -2,7 +2,10 @@
 
 use tritrain_backend::{Backend, Shape};
 
-use crate::{ModelConfig, Precision, linear::Input};
+use crate::{
+    ModelConfig, Precision,
+    linear::{Gated, Gradient, Input},
+};
 
 /// What a forward pass leaves for a backward pass. Gradients have the same bits either way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,19 +67,13 @@ pub(crate) const WITHOUT_GRADIENTS: &str = "activations of Keep::Nothing have no
 /// Room for gradients on their way back, shared by all blocks.
 pub(crate) struct BackwardBuffers<B: Backend> {
     /// Gradient of the residual stream.
-    pub(crate) dx: B::Floats,
+    pub(crate) dx: Gradient<B>,
     pub(crate) d_dim: B::Floats,
     pub(crate) d_inner: B::Floats,
     pub(crate) d_attended: B::Floats,
-    pub(crate) d_qkv: B::Floats,
+    pub(crate) d_qkv: Gradient<B>,
     pub(crate) d_ffn: B::Floats,
-    pub(crate) d_gate_up: B::Floats,
-    /// Gradient of the gated activation.
-    pub(crate) d_gated: B::Floats,
-    /// Int8 rows of the gradients above, by width.
-    pub(crate) rows_dim: B::Rows,
-    pub(crate) rows_qkv: B::Rows,
-    pub(crate) rows_gate_up: B::Rows,
+    pub(crate) d_gate_up: Gradient<B>,
 }
 
 /// All activations of a batch of `shape.batch` sequences of `shape.time` tokens.
@@ -89,7 +86,7 @@ pub struct Activations<B: Backend> {
     /// One for every block, or one that blocks use in turn.
     pub(crate) blocks: Vec<BlockBuffers<B>>,
     /// The gated activation of the block at hand.
-    pub(crate) gated: B::Floats,
+    pub(crate) gated: Gated<B>,
     pub(crate) rstd: B::Floats,
     pub(crate) hidden: B::Floats,
     pub(crate) losses: B::Floats,
@@ -102,21 +99,16 @@ impl<B: Backend> Activations<B> {
         let tokens = batch * time;
         let inner = config.heads * config.head_dim();
         let floats = |width: usize| backend.floats(tokens * width);
-        // f32 models never quantise gradients: their rows stay empty.
-        let tokens_int8 = if config.precision == Precision::Ternary { tokens } else { 0 };
-        let rows = |width: usize| backend.rows(tokens_int8, width);
+        let ternary = config.precision == Precision::Ternary;
+        let gradient = |width: usize| Gradient::new(backend, ternary, tokens, width);
         let back = (keep != Keep::Nothing).then(|| BackwardBuffers {
-            dx: floats(config.dim),
+            dx: gradient(config.dim),
             d_dim: floats(config.dim),
             d_inner: floats(inner),
             d_attended: floats(inner),
-            d_qkv: floats(config.qkv_rows()),
+            d_qkv: gradient(config.qkv_rows()),
             d_ffn: floats(config.ffn),
-            d_gate_up: floats(2 * config.ffn),
-            d_gated: floats(config.ffn),
-            rows_dim: rows(config.dim),
-            rows_qkv: rows(config.qkv_rows()),
-            rows_gate_up: rows(2 * config.ffn),
+            d_gate_up: gradient(2 * config.ffn),
         });
         let blocks = if keep == Keep::Everything { config.layers } else { 1 };
         let stream = if keep == Keep::Nothing { 2 } else { config.layers + 1 };
@@ -126,7 +118,7 @@ impl<B: Backend> Activations<B> {
             targets: backend.tokens(tokens),
             stream: (0..stream).map(|_| floats(config.dim)).collect(),
             blocks: (0..blocks).map(|_| BlockBuffers::new(backend, config, tokens)).collect(),
-            gated: floats(config.ffn),
+            gated: Gated::new(backend, ternary, tokens, config.ffn),
             rstd: floats(1),
             hidden: floats(config.dim),
             losses: floats(1),

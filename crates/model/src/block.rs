@@ -3,8 +3,9 @@
 use tritrain_backend::{Backend, Shape, Store};
 
 use crate::{
-    Activations, Gate, Model,
+    Activations, Model,
     activations::{BlockBuffers, WITHOUT_GRADIENTS},
+    linear::Gated,
 };
 
 impl<B: Backend> Model<B> {
@@ -16,13 +17,12 @@ impl<B: Backend> Model<B> {
         layer: usize,
         x: &B::Floats,
         buffers: &mut BlockBuffers<B>,
-        gated: &mut B::Floats,
+        gated: &mut Gated<B>,
         attend: impl FnOnce(&B::Floats, &mut B::Floats, &mut B::Floats),
         out: &mut B::Floats,
     ) {
         self.block_activations(backend, layer, x, buffers, gated, attend);
-        backend.copy(&buffers.mid, out);
-        self.linear(backend, self.layout.blocks[layer].down, &buffers.down_in, Store::Add, out);
+        self.linear(backend, self.layout.blocks[layer].down, &buffers.down_in, Some(&buffers.mid), out);
     }
 
     /// [`Model::block_forward`] up to the input of the last matrix: all that backward reads.
@@ -32,22 +32,20 @@ impl<B: Backend> Model<B> {
         layer: usize,
         x: &B::Floats,
         buffers: &mut BlockBuffers<B>,
-        gated: &mut B::Floats,
+        gated: &mut Gated<B>,
         attend: impl FnOnce(&B::Floats, &mut B::Floats, &mut B::Floats),
     ) {
         let ids = &self.layout.blocks[layer];
         let f = buffers;
         self.normalise(backend, x, Some(ids.attn_norm), &mut f.attn_in, &mut f.attn_rstd);
-        self.linear(backend, ids.qkv, &f.attn_in, Store::Replace, &mut f.qkv);
+        self.linear(backend, ids.qkv, &f.attn_in, None, &mut f.qkv);
         attend(&f.qkv, &mut f.attended, &mut f.lse);
         self.normalise(backend, &f.attended, ids.attn_sub_norm, &mut f.o_in, &mut f.o_rstd);
-        backend.copy(x, &mut f.mid);
-        self.linear(backend, ids.o, &f.o_in, Store::Add, &mut f.mid);
+        self.linear(backend, ids.o, &f.o_in, Some(x), &mut f.mid);
 
         self.normalise(backend, &f.mid, Some(ids.ffn_norm), &mut f.ffn_in, &mut f.ffn_rstd);
-        self.linear(backend, ids.gate_up, &f.ffn_in, Store::Replace, &mut f.gate_up);
-        backend.glu(self.gate(), &f.gate_up, self.config.ffn, gated);
-        self.normalise(backend, gated, ids.ffn_sub_norm, &mut f.down_in, &mut f.down_rstd);
+        self.linear(backend, ids.gate_up, &f.ffn_in, None, &mut f.gate_up);
+        self.gate(backend, &f.gate_up, ids.ffn_sub_norm, gated, &mut f.down_in, &mut f.down_rstd);
     }
 
     /// Attention within the sequences of a batch.
@@ -62,18 +60,9 @@ impl<B: Backend> Model<B> {
     /// Computes again what the backward pass of block `layer` reads and forward did not keep. Of the last
     /// block everything is there: forward ended with it.
     fn recompute(&self, backend: &B, layer: usize, a: &mut Activations<B>) {
-        if layer + 1 == self.config.layers {
-            return;
-        }
-        match &mut a.blocks[..] {
-            [shared] => {
-                let attend = self.attend(backend, a.shape);
-                self.block_activations(backend, layer, &a.stream[layer], shared, &mut a.gated, attend);
-            }
-            blocks if self.layout.blocks[layer].ffn_sub_norm.is_some() => {
-                backend.glu(self.gate(), &blocks[layer].gate_up, self.config.ffn, &mut a.gated);
-            }
-            _ => {}
+        if let ([shared], true) = (&mut a.blocks[..], layer + 1 < self.config.layers) {
+            let attend = self.attend(backend, a.shape);
+            self.block_activations(backend, layer, &a.stream[layer], shared, &mut a.gated, attend);
         }
     }
 
@@ -88,56 +77,35 @@ impl<B: Backend> Model<B> {
     ) {
         self.recompute(backend, layer, a);
         let ids = &self.layout.blocks[layer];
-        let (f, x, gated, shape) = (&a.blocks[layer % a.blocks.len()], &a.stream[layer], &a.gated, a.shape);
+        let (f, x, shape) = (&a.blocks[layer % a.blocks.len()], &a.stream[layer], a.shape);
         let b = a.back.as_mut().expect(WITHOUT_GRADIENTS);
-        let gain = |id: usize| &self.weights[id];
 
         let down = (&mut b.d_ffn, &mut grads[ids.down]);
-        self.linear_backward(backend, ids.down, &b.dx, &mut b.rows_dim, &f.down_in, down);
-        let d_gated = match ids.ffn_sub_norm {
-            Some(id) => {
-                let (dx, d_gain) = (&mut b.d_gated, &mut grads[id]);
-                backend.rmsnorm_backward(&b.d_ffn, gated, gain(id), &f.down_rstd, Store::Replace, dx, d_gain);
-                &b.d_gated
-            }
-            None => &b.d_ffn,
-        };
-        backend.glu_backward(self.gate(), &f.gate_up, d_gated, self.config.ffn, &mut b.d_gate_up);
+        self.linear_backward(backend, ids.down, &b.dx, &f.down_in, down);
+        let (of, gated) = ((&f.gate_up, &f.down_rstd), &mut a.gated);
+        self.gate_backward(backend, &b.d_ffn, of, ids.ffn_sub_norm, gated, &mut b.d_gate_up, grads);
         let gate_up = (&mut b.d_dim, &mut grads[ids.gate_up]);
-        self.linear_backward(backend, ids.gate_up, &b.d_gate_up, &mut b.rows_gate_up, &f.ffn_in, gate_up);
-        let (id, d_gain) = (ids.ffn_norm, &mut grads[ids.ffn_norm]);
-        backend.rmsnorm_backward(&b.d_dim, &f.mid, gain(id), &f.ffn_rstd, Store::Add, &mut b.dx, d_gain);
+        self.linear_backward(backend, ids.gate_up, &b.d_gate_up, &f.ffn_in, gate_up);
+        let (of, d_gain) = ((&f.mid, &f.ffn_rstd), &mut grads[ids.ffn_norm]);
+        self.normalise_backward(backend, &b.d_dim, of, ids.ffn_norm, Store::Add, &mut b.dx, d_gain);
 
         let o = (&mut b.d_inner, &mut grads[ids.o]);
-        self.linear_backward(backend, ids.o, &b.dx, &mut b.rows_dim, &f.o_in, o);
+        self.linear_backward(backend, ids.o, &b.dx, &f.o_in, o);
         let d_attended = match ids.attn_sub_norm {
             Some(id) => {
-                let (dx, d_gain) = (&mut b.d_attended, &mut grads[id]);
-                backend.rmsnorm_backward(
-                    &b.d_inner,
-                    &f.attended,
-                    gain(id),
-                    &f.o_rstd,
-                    Store::Replace,
-                    dx,
-                    d_gain,
-                );
+                let (gain, dx, d_gain) = (&self.weights[id], &mut b.d_attended, &mut grads[id]);
+                let (dh, x, store) = (&b.d_inner, &f.attended, Store::Replace);
+                backend.rmsnorm_backward(dh, x, gain, &f.o_rstd, store, dx, d_gain);
                 &b.d_attended
             }
             None => &b.d_inner,
         };
         let results = (&f.attended, &f.lse);
-        backend.attention_backward(&f.qkv, results, d_attended, &self.rope, shape, &mut b.d_qkv);
+        backend.attention_backward(&f.qkv, results, d_attended, &self.rope, shape, &mut b.d_qkv.floats);
+        b.d_qkv.round(backend);
         let qkv = (&mut b.d_dim, &mut grads[ids.qkv]);
-        self.linear_backward(backend, ids.qkv, &b.d_qkv, &mut b.rows_qkv, &f.attn_in, qkv);
-        let (id, d_gain) = (ids.attn_norm, &mut grads[ids.attn_norm]);
-        backend.rmsnorm_backward(&b.d_dim, x, gain(id), &f.attn_rstd, Store::Add, &mut b.dx, d_gain);
-    }
-
-    fn gate(&self) -> tritrain_backend::Gate {
-        match self.config.gate {
-            Gate::Silu => tritrain_backend::Gate::Silu,
-            Gate::Relu2 => tritrain_backend::Gate::Relu2,
-        }
+        self.linear_backward(backend, ids.qkv, &b.d_qkv, &f.attn_in, qkv);
+        let (of, d_gain) = ((x, &f.attn_rstd), &mut grads[ids.attn_norm]);
+        self.normalise_backward(backend, &b.d_dim, of, ids.attn_norm, Store::Add, &mut b.dx, d_gain);
     }
 }

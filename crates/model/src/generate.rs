@@ -5,6 +5,7 @@ use tritrain_backend::{Backend, Shape};
 use crate::{
     Model, Precision,
     activations::{BlockBuffers, shape},
+    linear::Gated,
 };
 
 /// Why a prompt cannot be continued.
@@ -39,7 +40,7 @@ struct Pass<B: Backend> {
     x: B::Floats,
     out: B::Floats,
     block: BlockBuffers<B>,
-    gated: B::Floats,
+    gated: Gated<B>,
     hidden: B::Floats,
     rstd: B::Floats,
 }
@@ -145,7 +146,7 @@ impl<B: Backend> Pass<B> {
             x: backend.floats(rows * config.dim),
             out: backend.floats(rows * config.dim),
             block: BlockBuffers::new(backend, config, rows),
-            gated: backend.floats(rows * config.ffn),
+            gated: Gated::new(backend, config.precision == Precision::Ternary, rows, config.ffn),
             hidden: backend.floats(rows * config.dim),
             rstd: backend.floats(rows),
         }

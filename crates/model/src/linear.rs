@@ -1,6 +1,7 @@
-//! The linear layer in both precisions: the one place where ternary and f32 part ways.
+//! The linear layer in both precisions, with what makes its input and the gradient of its output: the one
+//! place where ternary and f32 part ways.
 
-use tritrain_backend::{Backend, Store};
+use tritrain_backend::{Backend, Gate, Store};
 
 use crate::Model;
 
@@ -17,6 +18,40 @@ impl<B: Backend> Input<B> {
             true => Input::Rows(backend.rows(rows, cols)),
             false => Input::Floats(backend.floats(rows * cols)),
         }
+    }
+}
+
+/// Gradient of what a linear layer gives; in a ternary model also as int8 rows.
+pub(crate) struct Gradient<B: Backend> {
+    pub(crate) floats: B::Floats,
+    rows: Option<B::Rows>,
+}
+
+impl<B: Backend> Gradient<B> {
+    /// Room for `rows` × `cols`.
+    pub(crate) fn new(backend: &B, ternary: bool, rows: usize, cols: usize) -> Gradient<B> {
+        Gradient { floats: backend.floats(rows * cols), rows: ternary.then(|| backend.rows(rows, cols)) }
+    }
+
+    /// Makes the rows from the floats.
+    pub(crate) fn round(&mut self, backend: &B) {
+        if let Some(rows) = &mut self.rows {
+            backend.quantize_rows(&self.floats, rows);
+        }
+    }
+}
+
+/// Room for a gated activation and its gradient, which exist in f32 models only.
+pub(crate) struct Gated<B: Backend> {
+    a: B::Floats,
+    d_a: B::Floats,
+}
+
+impl<B: Backend> Gated<B> {
+    /// Room for `rows` × `cols`.
+    pub(crate) fn new(backend: &B, ternary: bool, rows: usize, cols: usize) -> Gated<B> {
+        let len = if ternary { 0 } else { rows * cols };
+        Gated { a: backend.floats(len), d_a: backend.floats(len) }
     }
 }
 
@@ -42,39 +77,119 @@ impl<B: Backend> Model<B> {
         }
     }
 
-    /// `y = x·Wᵀ`, or added to `y`, with the matrix `id`.
-    pub(crate) fn linear(&self, backend: &B, id: usize, x: &Input<B>, store: Store, y: &mut B::Floats) {
+    /// Gradients of [`Model::normalise`] with the gain `id`.
+    pub(crate) fn normalise_backward(
+        &self,
+        backend: &B,
+        dh: &B::Floats,
+        (x, rstd): (&B::Floats, &B::Floats),
+        id: usize,
+        store: Store,
+        dx: &mut Gradient<B>,
+        d_gain: &mut B::Floats,
+    ) {
+        let (gain, floats) = (&self.weights[id], &mut dx.floats);
+        match &mut dx.rows {
+            Some(rows) => {
+                backend.rmsnorm_backward_quantize(dh, x, gain, rstd, store, (floats, rows), d_gain);
+            }
+            None => backend.rmsnorm_backward(dh, x, gain, rstd, store, floats, d_gain),
+        }
+    }
+
+    /// `input = norm(act(gate) · up)` with the gain `gain`, or without a norm.
+    pub(crate) fn gate(
+        &self,
+        backend: &B,
+        gate_up: &B::Floats,
+        gain: Option<usize>,
+        gated: &mut Gated<B>,
+        input: &mut Input<B>,
+        rstd: &mut B::Floats,
+    ) {
+        match input {
+            Input::Rows(h) => {
+                let norm = gain.map(|id| (&self.weights[id], self.config.norm_eps));
+                backend.glu_quantize(self.gate_kind(), gate_up, norm, h, rstd);
+            }
+            Input::Floats(_) => {
+                backend.glu(self.gate_kind(), gate_up, self.config.ffn, &mut gated.a);
+                self.normalise(backend, &gated.a, gain, input, rstd);
+            }
+        }
+    }
+
+    /// Gradients of [`Model::gate`], from that of its result.
+    pub(crate) fn gate_backward(
+        &self,
+        backend: &B,
+        dh: &B::Floats,
+        (gate_up, rstd): (&B::Floats, &B::Floats),
+        gain: Option<usize>,
+        gated: &mut Gated<B>,
+        d_gate_up: &mut Gradient<B>,
+        grads: &mut [B::Floats],
+    ) {
+        let (gate, width) = (self.gate_kind(), self.config.ffn);
+        let norm = gain.map(|id| (&self.weights[id], rstd, &mut grads[id]));
+        let floats = &mut d_gate_up.floats;
+        match (&mut d_gate_up.rows, norm) {
+            (Some(rows), norm) => backend.glu_backward_quantize(gate, gate_up, dh, norm, floats, rows),
+            (None, Some((gain, rstd, d_gain))) => {
+                let Gated { a, d_a } = gated;
+                backend.glu(gate, gate_up, width, a);
+                backend.rmsnorm_backward(dh, a, gain, rstd, Store::Replace, d_a, d_gain);
+                backend.glu_backward(gate, gate_up, d_a, width, floats);
+            }
+            (None, None) => backend.glu_backward(gate, gate_up, dh, width, floats),
+        }
+    }
+
+    /// `y = x·Wᵀ` with the matrix `id`, plus `residual`.
+    pub(crate) fn linear(
+        &self,
+        backend: &B,
+        id: usize,
+        x: &Input<B>,
+        residual: Option<&B::Floats>,
+        y: &mut B::Floats,
+    ) {
         match (&self.ternary[id], x) {
-            (Some(w), Input::Rows(x)) => backend.ternary_matmul(x, w, store, y),
+            (Some(w), Input::Rows(x)) => backend.ternary_matmul(x, w, residual, y),
             (None, Input::Floats(x)) => {
-                backend.matmul(x, &self.weights[id], self.layout.specs[id].cols, store, y);
+                backend.matmul(x, &self.weights[id], self.layout.specs[id].cols, residual, y);
             }
             _ => unreachable!("{MIXED}"),
         }
     }
 
-    /// `dx = dy·W` and `dW = dyᵀ·x`; `rows` is room for `dy` as int8 rows.
+    /// `dx = dy·W` and `dW = dyᵀ·x`.
     pub(crate) fn linear_backward(
         &self,
         backend: &B,
         id: usize,
-        dy: &B::Floats,
-        rows: &mut B::Rows,
+        dy: &Gradient<B>,
         x: &Input<B>,
         (dx, dw): (&mut B::Floats, &mut B::Floats),
     ) {
-        match (&self.ternary[id], x) {
-            (Some(w), Input::Rows(x)) => {
-                backend.quantize_rows(dy, rows);
+        match (&self.ternary[id], x, &dy.rows) {
+            (Some(w), Input::Rows(x), Some(rows)) => {
                 backend.ternary_input_gradient(rows, w, dx);
-                backend.ternary_weight_gradient(dy, x, dw);
+                backend.ternary_weight_gradient(&dy.floats, x, dw);
             }
-            (None, Input::Floats(x)) => {
+            (None, Input::Floats(x), None) => {
                 let inputs = self.layout.specs[id].cols;
-                backend.matmul_input_gradient(dy, &self.weights[id], inputs, dx);
-                backend.matmul_weight_gradient(dy, x, inputs, dw);
+                backend.matmul_input_gradient(&dy.floats, &self.weights[id], inputs, dx);
+                backend.matmul_weight_gradient(&dy.floats, x, inputs, dw);
             }
             _ => unreachable!("{MIXED}"),
+        }
+    }
+
+    fn gate_kind(&self) -> Gate {
+        match self.config.gate {
+            crate::Gate::Silu => Gate::Silu,
+            crate::Gate::Relu2 => Gate::Relu2,
         }
     }
 }

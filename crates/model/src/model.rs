@@ -129,14 +129,13 @@ impl<B: Backend> Model<B> {
         let (head, d_head) = (&self.weights[layout.head], &mut grads[layout.head]);
         let with = self.head_products();
         backend.head_loss_backward(&a.hidden, head, &a.targets, with, &mut a.losses, &mut b.d_dim, d_head);
-        let (gain, d_gain) = (&self.weights[layout.norm], &mut grads[layout.norm]);
-        let x = &a.stream[self.config.layers];
-        backend.rmsnorm_backward(&b.d_dim, x, gain, &a.rstd, Store::Replace, &mut b.dx, d_gain);
+        let (of, d_gain) = ((&a.stream[self.config.layers], &a.rstd), &mut grads[layout.norm]);
+        self.normalise_backward(backend, &b.d_dim, of, layout.norm, Store::Replace, &mut b.dx, d_gain);
         for layer in (0..self.config.layers).rev() {
             self.block_backward(backend, layer, a, grads);
         }
         let b = a.back.as_mut().expect(WITHOUT_GRADIENTS);
-        backend.embed_backward(&a.inputs, &b.dx, dim, &mut grads[layout.embedding]);
+        backend.embed_backward(&a.inputs, &b.dx.floats, dim, &mut grads[layout.embedding]);
     }
 
     /// Width of the hidden states, and how the head multiplies them.

@@ -33,10 +33,10 @@ fn expected(config: &ModelConfig, keep: Keep) -> usize {
         Keep::Inputs => (1, config.layers + 1),
         Keep::Nothing => (1, 2),
     };
-    // Gated activation, hidden states, their root mean square, loss, two tokens.
-    let once = 4 * (ffn + dim + 1 + 1 + 2);
+    // Hidden states, their root mean square, loss, two tokens; in f32 the gated activation and its gradient.
+    let once = 4 * (dim + 1 + 1 + 2 + if ternary { 0 } else { 2 * ffn });
     let rows = if ternary { dim + qkv + gate_up + 3 * 4 } else { 0 };
-    let back = 4 * (2 * dim + 2 * inner + qkv + 2 * ffn + gate_up) + rows;
+    let back = 4 * (2 * dim + 2 * inner + qkv + ffn + gate_up) + rows;
     blocks * block + stream * 4 * dim + once + if keep == Keep::Nothing { 0 } else { back }
 }
 

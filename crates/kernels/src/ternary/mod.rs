@@ -20,7 +20,7 @@ use crate::{
     Context, Tier,
     lines::Lines,
     tier::{Level, Registers},
-    tile::{COLUMNS, Out, Store},
+    tile::{Base, COLUMNS, Out},
 };
 
 /// Inputs that one step of the inner loop consumes.
@@ -330,9 +330,10 @@ fn row_sum(row: &[i8]) -> i32 {
     row.iter().map(|v| i32::from(*v)).sum()
 }
 
-/// `y[r][o] = scale · scales[r] · Σ_k x[r][k] · code[o][k]`, or that added to `y`.
+/// `y[r][o] = scale · scales[r] · Σ_k x[r][k] · code[o][k]`, plus `residual[r][o]` where there is one.
 ///
-/// `x` is row-major `[rows][inputs]` with values in [-127, 127], `scales` `[rows]`, `y` `[rows][outputs]`.
+/// `x` is row-major `[rows][inputs]` with values in [-127, 127], `scales` `[rows]`, `y` and `residual`
+/// `[rows][outputs]`.
 ///
 /// # Panics
 /// The lengths do not fit together.
@@ -342,24 +343,27 @@ pub fn matmul(
     scales: &[f32],
     w: &Panels,
     scale: f32,
-    store: Store,
+    residual: Option<&[f32]>,
     scratch: &mut Scratch,
     y: &mut [f32],
 ) {
     let (inputs, outputs, rows) = (w.inputs, w.outputs, scales.len());
     assert_eq!(x.len(), rows * inputs, "x is not rows × inputs");
     assert_eq!(y.len(), rows * outputs, "y is not rows × outputs");
+    assert!(residual.is_none_or(|x| x.len() == y.len()), "residual and y");
     if y.is_empty() {
         return;
     }
     if inputs == 0 {
-        if store == Store::Replace {
-            y.fill(0.0);
+        match residual {
+            Some(x) => y.copy_from_slice(x),
+            None => y.fill(0.0),
         }
         return;
     }
+    let base = residual.map_or(Base::Nothing, Base::Matrix);
     if rows == 1 {
-        return vector(cx, x, scales[0] * scale, w, store, scratch, y);
+        return vector(cx, x, scales[0] * scale, w, base, scratch, y);
     }
     // Whole steps of every tier; what is beyond the inputs meets zeros.
     let expanded = inputs.next_multiple_of(64) * COLUMNS;
@@ -395,7 +399,7 @@ pub fn matmul(
                     offsets: &packed.sums[at.clone()],
                     factors: &packed.factors[at.clone()],
                     column_factors: &[],
-                    store,
+                    base,
                 };
                 tiles(cx.tier(), &registers, x, packed.row / plan.depth, codes, &mut out);
             }
@@ -445,7 +449,7 @@ fn vector(
     x: &[i8],
     factor: f32,
     w: &Panels,
-    store: Store,
+    base: Base<'_>,
     scratch: &mut Scratch,
     y: &mut [f32],
 ) {
@@ -463,7 +467,7 @@ fn vector(
             let panels = (column + start) / COLUMNS..(column + part.end).div_ceil(COLUMNS);
             let packed = &w.bytes[panels.start * panel_len(w.inputs)..panels.end * panel_len(w.inputs)];
             let (offsets, factors) = (&[sum], &[factor]);
-            let mut out = Out { y: y.part(0..1, part), offsets, factors, column_factors: &[], store };
+            let mut out = Out { y: y.part(0..1, part), offsets, factors, column_factors: &[], base };
             match cx.tier().level() {
                 Level::Scalar => scalar::panel(x, packed, &mut out),
                 #[cfg(any(target_arch = "aarch64", test))]
@@ -527,9 +531,10 @@ mod tests {
         let mut twin = Panels::zeros(outputs, inputs);
         twin.pack_transposed(&cx, &transposed);
         assert!(panels == twin, "packings differ at {outputs}×{inputs}");
-        let mut y = vec![1.0; rows * outputs];
+        let residual = vec![1.0; rows * outputs];
+        let mut y = vec![f32::NAN; rows * outputs];
         let mut scratch = Scratch::default();
-        matmul(&cx, x, &vec![1.0; rows], &panels, 1.0, Store::Add, &mut scratch, &mut y);
+        matmul(&cx, x, &vec![1.0; rows], &panels, 1.0, Some(&residual), &mut scratch, &mut y);
         for r in 0..rows {
             for o in 0..outputs {
                 let exact: i32 = (0..inputs)
