@@ -91,7 +91,6 @@ pub struct Int8Rows {
 #[derive(Clone, Debug)]
 pub struct TernaryMatrix {
     scale: f32,
-    codes: Vec<i8>,
     forward: ternary::Panels,
     backward: Option<ternary::Panels>,
 }
@@ -125,7 +124,6 @@ impl Backend for Cpu {
     fn ternary(&self, outputs: usize, inputs: usize, gradient: bool) -> TernaryMatrix {
         TernaryMatrix {
             scale: 0.0,
-            codes: vec![0; outputs * inputs],
             forward: ternary::Panels::zeros(outputs, inputs),
             backward: gradient.then(|| ternary::Panels::zeros(inputs, outputs)),
         }
@@ -144,7 +142,7 @@ impl Backend for Cpu {
     }
 
     fn download_ternary(&self, from: &TernaryMatrix) -> (Vec<i8>, f32) {
-        (from.codes.clone(), from.scale)
+        (from.forward.codes(), from.scale)
     }
 
     fn copy(&self, from: &Floats, to: &mut Floats) {
@@ -237,11 +235,8 @@ impl Backend for Cpu {
         let _span = self.span("ternarize");
         let total = elementwise::sum_abs(&self.cx, latent);
         w.scale = tritrain_trit::ternary::scale_from_total(total, latent.len()).unwrap_or(f32::NAN);
-        elementwise::ternarize(&self.cx, latent, w.scale, &mut w.codes);
-        w.forward.pack(&self.cx, &w.codes);
-        if let Some(backward) = &mut w.backward {
-            backward.pack_transposed(&self.cx, &w.codes);
-        }
+        let latent = ternary::Latent { weights: latent, scale: w.scale };
+        ternary::pack(&self.cx, latent, &mut w.forward, w.backward.as_mut());
     }
 
     fn ternary_matmul(&self, x: &Int8Rows, w: &TernaryMatrix, residual: Option<&Floats>, y: &mut Floats) {

@@ -118,7 +118,7 @@ fn ternary_product(cx: &Context, random: &Random, rows: usize) -> Vec<u32> {
     let codes: Vec<i8> =
         random.int8(0, outputs * inputs).into_iter().map(|v| (v / 43).clamp(-1, 1)).collect();
     let mut panels = ternary::Panels::zeros(outputs, inputs);
-    panels.pack(cx, &codes);
+    ternary::pack(cx, &codes[..], &mut panels, None);
     let (x, scales) = (random.int8(1, rows * inputs), random.floats(2, rows));
     let residual = random.floats(3, rows * outputs);
     let mut y = vec![0.0; residual.len()];
@@ -181,11 +181,14 @@ fn gated(cx: &Context, random: &Random) -> Vec<u32> {
 }
 
 fn codes(cx: &Context, random: &Random) -> Vec<u32> {
-    let latent = random.floats(0, 1 + random.below(0, 500));
+    let (outputs, inputs) = (1 + random.below(0, 30), 1 + random.below(1, 50));
+    let latent = random.floats(2, outputs * inputs);
     let scale = (elementwise::sum_abs(cx, &latent) / latent.len() as f64) as f32;
-    let mut codes = vec![0; latent.len()];
-    elementwise::ternarize(cx, &latent, scale, &mut codes);
-    std::iter::once(scale.to_bits()).chain(codes.iter().map(|c| *c as u32)).collect()
+    let mut panels = [ternary::Panels::zeros(outputs, inputs), ternary::Panels::zeros(inputs, outputs)];
+    let [forward, transposed] = &mut panels;
+    ternary::pack(cx, ternary::Latent { weights: &latent, scale }, forward, Some(transposed));
+    let codes = panels.iter().flat_map(ternary::Panels::codes).map(|code| code as u32);
+    std::iter::once(scale.to_bits()).chain(codes).collect()
 }
 
 fn attention(cx: &Context, random: &Random) -> Vec<u32> {

@@ -1,4 +1,4 @@
-//! Reductions over whole buffers, and ternary codes.
+//! Moves of whole buffers, and reductions over them.
 
 use crate::{Context, lanes};
 
@@ -65,24 +65,5 @@ tiered! {
 tiered! {
     fn abs_sum(x: &[f32]) -> f32 {
         lanes::sum_of(x, f32::abs)
-    }
-}
-
-/// Codes of a ternary matrix from its latent weights: sign where |w| > scale/2, else 0.
-///
-/// # Panics
-/// The lengths differ.
-pub fn ternarize(cx: &Context, w: &[f32], scale: f32, codes: &mut [i8]) {
-    assert_eq!(w.len(), codes.len());
-    cx.chunks(codes, 4 * BLOCK, |index, codes| {
-        ternarize_block(cx.tier(), &w[index * 4 * BLOCK..][..codes.len()], scale * 0.5, codes);
-    });
-}
-
-tiered! {
-    fn ternarize_block(w: &[f32], threshold: f32, codes: &mut [i8]) {
-        for (code, w) in codes.iter_mut().zip(w) {
-            *code = i8::from(*w > threshold) - i8::from(*w < -threshold);
-        }
     }
 }

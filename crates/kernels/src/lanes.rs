@@ -96,42 +96,19 @@ pub fn sum_of(a: &[f32], map: impl Fn(f32) -> f32) -> f32 {
 /// Largest absolute value; NaN if any element is NaN.
 #[inline(always)]
 pub fn max_abs(a: &[f32]) -> f32 {
-    // The bits of |x| order like the numbers, and every NaN orders above infinity.
-    let mut acc = [0u32; LANES];
-    let (chunks, tail) = a.as_chunks::<LANES>();
-    for x in chunks {
-        for l in 0..LANES {
-            acc[l] = acc[l].max(x[l].to_bits() & 0x7fff_ffff);
-        }
-    }
-    for (l, x) in tail.iter().enumerate() {
-        acc[l] = acc[l].max(x.to_bits() & 0x7fff_ffff);
-    }
-    let mut best = 0;
-    for bits in acc {
-        best = best.max(bits);
-    }
-    f32::from_bits(best)
+    // The bits of |x| order like the numbers, and every NaN orders above infinity. A largest integer is the
+    // same in any order, which lets the compiler choose one.
+    f32::from_bits(a.iter().fold(0, |largest, x| largest.max(x.to_bits() & 0x7fff_ffff)))
 }
 
-/// Largest element, or negative infinity; NaN is not looked for.
+/// Largest element, or negative infinity; a NaN whose sign is not set orders above all.
 #[inline(always)]
 pub fn max(a: &[f32]) -> f32 {
-    let mut acc = [f32::NEG_INFINITY; LANES];
-    let (chunks, tail) = a.as_chunks::<LANES>();
-    for x in chunks {
-        for l in 0..LANES {
-            acc[l] = if x[l] > acc[l] { x[l] } else { acc[l] };
-        }
-    }
-    for (l, x) in tail.iter().enumerate() {
-        acc[l] = if *x > acc[l] { *x } else { acc[l] };
-    }
-    let mut best = f32::NEG_INFINITY;
-    for x in acc {
-        best = if x > best { x } else { best };
-    }
-    best
+    // Magnitudes of negative numbers order the other way round.
+    let turn = |bits: i32| bits ^ ((bits >> 31).cast_unsigned() >> 1).cast_signed();
+    let least = turn(f32::NEG_INFINITY.to_bits().cast_signed());
+    let largest = a.iter().fold(least, |largest, x| largest.max(turn(x.to_bits().cast_signed())));
+    f32::from_bits(turn(largest).cast_unsigned())
 }
 
 /// 1.5·2^23: adding it to |x| < 2^22 rounds to an integer, held in the low bits.

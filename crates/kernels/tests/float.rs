@@ -63,19 +63,13 @@ fn a_row_that_is_not_finite_has_the_scale_nan() {
 }
 
 #[test]
-fn ternary_codes_and_scale_equal_the_definition() {
+fn the_ternary_scale_equals_the_definition() {
     for cx in contexts() {
         for len in (0..=515).chain([4095, 4096, 4097, 16_383, 16_385, 70_001]) {
-            let mut w = noise(len as u64, len);
+            let w = noise(len as u64, len);
             let total = elementwise::sum_abs(&cx, &w);
             let scale = ternary::scale_from_total(total, len).unwrap();
             assert_eq!(scale.to_bits(), ternary::absmean(&w).unwrap().to_bits(), "scale of {len}");
-            // Some exactly on the threshold, where the code is 0.
-            w.iter_mut().step_by(5).for_each(|v| *v = v.signum() * scale / 2.0);
-            let (mut codes, mut expected) = (vec![9; len], vec![0; len]);
-            elementwise::ternarize(&cx, &w, scale, &mut codes);
-            ternary::quantize(&w, scale, &mut expected);
-            assert_eq!(codes, expected, "codes of {len}");
         }
     }
 }

@@ -1,9 +1,9 @@
 //! Attention of new tokens of one sequence, whose earlier keys and values lie in caches.
 
-use super::{Head, Shape, attend, attend_memory, dot, heads_of, pack};
+use super::{Head, Shape, attend, attend_memory, heads_of, pack};
 use crate::{
     Context, Tier,
-    lanes::{self, exp_sum},
+    lanes::{self, LANES, exp_sum},
     strips::Strips,
 };
 
@@ -105,11 +105,38 @@ tiered! {
 
 /// One query `[head_dim]` against the first `p.len()` keys; `p` is scratch.
 fn attend_one(tier: Tier, q: &[f32], k: Head<'_>, v: Head<'_>, scale: f32, p: &mut [f32], out: &mut [f32]) {
-    for (key, p) in p.iter_mut().enumerate() {
-        *p = scale * dot(tier, q, k.row(key));
-    }
+    scores(tier, q, k, scale, p);
     let sum = exponentials(tier, p);
     weigh(tier, v, p, 1.0 / sum, out);
+}
+
+/// Keys whose products run side by side.
+const KEYS: usize = 4;
+
+tiered! {
+    /// `p[key] = scale · q·k[key]`
+    fn scores(q: &[f32], k: Head<'_>, scale: f32, p: &mut [f32]) {
+        let (lanes_q, tail_q) = q.as_chunks::<LANES>();
+        for (block, p) in p.chunks_mut(KEYS).enumerate() {
+            let keys = [0, 1, 2, 3].map(|key| k.row(block * KEYS + key.min(p.len() - 1)));
+            let mut acc = [[0.0; LANES]; KEYS];
+            for (i, q) in lanes_q.iter().enumerate() {
+                for key in 0..KEYS {
+                    if let Some(k) = keys[key][i * LANES..].first_chunk::<LANES>() {
+                        for l in 0..LANES {
+                            acc[key][l] = q[l].mul_add(k[l], acc[key][l]);
+                        }
+                    }
+                }
+            }
+            for ((p, mut acc), key) in p.iter_mut().zip(acc).zip(keys) {
+                for ((acc, q), k) in acc.iter_mut().zip(tail_q).zip(&key[q.len() - tail_q.len()..]) {
+                    *acc = q.mul_add(*k, *acc);
+                }
+                *p = scale * lanes::total(acc);
+            }
+        }
+    }
 }
 
 tiered! {

@@ -14,7 +14,11 @@ mod avx512;
 mod avx_vnni;
 #[cfg(any(target_arch = "aarch64", test))]
 mod neon;
+mod panels;
 mod scalar;
+
+use panels::panel_len;
+pub use panels::{Latent, MAX_INPUTS, Panels, Source, pack};
 
 use crate::{
     Context, Tier,
@@ -30,141 +34,6 @@ const GROUP: usize = 8;
 /// Bytes of codes that stay in the second cache.
 #[cfg(target_arch = "x86_64")]
 const CACHED: usize = 1 << 19;
-
-/// Inputs a matrix may have before an i32 could overflow.
-pub const MAX_INPUTS: usize = i32::MAX as usize / (2 * 127);
-
-/// Ternary codes of a matrix, packed for products over its inputs.
-///
-/// Layout: for each panel of 16 outputs, for each group of 8 inputs, 32 bytes; byte `4c + k` holds, from
-/// its low bits up, code+1 of (output c, input k), (output 8 + c, input k), (output c, input 4 + k),
-/// (output 8 + c, input 4 + k). Padding holds code 0.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Panels {
-    outputs: usize,
-    inputs: usize,
-    bytes: Vec<u8>,
-}
-
-impl Panels {
-    /// Room for a matrix; all codes zero.
-    ///
-    /// # Panics
-    /// More than [`MAX_INPUTS`] inputs: the sums would not fit an i32.
-    pub fn zeros(outputs: usize, inputs: usize) -> Panels {
-        assert!(inputs <= MAX_INPUTS, "{inputs} inputs: at most {MAX_INPUTS} keep the sums exact");
-        let bytes = vec![0b0101_0101; outputs.div_ceil(COLUMNS) * panel_len(inputs)];
-        Panels { outputs, inputs, bytes }
-    }
-
-    /// Number of outputs.
-    pub fn outputs(&self) -> usize {
-        self.outputs
-    }
-
-    /// Number of inputs.
-    pub fn inputs(&self) -> usize {
-        self.inputs
-    }
-
-    /// Bytes held.
-    pub fn bytes(&self) -> usize {
-        self.bytes.len()
-    }
-
-    /// Packs `codes`, row-major `[outputs][inputs]`, values in {-1, 0, 1}.
-    ///
-    /// # Panics
-    /// `codes` has another length.
-    pub fn pack(&mut self, cx: &Context, codes: &[i8]) {
-        let (outputs, inputs) = (self.outputs, self.inputs);
-        assert_eq!(codes.len(), outputs * inputs);
-        cx.chunks(&mut self.bytes, panel_len(inputs), |panel, bytes| {
-            let first = panel * COLUMNS;
-            let rows = &codes[first * inputs..outputs.min(first + COLUMNS) * inputs];
-            pack_panel(cx.tier(), rows, inputs, bytes);
-        });
-    }
-
-    /// Packs the transpose of `codes`, which is row-major `[inputs][outputs]`.
-    ///
-    /// # Panics
-    /// `codes` has another length.
-    pub fn pack_transposed(&mut self, cx: &Context, codes: &[i8]) {
-        let (outputs, inputs) = (self.outputs, self.inputs);
-        assert_eq!(codes.len(), outputs * inputs);
-        cx.chunks(&mut self.bytes, panel_len(inputs), |panel, bytes| {
-            pack_transposed_panel(cx.tier(), codes, outputs, panel * COLUMNS, bytes);
-        });
-    }
-}
-
-/// Two bits of every byte: code + 1.
-#[inline(always)]
-fn offset(codes: u64) -> u64 {
-    const LOW: u64 = 0x0303_0303_0303_0303;
-    ((codes & LOW) + 0x0101_0101_0101_0101) & LOW
-}
-
-tiered! {
-    /// Packs up to sixteen rows of codes as one panel.
-    fn pack_panel(rows: &[i8], inputs: usize, bytes: &mut [u8]) {
-        for (group, bytes) in bytes.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-            for c in 0..COLUMNS / 2 {
-                let [near, far] = [c, c + 8].map(|output| {
-                    let mut eight = [0; GROUP];
-                    if (output + 1) * inputs <= rows.len() {
-                        let row = &rows[output * inputs..][..inputs][group * GROUP..];
-                        match row.first_chunk::<GROUP>() {
-                            Some(whole) => eight = whole.map(i8::cast_unsigned),
-                            None => {
-                                for (to, from) in eight.iter_mut().zip(row) {
-                                    *to = from.cast_unsigned();
-                                }
-                            }
-                        }
-                    }
-                    offset(u64::from_le_bytes(eight))
-                });
-                let word = near | far << 2 | near >> 32 << 4 | far >> 32 << 6;
-                bytes[4 * c..4 * c + 4].copy_from_slice(&(word as u32).to_le_bytes());
-            }
-        }
-    }
-}
-
-tiered! {
-    /// Packs sixteen columns of `codes` `[inputs][outputs]`, from `first` on, as one panel.
-    fn pack_transposed_panel(codes: &[i8], outputs: usize, first: usize, bytes: &mut [u8]) {
-        let columns = COLUMNS.min(outputs - first);
-        for (group, bytes) in bytes.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-            // By input: outputs 0..8 and 8..16.
-            let mut rows = [[offset(0); 2]; GROUP];
-            for (k, row) in rows.iter_mut().enumerate() {
-                let start = (group * GROUP + k) * outputs + first;
-                if start + columns <= codes.len() {
-                    let mut sixteen = [0; COLUMNS];
-                    for (to, from) in sixteen.iter_mut().zip(&codes[start..start + columns]) {
-                        *to = from.cast_unsigned();
-                    }
-                    let (near, far) = sixteen.split_at(8);
-                    let eight = |half: &[u8]| u64::from_le_bytes(half.try_into().unwrap_or_default());
-                    *row = [offset(eight(near)), offset(eight(far))];
-                }
-            }
-            for k in 0..STEP {
-                let word = rows[k][0] | rows[k][1] << 2 | rows[STEP + k][0] << 4 | rows[STEP + k][1] << 6;
-                for (c, byte) in word.to_le_bytes().into_iter().enumerate() {
-                    bytes[STEP * c + k] = byte;
-                }
-            }
-        }
-    }
-}
-
-fn panel_len(inputs: usize) -> usize {
-    inputs.div_ceil(8) * 32
-}
 
 /// Working memory of [`matmul`], kept between calls.
 #[derive(Debug, Default)]
@@ -373,7 +242,7 @@ pub fn matmul(
     });
     let codes = &*codes;
     let plan = Plan::of(cx.tier(), (rows, outputs, inputs));
-    let packed = pack(
+    let packed = lay_out(
         cx,
         x,
         scales,
@@ -407,7 +276,7 @@ pub fn matmul(
     });
 }
 
-/// Rows as [`pack`] leaves them.
+/// Rows as [`lay_out`] leaves them.
 struct Packed<'a> {
     rows: &'a [u8],
     /// Bytes of a row.
@@ -417,7 +286,7 @@ struct Packed<'a> {
 }
 
 /// Lays rows out for tiles, with their sums and the factors of their results.
-fn pack<'a>(
+fn lay_out<'a>(
     cx: &Context,
     x: &[i8],
     scales: &[f32],
@@ -523,14 +392,7 @@ mod tests {
         let x = &storage[offset..];
         let codes: Vec<i8> = (0..outputs * inputs).map(|_| if extreme { 1 } else { random(-1, 1) }).collect();
         let mut panels = Panels::zeros(outputs, inputs);
-        panels.pack(&cx, &codes);
-        let transposed: Vec<i8> = (0..inputs)
-            .flat_map(|i| (0..outputs).map(move |o| (o, i)))
-            .map(|(o, i)| codes[o * inputs + i])
-            .collect();
-        let mut twin = Panels::zeros(outputs, inputs);
-        twin.pack_transposed(&cx, &transposed);
-        assert!(panels == twin, "packings differ at {outputs}×{inputs}");
+        pack(&cx, &codes[..], &mut panels, None);
         let residual = vec![1.0; rows * outputs];
         let mut y = vec![f32::NAN; rows * outputs];
         let mut scratch = Scratch::default();
