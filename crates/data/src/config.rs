@@ -20,6 +20,35 @@ pub struct DataConfig {
     /// Share of the documents of each domain held out for validation.
     #[schemars(range(min = 0.0001, max = 0.5))]
     pub validation: f32,
+    /// Which text a batch takes: all but `shuffle` go by clusters.
+    pub plan: PlanKind,
+    /// A clusters.safetensors of `tritrain cluster`; empty finds `clusters_k` clusters in the text where the plan needs them.
+    pub clusters: String,
+    /// Clusters to find; 0 finds none unless the plan needs them, and then 16.
+    #[schemars(range(max = 1024))]
+    pub clusters_k: u32,
+    /// Times the balanced plan shows the same text in an epoch, at most.
+    #[schemars(range(min = 1, max = 100))]
+    pub repeat: u32,
+}
+
+/// Which text a batch takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum PlanKind {
+    /// Any, in random order.
+    #[default]
+    Shuffle,
+    /// Of every cluster its share.
+    Stratified,
+    /// Of every cluster as much, as far as `repeat` allows.
+    Balanced,
+    /// Of one cluster.
+    Homogeneous,
+    /// More of the clusters that are being learnt faster.
+    Adaptive,
+    /// Any, but documents that are alike share a context.
+    Ordered,
 }
 
 impl Default for DataConfig {
@@ -30,6 +59,10 @@ impl Default for DataConfig {
             vocab: 2048,
             tokenizer_sample: 32,
             validation: 0.02,
+            plan: PlanKind::Shuffle,
+            clusters: String::new(),
+            clusters_k: 0,
+            repeat: 4,
         }
     }
 }
@@ -66,6 +99,12 @@ impl DataConfig {
         }
         if !(0.0001..=0.5).contains(&self.validation) {
             return fail("validation", self.validation.to_string(), "0.0001 to 0.5 (a share, not percent)");
+        }
+        if self.clusters_k > 1024 {
+            return fail("clusters_k", self.clusters_k.to_string(), "0 to 1024");
+        }
+        if !(1..=100).contains(&self.repeat) {
+            return fail("repeat", self.repeat.to_string(), "1 to 100");
         }
         Ok(())
     }

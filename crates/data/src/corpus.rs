@@ -1,22 +1,24 @@
 //! A prepared corpus: tokens on disk and the tokenizer that made them.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use tritrain_files::Storage;
 use tritrain_files::tokens::{Split, TokenCorpus};
 
-use crate::{Error, Result, Tokenizer};
+use crate::{Error, Labels, Result, Tokenizer};
 
 /// Shards below a run directory.
 pub(crate) const TOKENS: &str = "tokens";
 /// The tokenizer in a run directory.
 pub(crate) const TOKENIZER: &str = "tokenizer.json";
 
-/// Tokens and tokenizer of a run.
+/// Tokens and tokenizer of a run, and the clusters of its text where they were asked for.
 #[derive(Debug)]
 pub struct Corpus {
     tokens: TokenCorpus,
     tokenizer: Tokenizer,
+    labels: Option<Arc<Labels>>,
 }
 
 impl Corpus {
@@ -34,7 +36,7 @@ impl Corpus {
             let (expected, found) = (expected.clone(), tokenizer.hash().to_owned());
             return Err(Error::Identity { what: "the tokenizer", path: dir.to_path_buf(), expected, found });
         }
-        Ok(Corpus { tokens, tokenizer })
+        Ok(Corpus { tokens, tokenizer, labels: None })
     }
 
     /// The token shards.
@@ -47,9 +49,20 @@ impl Corpus {
         &self.tokenizer
     }
 
-    /// Identity of the tokens, their split and their tokenizer.
+    /// The same corpus with clusters.
+    #[must_use]
+    pub(crate) fn labelled(self, labels: Labels) -> Corpus {
+        Corpus { labels: Some(Arc::new(labels)), ..self }
+    }
+
+    /// Which cluster every token belongs to.
+    pub fn labels(&self) -> Option<&Arc<Labels>> {
+        self.labels.as_ref()
+    }
+
+    /// Identity of the tokens, their split and their tokenizer, and of their clusters.
     pub fn hash(&self) -> &str {
-        self.tokens.content_hash()
+        self.labels.as_ref().map_or(self.tokens.content_hash(), |labels| labels.hash())
     }
 
     /// Tokens of a split, the end of text behind each document included.

@@ -7,6 +7,7 @@
 //! | `tokenizer` | [`Tokenizer`]: byte-level BPE, trained or read, without loss |
 //! | `scan`, `sample`, `encode`, `prepare` | [`Preparation`]: text to shards in a run directory |
 //! | `corpus` | [`Corpus`]: the result |
+//! | `labels` | [`Labels`]: which cluster every token belongs to |
 //! | `plan` | [`BatchPlan`]: which tokens are in which batch |
 //! | `validation` | [`ValidationSet`]: which tokens a model is measured on |
 //!
@@ -18,6 +19,7 @@ mod config;
 mod corpus;
 mod encode;
 mod error;
+mod labels;
 mod plan;
 mod prepare;
 mod sample;
@@ -26,10 +28,11 @@ mod source;
 mod tokenizer;
 mod validation;
 
-pub use config::{ConfigError, DataConfig};
+pub use config::{ConfigError, DataConfig, PlanKind};
 pub use corpus::Corpus;
 pub use error::{Error, Result};
-pub use plan::BatchPlan;
+pub use labels::Labels;
+pub use plan::{BatchPlan, Mixer, PlanOptions, Window};
 pub use prepare::{Preparation, Progress, Stage};
 pub use source::{Document, Documents, Skipped, Source, documents};
 pub use tokenizer::{DecodeStream, Tokenizer};

@@ -1,88 +1,281 @@
-//! Which tokens are in which batch: a pure function of the step.
+//! Which tokens are in which batch.
+
+mod mixer;
+mod order;
+
+use std::sync::Arc;
 
 use tritrain_files::tokens::Split;
 use tritrain_trit::rng::{Permutation, Stream};
 
-use crate::{Corpus, Error, Result};
+pub use mixer::Mixer;
+use order::{Order, Quotas};
+
+use crate::labels::most;
+use crate::{Corpus, Error, Labels, PlanKind, Result};
 
 /// The purpose of the random numbers drawn here, apart from those of tensors.
 const SHIFT: u32 = u32::from_be_bytes(*b"shft");
 
-/// The order of training: windows of `context + 1` tokens that overlap by one, so that every token but
-/// the first is predicted once, in a new random order each epoch. Windows run across documents.
+/// The order of training: windows of `context + 1` tokens that overlap by one, so that in an epoch of
+/// most plans every token but the first is predicted once. Windows run across documents.
 ///
 /// Each epoch lays its windows from another offset below `context`, so that no two epochs see the same
-/// windows; for that, up to `2·context` tokens are left out at the ends. Nothing here changes from step
-/// to step: a run that goes on needs the step and nothing else.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// windows; for that, up to `2·context` tokens are left out at the ends. The adaptive plan has one grid of
+/// windows. A window belongs to the cluster of most of its tokens.
+///
+/// A batch is a function of the step, and with the adaptive plan of its [`Mixer`]: a run that goes on
+/// needs nothing else.
+#[derive(Clone, Debug)]
 pub struct BatchPlan {
+    kind: PlanKind,
     seed: u64,
     batch: usize,
     context: usize,
+    /// Windows of the grid, and of an epoch of this plan.
     windows: u64,
+    epoch: u64,
     shifts: u64,
+    repeat: u32,
+    labels: Option<Arc<Labels>>,
+    /// What windows are laid over where that is not the split as it lies: stretches of it, with the
+    /// tokens before each.
+    stretches: Vec<Stretch>,
+    /// The order of an epoch, kept while that lasts.
+    order: Option<(u64, Order)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stretch {
+    before: u64,
+    start: u64,
+    tokens: u64,
+}
+
+/// A window of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Window {
+    /// First token, in the order that the plan lays tokens out in.
+    pub start: u64,
+    /// Its cluster, where there are any.
+    pub cluster: Option<u32>,
+}
+
+/// What a plan is made of besides the corpus.
+#[derive(Clone, Debug)]
+pub struct PlanOptions {
+    /// Which plan.
+    pub kind: PlanKind,
+    /// Times that the balanced plan shows a window in an epoch, at most.
+    pub repeat: u32,
+    /// Seed of all choices.
+    pub seed: u64,
+    /// Windows of a batch.
+    pub batch: usize,
+    /// Tokens that a window predicts.
+    pub context: usize,
 }
 
 impl BatchPlan {
-    /// The plan of a corpus.
+    /// The plan of a corpus, which has clusters for every kind but [`PlanKind::Shuffle`].
     ///
     /// # Errors
     /// [`Error::Short`] when the training split holds no window; [`Error::Shape`] when `batch` or
-    /// `context` is zero.
-    pub fn new(corpus: &Corpus, seed: u64, batch: usize, context: usize) -> Result<Self> {
+    /// `context` is zero or there are no clusters for a plan that needs them.
+    pub fn new(corpus: &Corpus, options: &PlanOptions) -> Result<Self> {
+        let &PlanOptions { kind, repeat, seed, batch, context } = options;
+        let labels = corpus.labels().cloned();
         for (what, value) in [("sequences in a batch", batch), ("context", context)] {
             if value == 0 {
                 return Err(Error::Shape { what, expected: "at least 1".into(), found: "0".into() });
             }
         }
+        if labels.is_none() && kind != PlanKind::Shuffle {
+            let (what, expected) = ("clusters of a plan", "some for any plan but shuffle".into());
+            return Err(Error::Shape { what, expected, found: format!("none for {kind:?}") });
+        }
         corpus.check(context)?;
         let (len, step) = (corpus.len(Split::Train), context as u64);
         // The last window of an epoch ends at shift + windows·context + 1 <= len.
         let windows = ((len - step) / step).max(1);
-        let shifts = (len - windows * step).min(step);
-        Ok(BatchPlan { seed, batch, context, windows, shifts })
+        let shifts = if kind == PlanKind::Adaptive { 1 } else { (len - windows * step).min(step) };
+        let epoch = match kind {
+            // Whole batches; fewer windows than a batch are repeated.
+            PlanKind::Homogeneous => (windows / batch as u64).max(1) * batch as u64,
+            _ => windows,
+        };
+        let stretches = match (&labels, kind) {
+            (Some(labels), PlanKind::Ordered) => stretches(corpus, labels.order())?,
+            _ => Vec::new(),
+        };
+        let order = None;
+        Ok(BatchPlan { kind, seed, batch, context, windows, epoch, shifts, repeat, labels, stretches, order })
     }
 
     /// Windows in an epoch.
     pub fn windows(&self) -> u64 {
-        self.windows
+        self.epoch
     }
 
     /// Epochs behind after this many steps.
     pub fn epoch(&self, step: u64) -> f64 {
-        step as f64 * self.batch as f64 / self.windows as f64
+        step as f64 * self.batch as f64 / self.epoch as f64
     }
 
-    /// Where the `k`-th window of training begins.
-    fn start(&self, k: u64) -> u64 {
-        let (epoch, index) = (k / self.windows, k % self.windows);
-        let random = u64::from(Stream::new(self.seed, SHIFT, epoch).bits(0));
-        let shift = (random * self.shifts) >> 32;
-        shift + Permutation::new(self.seed, epoch, self.windows).at(index) * self.context as u64
+    /// The mixer to begin with, of the adaptive plan.
+    pub fn mixer(&self) -> Option<Mixer> {
+        let labels = self.labels.as_ref().filter(|_| self.kind == PlanKind::Adaptive)?;
+        Some(Mixer::new(labels.k()))
     }
 
-    /// Fills in the batch of a step: `inputs` and `targets`, both `[batch, context]`, targets one token
-    /// ahead.
+    /// The windows of a step. The mixer, which the adaptive plan alone has, counts them as seen.
     ///
     /// # Errors
-    /// [`Error::Shape`] when a slice has another length; [`Error::Files`] for a damaged shard.
-    pub fn batch(&self, corpus: &Corpus, step: u64, inputs: &mut [u32], targets: &mut [u32]) -> Result<()> {
-        check_len("inputs", inputs, self.batch * self.context)?;
-        check_len("targets", targets, self.batch * self.context)?;
-        let first = step.checked_mul(self.batch as u64).and_then(|k| k.checked_add(self.batch as u64));
+    /// [`Error::Shape`] for a step beyond all numbers, or a mixer of another plan.
+    pub fn windows_of(&mut self, step: u64, mixer: Option<&mut Mixer>) -> Result<Vec<Window>> {
+        let batch = self.batch as u64;
+        let first = step.checked_mul(batch).filter(|first| first.checked_add(batch).is_some());
         let first = first.ok_or_else(|| Error::Shape {
             what: "step",
             expected: "fewer than 2^64 windows".into(),
             found: step.to_string(),
-        })? - self.batch as u64;
-        let mut window = vec![0; self.context + 1];
+        })?;
+        match (self.kind, mixer) {
+            (PlanKind::Adaptive, Some(mixer)) => {
+                let (seed, size) = (self.seed, self.batch);
+                let members = self.order(0).members();
+                mixer.check(members.len())?;
+                let drawn = mixer.draw(members, (seed, step), size);
+                Ok(drawn.into_iter().map(|index| self.window(0, index)).collect())
+            }
+            (PlanKind::Adaptive, None) => {
+                let (what, expected) = ("mixer", "that of the adaptive plan".into());
+                Err(Error::Shape { what, expected, found: "none".into() })
+            }
+            _ => Ok((first..first + batch).map(|k| self.at(k)).collect()),
+        }
+    }
+
+    /// The `k`-th window of training.
+    fn at(&mut self, k: u64) -> Window {
+        let (epoch, place) = (k / self.epoch, k % self.epoch);
+        let index = match self.kind {
+            PlanKind::Shuffle | PlanKind::Ordered => {
+                Permutation::new(self.seed, epoch, self.windows).at(place)
+            }
+            _ => self.order(epoch).at(place),
+        };
+        self.window(epoch, index)
+    }
+
+    fn window(&self, epoch: u64, index: u64) -> Window {
+        let start = self.start(epoch, index);
+        Window { start, cluster: self.labels.as_deref().map(|labels| self.cluster(labels, start)) }
+    }
+
+    /// Where window `index` of the grid of an epoch begins.
+    fn start(&self, epoch: u64, index: u64) -> u64 {
+        let random = u64::from(Stream::new(self.seed, SHIFT, epoch).bits(0));
+        ((random * self.shifts) >> 32) + index * self.context as u64
+    }
+
+    fn cluster(&self, labels: &Labels, start: u64) -> u32 {
+        let mut counts = vec![0; labels.k()];
+        for (start, len) in self.parts(start, self.context as u64 + 1) {
+            labels.count(Split::Train, start, len, &mut counts);
+        }
+        most(&counts)
+    }
+
+    /// The order of an epoch, made where it is not the one at hand.
+    fn order(&mut self, epoch: u64) -> &Order {
+        if self.order.as_ref().is_none_or(|(at, _)| *at != epoch) {
+            let mut members = vec![Vec::new(); self.labels.as_ref().map_or(1, |labels| labels.k())];
+            for index in 0..self.windows {
+                let cluster = self.window(epoch, index).cluster.unwrap_or_default();
+                if let Some(members) = members.get_mut(cluster as usize) {
+                    members.push(index);
+                }
+            }
+            let (repeat, batch) = (u64::from(self.repeat), self.batch as u64);
+            let order = match self.kind {
+                PlanKind::Balanced => {
+                    Order::mixed(self.seed, epoch, members, &Quotas::balanced(repeat, self.windows))
+                }
+                PlanKind::Homogeneous => Order::homogeneous(self.seed, epoch, members, batch, self.epoch),
+                PlanKind::Adaptive => Order::of(members),
+                _ => Order::mixed(self.seed, epoch, members, &Quotas::all()),
+            };
+            self.order = Some((epoch, order));
+        }
+        let order = self.order.as_ref().map(|(_, order)| order);
+        order.expect("an order") // cannot fail: it was made above
+    }
+
+    /// The stretches of the split that tokens of the plan lie in.
+    fn parts(&self, start: u64, len: u64) -> impl Iterator<Item = (u64, u64)> {
+        let plain = self.stretches.is_empty().then_some((start, len));
+        let first = self.stretches.partition_point(|stretch| stretch.before + stretch.tokens <= start);
+        let end = start + len;
+        let parts = self.stretches.iter().skip(first).take_while(move |stretch| stretch.before < end);
+        let parts = parts.map(move |stretch| {
+            let from = start.max(stretch.before);
+            let to = end.min(stretch.before + stretch.tokens);
+            (stretch.start + (from - stretch.before), to - from)
+        });
+        plain.into_iter().chain(parts)
+    }
+
+    /// Stretches `(first token, tokens)` of the training split that the window reads, in order.
+    pub fn tokens_of(&self, window: Window) -> Vec<(u64, u64)> {
+        self.parts(window.start, self.context as u64 + 1).collect()
+    }
+
+    /// Fills in the batch of some windows: `inputs` and `targets`, both `[batch, context]`, targets one
+    /// token ahead.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when a slice has another length; [`Error::Files`] for a damaged shard.
+    pub fn read(
+        &self,
+        corpus: &Corpus,
+        windows: &[Window],
+        inputs: &mut [u32],
+        targets: &mut [u32],
+    ) -> Result<()> {
+        check_len("inputs", inputs, windows.len() * self.context)?;
+        check_len("targets", targets, windows.len() * self.context)?;
+        let mut tokens = vec![0; self.context + 1];
         let rows = inputs.chunks_exact_mut(self.context).zip(targets.chunks_exact_mut(self.context));
-        for (k, (input, target)) in (first..).zip(rows) {
-            corpus.tokens().read(Split::Train, self.start(k), &mut window)?;
-            copy_window(&window, input, target);
+        for (window, (input, target)) in windows.iter().zip(rows) {
+            let mut rest = &mut tokens[..];
+            for (start, len) in self.parts(window.start, self.context as u64 + 1) {
+                let (now, later) = rest.split_at_mut(len as usize);
+                corpus.tokens().read(Split::Train, start, now)?;
+                rest = later;
+            }
+            copy_window(&tokens, input, target);
         }
         Ok(())
     }
+}
+
+/// The training documents in an order, as stretches of the split.
+fn stretches(corpus: &Corpus, order: &[u32]) -> Result<Vec<Stretch>> {
+    let documents = corpus.tokens().documents(Split::Train);
+    let places = documents.map(|document| document.map(|d| (d.start, d.tokens)));
+    let places = places.collect::<Result<Vec<_>, _>>()?;
+    let mut stretches: Vec<Stretch> = Vec::new();
+    let mut before = 0;
+    for &document in order {
+        let Some(&(start, tokens)) = places.get(document as usize) else { continue };
+        match stretches.last_mut() {
+            Some(last) if last.start + last.tokens == start => last.tokens += tokens,
+            _ => stretches.push(Stretch { before, start, tokens }),
+        }
+        before += tokens;
+    }
+    Ok(stretches)
 }
 
 /// A window of `context + 1` tokens as inputs and targets.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use tritrain_files::tokens::Split;
 
+use crate::labels::most;
 use crate::plan::{check_len, copy_window};
 use crate::{Corpus, Error, Result};
 
@@ -65,14 +66,21 @@ impl Domain {
         self.tokens += tokens;
     }
 
-    fn read(&self, corpus: &Corpus, mut at: u64, mut out: &mut [u32]) -> Result<()> {
+    /// Stretches of the split, `(first token, tokens)`, of `len` tokens of the domain from `at` on.
+    fn stretches(&self, at: u64, len: u64) -> impl Iterator<Item = (u64, u64)> {
         let first = self.spans.partition_point(|span| span.before + span.tokens <= at);
-        for span in self.spans.iter().skip(first) {
-            let inside = at - span.before;
-            let take = (span.tokens - inside).min(out.len() as u64) as usize;
-            let (now, later) = std::mem::take(&mut out).split_at_mut(take);
-            corpus.tokens().read(Split::Validation, span.start + inside, now)?;
-            (at, out) = (at + take as u64, later);
+        let end = at + len;
+        self.spans.iter().skip(first).take_while(move |span| span.before < end).map(move |span| {
+            let (from, to) = (at.max(span.before), end.min(span.before + span.tokens));
+            (span.start + (from - span.before), to - from)
+        })
+    }
+
+    fn read(&self, corpus: &Corpus, at: u64, mut out: &mut [u32]) -> Result<()> {
+        for (start, len) in self.stretches(at, out.len() as u64) {
+            let (now, later) = std::mem::take(&mut out).split_at_mut(len as usize);
+            corpus.tokens().read(Split::Validation, start, now)?;
+            out = later;
         }
         Ok(())
     }
@@ -131,6 +139,16 @@ impl ValidationSet {
     /// Index of the domain of a window. Windows of one domain follow each other.
     pub fn domain(&self, window: usize) -> Option<usize> {
         self.windows.get(window).map(|window| window.domain)
+    }
+
+    /// The cluster of most tokens of a window, in a corpus that has clusters.
+    pub fn cluster(&self, corpus: &Corpus, window: usize) -> Option<u32> {
+        let (labels, window) = (corpus.labels()?, self.windows.get(window)?);
+        let mut counts = vec![0; labels.k()];
+        for (start, len) in self.domains.get(window.domain)?.stretches(window.at, self.context as u64 + 1) {
+            labels.count(Split::Validation, start, len, &mut counts);
+        }
+        Some(most(&counts))
     }
 
     /// Reads a window: `inputs` and `targets`, `context` tokens each, targets one ahead.

@@ -1,5 +1,7 @@
 //! Validation: loss, perplexity and bits per byte, in all and per domain.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 use tritrain_backend::Backend;
 use tritrain_data::{Corpus, Source, Tokenizer, ValidationSet};
@@ -20,6 +22,20 @@ pub struct Evaluation {
     pub tokens: u64,
     /// The same for every domain with at least one window, in order of name.
     pub domains: Vec<DomainLoss>,
+    /// The same for every cluster with at least one window, where the text has clusters.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub clusters: Vec<ClusterLoss>,
+}
+
+/// Cross entropy over one cluster.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ClusterLoss {
+    /// Number of the cluster.
+    pub cluster: u32,
+    /// Mean loss in nats per token.
+    pub loss: f64,
+    /// Tokens looked at.
+    pub tokens: u64,
 }
 
 /// Cross entropy over one domain.
@@ -74,6 +90,7 @@ impl Evaluation {
             bits_per_byte: total.bits_per_byte(),
             tokens: total.tokens,
             domains,
+            clusters: Vec::new(),
         }
     }
 }
@@ -93,6 +110,7 @@ pub fn evaluate<B: Backend>(
     let (mut inputs, mut targets) = (vec![0; a.tokens()], vec![0; a.tokens()]);
     let mut losses = vec![0.0; a.tokens()];
     let mut sums = vec![Sum::default(); set.domains().len()];
+    let mut clusters: BTreeMap<u32, Sum> = BTreeMap::new();
     for first in (0..set.len()).step_by(batch) {
         // The last batch may be short: the rows left over keep their old tokens and are not counted.
         let count = batch.min(set.len() - first);
@@ -103,8 +121,11 @@ pub fn evaluate<B: Backend>(
         model.evaluate(backend, a, &inputs, &targets);
         backend.download(a.losses(), &mut losses);
         for (row, losses) in losses.chunks_exact(time).enumerate().take(count) {
-            if let Some(sum) = set.domain(first + row).and_then(|domain| sums.get_mut(domain)) {
-                sum.nats += losses.iter().map(|loss| f64::from(*loss)).sum::<f64>();
+            let nats = losses.iter().map(|loss| f64::from(*loss)).sum::<f64>();
+            let domain = set.domain(first + row).and_then(|domain| sums.get_mut(domain));
+            let cluster = set.cluster(corpus, first + row).map(|c| clusters.entry(c).or_default());
+            for sum in [domain, cluster].into_iter().flatten() {
+                sum.nats += nats;
                 sum.tokens += time as u64;
             }
         }
@@ -114,7 +135,10 @@ pub fn evaluate<B: Backend>(
         let bytes = sum.tokens as f64 * domain.bytes_per_token();
         (domain.name.as_str(), Sum { bytes, ..sum })
     });
-    Ok(Evaluation::of(named))
+    let clusters = clusters.into_iter();
+    let clusters =
+        clusters.map(|(cluster, sum)| ClusterLoss { cluster, loss: sum.mean(), tokens: sum.tokens });
+    Ok(Evaluation { clusters: clusters.collect(), ..Evaluation::of(named) })
 }
 
 /// A text being evaluated: tokens wait here until a batch of windows is full.

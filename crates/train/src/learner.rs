@@ -105,6 +105,14 @@ impl<B: Backend> Learner<B> {
         Ok(Measured { loss, gradient_norm, direction_norm })
     }
 
+    /// Losses of every token of the last batch, `[batch][context]`, in nats.
+    ///
+    /// # Panics
+    /// `losses` has another length.
+    pub fn losses(&self, backend: &B, losses: &mut [f32]) {
+        backend.download(self.activations.losses(), losses);
+    }
+
     fn add_norms(&mut self, backend: &B, at: usize) {
         for gradient in &self.gradients {
             backend.add_sum_squares(gradient, &mut self.statistics, at);

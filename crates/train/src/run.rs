@@ -1,11 +1,11 @@
 //! The training loop.
 
-use std::{path::PathBuf, time::Instant};
+use std::{collections::BTreeMap, path::PathBuf, time::Instant};
 
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use tritrain_backend::Backend;
-use tritrain_data::{BatchPlan, Corpus, Tokenizer, ValidationSet};
+use tritrain_data::{BatchPlan, Corpus, PlanOptions, Tokenizer, ValidationSet, Window};
 use tritrain_files::{
     Storage,
     checkpoint::{self, Identity},
@@ -37,6 +37,12 @@ pub struct StepReport {
     pub direction_norm: f32,
     /// Tokens behind.
     pub tokens: u64,
+    /// The cluster of most windows of the batch, where the text has clusters.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<u32>,
+    /// Mean loss of the windows of each cluster in the batch, in nats per token.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub clusters: BTreeMap<u32, f32>,
 }
 
 /// What [`Run::advance`] did.
@@ -87,6 +93,8 @@ pub struct Run<'a, B: Backend> {
     learner: Learner<B>,
     inputs: Vec<u32>,
     targets: Vec<u32>,
+    /// Of the last batch by token, where the text has clusters.
+    losses: Vec<f32>,
     state: State,
     /// Step of the checkpoint on disk that equals the state.
     saved: Option<u64>,
@@ -110,7 +118,8 @@ impl<'a, B: Backend> Run<'a, B> {
         let config = workplace.config().clone();
         let (batch, context) = (config.run.batch, config.model.context);
         corpus.check(context)?;
-        let plan = BatchPlan::new(corpus, config.run.seed, batch, context)?;
+        let (kind, repeat, seed) = (config.data.plan, config.data.repeat, config.run.seed);
+        let plan = BatchPlan::new(corpus, &PlanOptions { kind, repeat, seed, batch, context })?;
         let validation = ValidationSet::new(corpus, context, config.run.eval_tokens)?;
         let vocab = corpus.tokenizer().vocab_size() as usize;
         let identity = Identity {
@@ -131,7 +140,7 @@ impl<'a, B: Backend> Run<'a, B> {
         let mut learner = Learner::new(backend, &config.model, &config.optim, sizes, recompute, &weights);
         let state = match &workplace.checkpoint {
             Some(checkpoint) => save::restore_state(backend, storage, checkpoint, &mut learner.optimizer)?,
-            None => State::default(),
+            None => State { mixer: plan.mixer(), ..State::default() },
         };
         let (metrics, timing) = open_logs(storage, &workplace, &state)?;
         Ok(Run {
@@ -145,6 +154,7 @@ impl<'a, B: Backend> Run<'a, B> {
             learner,
             inputs: vec![0; batch * context],
             targets: vec![0; batch * context],
+            losses: vec![0.0; if corpus.labels().is_some() { batch * context } else { 0 }],
             saved: workplace.step(),
             stopping: false,
             state,
@@ -219,7 +229,8 @@ impl<'a, B: Backend> Run<'a, B> {
             let share = rate_at(optim, step, self.steps);
             Rates { matrices: peak * share, embedding: optim.embedding_rate * share }
         };
-        self.plan.batch(self.corpus, step, &mut self.inputs, &mut self.targets)?;
+        let windows = self.plan.windows_of(step, self.state.mixer.as_mut())?;
+        self.plan.read(self.corpus, &windows, &mut self.inputs, &mut self.targets)?;
         self.state.step += 1;
         let measured = self.learner.step(self.backend, &self.inputs, &self.targets, rates);
         self.state.updates = self.learner.optimizer.updates();
@@ -231,13 +242,37 @@ impl<'a, B: Backend> Run<'a, B> {
 
         let tokens = self.state.step * self.inputs.len() as u64;
         let (step, rate) = (self.state.step, rates.matrices);
-        let report = StepReport { step, loss, rate, gradient_norm, direction_norm, tokens };
+        let (cluster, clusters) = self.by_cluster(&windows);
+        if let Some(mixer) = &mut self.state.mixer {
+            mixer.learn(clusters.iter().map(|(cluster, loss)| (*cluster, f64::from(*loss))));
+        }
+        let report =
+            StepReport { step, loss, rate, gradient_norm, direction_norm, tokens, cluster, clusters };
         self.metrics.append(&report)?;
         let seconds = started.elapsed().as_secs_f64();
         let tokens_per_s = self.inputs.len() as f64 / seconds;
         self.timing
             .append(&json!({ "step": report.step, "seconds": seconds, "tokens_per_s": tokens_per_s }))?;
         Ok(Event::Step(report, seconds))
+    }
+
+    /// The commonest cluster of a batch, and the mean loss of each.
+    fn by_cluster(&mut self, windows: &[Window]) -> (Option<u32>, BTreeMap<u32, f32>) {
+        if self.losses.is_empty() {
+            return (None, BTreeMap::new());
+        }
+        self.learner.losses(self.backend, &mut self.losses);
+        let context = self.losses.len() / windows.len().max(1);
+        let mut sums: BTreeMap<u32, (f64, u32)> = BTreeMap::new();
+        for (window, losses) in windows.iter().zip(self.losses.chunks_exact(context.max(1))) {
+            let (sum, count) = sums.entry(window.cluster.unwrap_or_default()).or_default();
+            *sum += losses.iter().map(|loss| f64::from(*loss)).sum::<f64>();
+            *count += 1;
+        }
+        let most = sums.iter().max_by_key(|(cluster, (_, count))| (*count, std::cmp::Reverse(**cluster)));
+        let cluster = most.map(|(cluster, _)| *cluster);
+        let mean = |(sum, count): (f64, u32)| (sum / (f64::from(count) * context as f64)) as f32;
+        (cluster, sums.into_iter().map(|(cluster, sum)| (cluster, mean(sum))).collect())
     }
 
     /// Logs a step that was not finite; an error when there were too many.
@@ -269,12 +304,17 @@ impl<'a, B: Backend> Run<'a, B> {
         let evaluation = self.validate()?;
         let domains: Map<String, Value> =
             evaluation.domains.iter().map(|domain| (domain.domain.clone(), json!(domain.loss))).collect();
-        self.metrics.append(&json!({
+        let mut record = json!({
             "step": step,
             "validation_loss": evaluation.loss,
             "bits_per_byte": evaluation.bits_per_byte,
             "domains": domains,
-        }))?;
+        });
+        if !evaluation.clusters.is_empty() {
+            let by_cluster = evaluation.clusters.iter().map(|c| (c.cluster.to_string(), json!(c.loss)));
+            record["clusters"] = by_cluster.collect::<Map<String, Value>>().into();
+        }
+        self.metrics.append(&record)?;
         self.state.evaluated = Some((step, evaluation.loss));
         Ok(Event::Evaluated { step, evaluation })
     }

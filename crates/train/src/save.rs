@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 use tritrain_backend::Backend;
+use tritrain_data::Mixer;
 use tritrain_files::{
     Storage,
     checkpoint::{self, Checkpoint, Identity, Part},
@@ -33,6 +34,9 @@ pub(crate) struct State {
     pub(crate) sampled: Option<u64>,
     /// Step and validation loss of the best checkpoint.
     pub(crate) best: Option<(u64, f64)>,
+    /// Of the adaptive plan.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) mixer: Option<Mixer>,
 }
 
 /// Metadata of a model file: what is needed to build the model around its tensors.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use tritrain_data::{BatchPlan, Corpus, DataConfig, Error, Split, ValidationSet};
+use tritrain_data::{BatchPlan, Corpus, DataConfig, Error, PlanKind, PlanOptions, Split, ValidationSet};
 
 use crate::common::{folder, memory, prepare, prose, small, three_domains};
 
@@ -13,9 +13,15 @@ fn corpus() -> (tempfile::TempDir, Corpus) {
     (dir, corpus)
 }
 
-fn batch(plan: &BatchPlan, corpus: &Corpus, step: u64, len: usize) -> (Vec<u32>, Vec<u32>) {
+fn plan_of(corpus: &Corpus, seed: u64, batch: usize, context: usize) -> Result<BatchPlan, Error> {
+    let options = PlanOptions { kind: PlanKind::Shuffle, repeat: 1, seed, batch, context };
+    BatchPlan::new(corpus, &options)
+}
+
+fn batch(plan: &mut BatchPlan, corpus: &Corpus, step: u64, len: usize) -> (Vec<u32>, Vec<u32>) {
     let (mut inputs, mut targets) = (vec![9; len], vec![9; len]);
-    plan.batch(corpus, step, &mut inputs, &mut targets).unwrap();
+    let windows = plan.windows_of(step, None).unwrap();
+    plan.read(corpus, &windows, &mut inputs, &mut targets).unwrap();
     (inputs, targets)
 }
 
@@ -30,13 +36,13 @@ fn an_epoch_is_a_permutation_of_adjacent_windows() {
     let (_dir, corpus) = corpus();
     let all = tokens(&corpus, Split::Train);
     let context = 16;
-    let plan = BatchPlan::new(&corpus, 3, 1, context).unwrap();
+    let mut plan = plan_of(&corpus, 3, 1, context).unwrap();
     let n = plan.windows();
     assert!(n > 100 && n * 16 + 32 > all.len() as u64);
     let mut orders = Vec::new();
     for epoch in 0..3 {
         // By content: which shift makes the windows of this epoch out of the stream, once each?
-        let mut found: Vec<_> = (0..n).map(|i| batch(&plan, &corpus, epoch * n + i, context)).collect();
+        let mut found: Vec<_> = (0..n).map(|i| batch(&mut plan, &corpus, epoch * n + i, context)).collect();
         orders.push(found.clone());
         found.sort();
         let fits = |shift: &usize| {
@@ -57,22 +63,22 @@ fn an_epoch_is_a_permutation_of_adjacent_windows() {
 #[test]
 fn a_batch_is_a_function_of_the_step() {
     let (_dir, corpus) = corpus();
-    let plan = BatchPlan::new(&corpus, 3, 4, 16).unwrap();
+    let mut plan = plan_of(&corpus, 3, 4, 16).unwrap();
     let steps = [0, 1, 7, 1000, 12_345, 1 << 40];
-    let forward: Vec<_> = steps.iter().map(|&step| batch(&plan, &corpus, step, 64)).collect();
+    let forward: Vec<_> = steps.iter().map(|&step| batch(&mut plan, &corpus, step, 64)).collect();
     // After a restart: another plan, other steps, other order.
-    let again = BatchPlan::new(&corpus, 3, 4, 16).unwrap();
+    let mut again = plan_of(&corpus, 3, 4, 16).unwrap();
     for (i, &step) in steps.iter().enumerate().rev() {
-        assert_eq!(batch(&again, &corpus, step, 64), forward[i]);
+        assert_eq!(batch(&mut again, &corpus, step, 64), forward[i]);
     }
     // Rows of a batch are the windows in turn, whatever the size of the batch.
-    let single = BatchPlan::new(&corpus, 3, 1, 16).unwrap();
+    let mut single = plan_of(&corpus, 3, 1, 16).unwrap();
     for row in 0..4 {
-        let (inputs, _) = batch(&single, &corpus, 7 * 4 + row, 16);
+        let (inputs, _) = batch(&mut single, &corpus, 7 * 4 + row, 16);
         assert_eq!(forward[2].0[row as usize * 16..][..16], inputs);
     }
-    let other = BatchPlan::new(&corpus, 4, 4, 16).unwrap();
-    assert_ne!(batch(&other, &corpus, 0, 64), forward[0]);
+    let mut other = plan_of(&corpus, 4, 4, 16).unwrap();
+    assert_ne!(batch(&mut other, &corpus, 0, 64), forward[0]);
     assert!((plan.epoch(plan.windows()) - 4.0).abs() < 1e-9);
 }
 
@@ -83,10 +89,10 @@ fn windows_at_the_edge_of_the_text() {
     let len = corpus.len(Split::Train) as usize;
     let held = corpus.len(Split::Validation) as usize;
     for context in 1..held {
-        let plan = BatchPlan::new(&corpus, 1, 1, context).unwrap();
+        let mut plan = plan_of(&corpus, 1, 1, context).unwrap();
         assert!(plan.windows() >= 1 && plan.windows() as usize * context < len);
         for step in 0..plan.windows().min(50) * 3 {
-            batch(&plan, &corpus, step, context);
+            batch(&mut plan, &corpus, step, context);
         }
     }
     corpus.check(held - 1).unwrap();
@@ -101,7 +107,7 @@ fn windows_at_the_edge_of_the_text() {
         "the training split holds {len} tokens, fewer than one context of {len}: add text or lower model.context"
     );
     assert_eq!(error, expected);
-    assert!(matches!(BatchPlan::new(&corpus, 1, 1, len), Err(Error::Short { .. })));
+    assert!(matches!(plan_of(&corpus, 1, 1, len), Err(Error::Short { .. })));
 }
 
 /// The smallest corpora that pass the check give plans that never read outside.
@@ -113,10 +119,10 @@ fn tiny_training_splits() {
     let corpus = prepare(&memory(&[("d", "n", "abcdefghijklmnopqrst".into())]), &config, dir.path()).unwrap();
     assert_eq!((corpus.len(Split::Train), corpus.len(Split::Validation)), (11, 11));
     for (context, windows) in [(10, 1), (9, 1), (6, 1), (5, 1), (4, 1), (3, 2), (2, 4), (1, 10)] {
-        let plan = BatchPlan::new(&corpus, 5, 2, context).unwrap();
+        let mut plan = plan_of(&corpus, 5, 2, context).unwrap();
         assert_eq!(plan.windows(), windows, "context {context}");
         for step in 0..40 {
-            batch(&plan, &corpus, step, 2 * context);
+            batch(&mut plan, &corpus, step, 2 * context);
         }
         let set = ValidationSet::new(&corpus, context, u64::MAX).unwrap();
         assert_eq!(set.len(), 10 / context);
@@ -126,12 +132,13 @@ fn tiny_training_splits() {
 #[test]
 fn slices_of_the_wrong_size() {
     let (_dir, corpus) = corpus();
-    let plan = BatchPlan::new(&corpus, 3, 2, 16).unwrap();
-    let error = plan.batch(&corpus, 0, &mut [0; 32], &mut [0; 31]).unwrap_err();
+    let mut plan = plan_of(&corpus, 3, 2, 16).unwrap();
+    let windows = plan.windows_of(0, None).unwrap();
+    let error = plan.read(&corpus, &windows, &mut [0; 32], &mut [0; 31]).unwrap_err();
     assert_eq!(error.to_string(), "targets: expected 32 tokens, found 31 (this is a bug in the caller)");
-    assert!(plan.batch(&corpus, u64::MAX, &mut [0; 32], &mut [0; 32]).is_err());
-    assert!(BatchPlan::new(&corpus, 3, 0, 16).is_err());
-    assert!(BatchPlan::new(&corpus, 3, 1, 0).is_err());
+    assert!(plan.windows_of(u64::MAX, None).is_err());
+    assert!(plan_of(&corpus, 3, 0, 16).is_err());
+    assert!(plan_of(&corpus, 3, 1, 0).is_err());
     assert!(ValidationSet::new(&corpus, 0, 100).is_err());
 }
 
