@@ -6,6 +6,7 @@
 //! | [`faulty`] | [`FaultyStorage`], the in-memory test double that loses power and runs out of space |
 //! | [`checkpoint`] | saving, finding, verifying and pruning checkpoints; the lock of a run |
 //! | [`tensors`] | safetensors files |
+//! | [`npy`] | matrices as NumPy files |
 //! | [`tokens`] | token shards of a corpus |
 //! | [`metrics`] | append-only JSON lines |
 //!
@@ -21,6 +22,7 @@ pub mod faulty;
 mod lock;
 mod map;
 pub mod metrics;
+pub mod npy;
 mod seal;
 pub mod storage;
 mod sums;
