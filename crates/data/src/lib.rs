@@ -8,6 +8,7 @@
 //! | `scan`, `sample`, `encode`, `prepare` | [`Preparation`]: text to shards in a run directory |
 //! | `corpus` | [`Corpus`]: the result |
 //! | `plan` | [`BatchPlan`]: which tokens are in which batch |
+//! | [`embed`] | documents as vectors |
 //! | `validation` | [`ValidationSet`]: which tokens a model is measured on |
 //!
 //! Text streams: memory holds two chunks of about 8 MiB, their tokens, the tokenizer's sample and the
@@ -16,6 +17,7 @@
 
 mod config;
 mod corpus;
+pub mod embed;
 mod encode;
 mod error;
 mod plan;
