@@ -13,6 +13,10 @@ mod passage;
 mod symmetric;
 mod vectors;
 
+pub(crate) use embedder::Parts;
 pub use embedder::{Embedder, Scratch};
+pub(crate) use features::words;
 pub use fit::{Fit, Fitted};
+pub(crate) use lsa::dot;
+pub(crate) use symmetric::eigen;
 pub use vectors::{Passage, PassageText, Vectors, visit};

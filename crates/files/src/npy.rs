@@ -3,12 +3,9 @@
 //! Format: <https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html>. Written is version
 //! 1.0, little endian, C order; read is exactly that, of any writer.
 
-use std::fmt;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use crate::storage::{fresh, parent};
-use crate::{Bytes, Error, Result, Sink, Storage};
+use crate::{Bytes, Error, NewFile, Result, Storage};
 
 const MAGIC: &[u8] = b"\x93NUMPY\x01\x00";
 /// Values begin at a multiple of this.
@@ -25,19 +22,12 @@ fn header(rows: usize, columns: usize) -> Vec<u8> {
 }
 
 /// A matrix being written, row after row. The file appears, whole, when it is finished.
+#[derive(Debug)]
 pub struct Writer<'s> {
-    storage: &'s dyn Storage,
-    sink: Option<Box<dyn Sink>>,
+    file: NewFile<'s>,
     path: PathBuf,
-    temp: PathBuf,
     /// Values that are still to come.
     left: usize,
-}
-
-impl fmt::Debug for Writer<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Writer").field("path", &self.path).field("left", &self.left).finish_non_exhaustive()
-    }
 }
 
 impl<'s> Writer<'s> {
@@ -50,16 +40,9 @@ impl<'s> Writer<'s> {
             let found = format!("{rows} × {columns}");
             Error::invalid("shape", path, "fewer than 2^64 bytes", &found, "this is a bug in the caller")
         })?;
-        let temp = fresh(storage, path, "tmp")?;
-        let sink = Some(storage.create_new(&temp)?);
-        let mut writer = Writer { storage, sink, path: path.to_path_buf(), temp, left };
-        writer.write(&header(rows, columns))?;
-        Ok(writer)
-    }
-
-    fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        let sink = self.sink.as_mut();
-        sink.map_or(Ok(()), |sink| sink.write_all(bytes)).map_err(|e| Error::io("write", &self.temp, e))
+        let mut file = NewFile::create(storage, path)?;
+        file.write(&header(rows, columns))?;
+        Ok(Writer { file, path: path.to_path_buf(), left })
     }
 
     /// Writes the next values, in large pieces: they go straight to the system.
@@ -68,7 +51,7 @@ impl<'s> Writer<'s> {
     /// [`Error::Io`]; [`Error::Invalid`] for more than there is room for.
     pub fn push(&mut self, values: &[f32]) -> Result<()> {
         self.left = self.left.checked_sub(values.len()).ok_or_else(|| self.wrong(values.len()))?;
-        self.write(bytemuck::cast_slice(values))
+        self.file.write(bytemuck::cast_slice(values))
     }
 
     fn wrong(&self, found: usize) -> Error {
@@ -80,38 +63,11 @@ impl<'s> Writer<'s> {
     ///
     /// # Errors
     /// [`Error::Io`]; [`Error::Invalid`] when values are missing.
-    pub fn finish(mut self) -> Result<()> {
+    pub fn finish(self) -> Result<()> {
         if self.left > 0 {
             return Err(self.wrong(0));
         }
-        if let Some(mut sink) = self.sink.take() {
-            let finished = sink.sync().map_err(|e| Error::io("sync", &self.temp, e)).and_then(|()| {
-                drop(sink);
-                self.storage.rename(&self.temp, &self.path)?;
-                self.storage.sync_dir(parent(&self.path))
-            });
-            if finished.is_err() {
-                self.clean();
-            }
-            finished?;
-        }
-        Ok(())
-    }
-
-    fn clean(&self) {
-        if self.storage.exists(&self.temp).unwrap_or(false)
-            && let Err(error) = self.storage.remove_file(&self.temp)
-        {
-            tracing::debug!(%error, "temporary file left behind");
-        }
-    }
-}
-
-impl Drop for Writer<'_> {
-    fn drop(&mut self) {
-        if self.sink.take().is_some() {
-            self.clean();
-        }
+        self.file.finish()
     }
 }
 

@@ -20,6 +20,16 @@ pub struct Embedder<'t> {
     pub(super) mean: Vec<f32>,
 }
 
+/// What a file keeps of an [`Embedder`].
+pub(crate) struct Parts<'e> {
+    /// Seed and bits of the hash of words.
+    pub(crate) hash: (u64, u32),
+    /// `[width][dim]`.
+    pub(crate) vectors: &'e [f32],
+    /// `[dim]`.
+    pub(crate) mean: &'e [f32],
+}
+
 /// What embedding needs besides the text. One per thread.
 #[derive(Debug)]
 pub struct Scratch(Counter);
@@ -52,6 +62,27 @@ impl<'t> Embedder<'t> {
             Features::Words { .. } => None,
             Features::Tokens(tokenizer) => Some(tokenizer),
         }
+    }
+
+    /// What a file keeps.
+    pub(crate) fn parts(&self) -> Parts<'_> {
+        let hash = match self.features {
+            Features::Words { seed, bits } => (seed, bits),
+            Features::Tokens(_) => (0, 0),
+        };
+        Parts { hash, vectors: &self.table, mean: &self.mean }
+    }
+
+    /// From what a file kept, whose sizes the caller has checked. Without a tokenizer features are words.
+    pub(crate) fn from_parts(
+        (seed, bits): (u64, u32),
+        tokenizer: Option<&'t Tokenizer>,
+        dim: usize,
+        table: Vec<f32>,
+        mean: Vec<f32>,
+    ) -> Self {
+        let features = tokenizer.map_or(Features::Words { seed, bits }, Features::Tokens);
+        Embedder { features, dim, table, mean }
     }
 
     /// Room for one thread to embed in.

@@ -155,7 +155,7 @@ fn gram(x: &[f32], n: usize) -> Vec<f64> {
 }
 
 /// Eight partial sums, added in order: the same bits whatever the compiler makes of it.
-fn dot(a: &[f32], b: &[f32]) -> f32 {
+pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
     let mut sums = [0.0f32; 8];
     let (blocks_a, blocks_b) = (a.chunks_exact(8), b.chunks_exact(8));
     let rest = blocks_a.remainder().iter().zip(blocks_b.remainder()).map(|(a, b)| a * b).sum::<f32>();
