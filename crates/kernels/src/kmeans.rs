@@ -17,6 +17,7 @@
 //! to another, in any order, on any thread, with the same bits as a sum from the start.
 
 mod codes;
+mod extremes;
 mod screen;
 mod sums;
 
@@ -243,6 +244,13 @@ pub fn distances(cx: &Context, x: &[f32], centroids: &[f32], clusters: &Clusters
         let labels = &clusters.labels[index * TASK..][..out.len()];
         labelled_distances(cx.tier(), x, centroids, clusters.dim, labels, out);
     });
+}
+
+tiered! {
+    /// [`lanes::square_distance`].
+    fn square_distance(a: &[f32], b: &[f32]) -> f32 {
+        lanes::square_distance(a, b)
+    }
 }
 
 tiered! {

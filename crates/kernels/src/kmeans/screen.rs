@@ -3,10 +3,11 @@
 use super::{
     Assigned, NONE,
     codes::{CentroidCodes, RowCodes, form},
+    extremes::{Columns, Extremes, extremes, reaching},
     relative_error,
 };
 use crate::{
-    Store, Tier, lanes,
+    Store, Tier,
     outer::{Factors, Form, Kind, Side, tiles},
     strips::Rect,
     tier::Registers,
@@ -14,7 +15,7 @@ use crate::{
 };
 
 /// Centroids that are compared at once.
-const WIDTH: usize = 512;
+pub(super) const WIDTH: usize = 512;
 /// Rows of a block at most: whole panels of every form.
 const BLOCK: usize = 32;
 /// Floats of a line of the cache.
@@ -31,6 +32,7 @@ pub(super) struct Rows<'a> {
 
 /// What all tasks read.
 pub(super) struct Screen<'a> {
+    tier: Tier,
     form: Form,
     x: &'a [f32],
     centroids: &'a [f32],
@@ -55,10 +57,7 @@ struct Desk<'a> {
 /// What is known of the nearest centroid of a row, while centroids go by.
 #[derive(Clone, Copy)]
 struct Nearest {
-    /// The largest lower bound of `S`.
-    least: f32,
-    /// The two largest upper bounds of `S`.
-    top: [f32; 2],
+    extremes: Extremes,
     /// Candidates so far.
     candidates: usize,
     /// The best of them, its upper bound, and its distance once there are two.
@@ -69,8 +68,7 @@ struct Nearest {
 
 impl Nearest {
     const NONE: Nearest = Nearest {
-        least: f32::NEG_INFINITY,
-        top: [f32::NEG_INFINITY; 2],
+        extremes: Extremes::NONE,
         candidates: 0,
         label: NONE,
         bound: f32::NEG_INFINITY,
@@ -93,7 +91,7 @@ impl<'a> Screen<'a> {
         rows: &'a RowCodes,
         codes: &'a CentroidCodes,
     ) -> Screen<'a> {
-        Screen { form: form(tier), x, centroids, dim, rows, codes, error: relative_error(dim) }
+        Screen { tier, form: form(tier), x, centroids, dim, rows, codes, error: relative_error(dim) }
     }
 
     /// Rows of a block: whole panels.
@@ -116,8 +114,11 @@ impl<'a> Screen<'a> {
         LINE + self.left_bytes() / size_of::<f32>() + (BLOCK + 1) * self.width()
     }
 
-    fn row(&self, row: usize) -> &'a [f32] {
-        &self.x[row * self.dim..][..self.dim]
+    /// The definition.
+    #[inline(always)]
+    fn distance(&self, row: usize, label: u32) -> f32 {
+        let part = |of: &'a [f32], at: usize| &of[at * self.dim..][..self.dim];
+        super::square_distance(self.tier, part(self.x, row), part(self.centroids, label as usize))
     }
 
     /// Labels the rows of a task. `shifts`: how far each centroid has moved since the bounds were true, and
@@ -197,7 +198,7 @@ impl<'a> Screen<'a> {
                 let mut out = Out {
                     offsets: &offsets[..block.len()],
                     factors: &scales[..block.len()],
-                    column_factors: &self.codes.scales[from..][..columns.len()],
+                    column_factors: &[],
                     store: Store::Replace,
                     y: out.part(0..block.len(), columns),
                 };
@@ -206,8 +207,12 @@ impl<'a> Screen<'a> {
             errors(tier, &self.codes.rests[first..][..width], &self.codes.norms[first..][..width], share, {
                 &mut desk.errors[..width]
             });
-            let errors = &desk.errors[..width];
-            choose(tier, self, rows.first, block, first, values, errors, &mut nearest, done);
+            let columns = Columns {
+                scales: &self.codes.scales[first..][..width],
+                halves: &self.codes.halves[first..][..width],
+                errors: &desk.errors[..width],
+            };
+            choose(tier, self, rows.first, block, first, values, columns, &mut nearest, done);
         }
         settle(tier, self, rows, block, &nearest, done);
     }
@@ -265,8 +270,7 @@ tiered! {
             let settled = |upper: f32| lower > NEAR && upper * (1.0 + screen.error) < lower;
             let mut kept = settled(upper);
             if tighten && !kept {
-                let centroid = &screen.centroids[label as usize * screen.dim..][..screen.dim];
-                let distance = lanes::square_distance(screen.row(rows.first + at), centroid);
+                let distance = screen.distance(rows.first + at, label);
                 done.compared += 1;
                 upper = (distance + f32::MIN_POSITIVE).sqrt() * (1.0 + screen.error);
                 kept = settled(upper);
@@ -300,66 +304,26 @@ tiered! {
         block: &[usize],
         first: usize,
         values: &mut [f32],
-        errors: &[f32],
+        columns: Columns<'_>,
         nearest: &mut [Nearest; BLOCK],
         done: &mut Assigned,
     ) {
-        let width = errors.len();
-        let halves = &screen.codes.halves[first..][..width];
-        for ((values, at), nearest) in values.chunks_exact_mut(width).zip(block).zip(nearest) {
-            let row = screen.rows.rows[first_row + at];
-            let (least, top) = extremes(values, halves, errors, row.norm);
-            nearest.least = if least > nearest.least { least } else { nearest.least };
-            nearest.top = merge(nearest.top, top);
-            let threshold = threshold(screen, row.square, nearest.least);
-            for (chunk, values) in values.as_chunks::<LINE>().0.iter().enumerate() {
-                let mut any = false;
-                for value in values {
-                    any |= *value >= threshold;
-                }
-                if any {
-                    for (lane, value) in values.iter().enumerate().filter(|(_, value)| **value >= threshold) {
-                        let label = (first + chunk * LINE + lane) as u32;
-                        candidate(screen, first_row + at, label, *value, nearest, done);
-                    }
+        let width = columns.errors.len();
+        for ((values, at_row), nearest) in values.chunks_exact_mut(width).zip(block).zip(nearest) {
+            let row = screen.rows.rows[first_row + at_row];
+            nearest.extremes = nearest.extremes.and(extremes(screen.tier, values, columns, row.norm));
+            let threshold = threshold(screen, row.square, nearest.extremes.least);
+            let bits = reaching(screen.tier, values, threshold);
+            for (word, bits) in bits[..width.div_ceil(64)].iter().enumerate() {
+                let mut bits = *bits;
+                while bits != 0 {
+                    let at = word * 64 + bits.trailing_zeros() as usize;
+                    bits &= bits - 1;
+                    candidate(screen, first_row + at_row, (first + at) as u32, values[at], nearest, done);
                 }
             }
         }
     }
-}
-
-/// Replaces dot products by the largest values that `S` may have; returns the largest that it has at least,
-/// and the two largest that it may have.
-#[inline(always)]
-fn extremes(values: &mut [f32], halves: &[f32], errors: &[f32], norm: f32) -> (f32, [f32; 2]) {
-    let mut least = [f32::NEG_INFINITY; LINE];
-    let mut top = [[f32::NEG_INFINITY; LINE]; 2];
-    let parts = values.as_chunks_mut::<LINE>().0.iter_mut();
-    let parts = parts.zip(halves.as_chunks::<LINE>().0).zip(errors.as_chunks::<LINE>().0);
-    for ((values, halves), errors) in parts {
-        for l in 0..LINE {
-            let (value, error) = (values[l] + halves[l], norm * errors[l]);
-            let (low, high) = (value - error, value + error);
-            values[l] = high;
-            least[l] = if low > least[l] { low } else { least[l] };
-            let lesser = if high > top[0][l] { top[0][l] } else { high };
-            top[0][l] = if high > top[0][l] { high } else { top[0][l] };
-            top[1][l] = if lesser > top[1][l] { lesser } else { top[1][l] };
-        }
-    }
-    let mut all = [f32::NEG_INFINITY; 2];
-    for l in 0..LINE {
-        all = merge(all, [top[0][l], top[1][l]]);
-    }
-    (lanes::max(&least), all)
-}
-
-/// The two largest of four, given as two in order.
-#[inline(always)]
-fn merge(a: [f32; 2], b: [f32; 2]) -> [f32; 2] {
-    let lesser = if a[0] > b[0] { b[0] } else { a[0] };
-    let second = if a[1] > b[1] { a[1] } else { b[1] };
-    [if a[0] > b[0] { a[0] } else { b[0] }, if lesser > second { lesser } else { second }]
 }
 
 /// What the upper bound of `S` of the nearest centroid reaches, where that of one is `least` or more.
@@ -384,20 +348,16 @@ fn candidate(
     nearest: &mut Nearest,
     done: &mut Assigned,
 ) {
-    let measure = |label: u32| {
-        let centroid = &screen.centroids[label as usize * screen.dim..][..screen.dim];
-        lanes::square_distance(screen.row(row), centroid)
-    };
     nearest.candidates += 1;
     if nearest.candidates == 1 {
         (nearest.label, nearest.bound) = (label, bound);
         return;
     }
     if nearest.candidates == 2 {
-        nearest.distance = measure(nearest.label);
+        nearest.distance = screen.distance(row, nearest.label);
         done.compared += 1;
     }
-    let distance = measure(label);
+    let distance = screen.distance(row, label);
     done.compared += 1;
     if distance < nearest.distance {
         (nearest.label, nearest.bound, nearest.distance) = (label, bound, distance);
@@ -419,11 +379,11 @@ tiered! {
             rows.labels[*at] = nearest.label;
             let square = screen.rows.rows[rows.first + at].square;
             let slack = square * (screen.error + MARGIN);
-            let other = if nearest.bound == nearest.top[0] { nearest.top[1] } else { nearest.top[0] };
+            let other = if nearest.bound == nearest.extremes.top[0] { nearest.extremes.top[1] } else { nearest.extremes.top[0] };
             let upper = if nearest.candidates > 1 {
                 nearest.distance * (1.0 + screen.error) + f32::MIN_POSITIVE
             } else {
-                square + slack - 2.0 * (nearest.least - gap) + nearest.least.abs() * MARGIN
+                square + slack - 2.0 * (nearest.extremes.least - gap) + nearest.extremes.least.abs() * MARGIN
             };
             let lower = square - slack - 2.0 * (other + gap) - other.abs() * MARGIN;
             let root = |square: f32| if square > 0.0 { square.sqrt() } else { 0.0 };
