@@ -281,3 +281,67 @@ tiered! {
         }
     }
 }
+
+/// `Σ |x - mean of all rows|²`, about, for the scale of a tolerance.
+pub fn spread(cx: &Context, x: &[f32], clusters: &mut Clusters) -> f64 {
+    clusters.check(x, &[]);
+    clusters.rows.prepare(cx, x, clusters.centroids.mean());
+    clusters.rows.rows.iter().map(|row| f64::from(row.square)).sum()
+}
+
+/// Multiplies all entries by `factor`.
+pub fn scale(cx: &Context, x: &mut [f32], factor: f32) {
+    cx.chunks(x, 1 << 14, |_, x| x.iter_mut().for_each(|x| *x *= factor));
+}
+
+/// Divides every row of `x` `[rows][dim]` by its length; returns whether there is a row without one.
+///
+/// # Panics
+/// `dim` is 0.
+pub fn normalize(cx: &Context, x: &mut [f32], dim: usize) -> bool {
+    let zeros = AtomicUsize::new(0);
+    cx.chunks(x, TASK * dim, |_, x| {
+        zeros.fetch_add(normalize_rows(cx.tier(), x, dim), Relaxed);
+    });
+    zeros.into_inner() > 0
+}
+
+tiered! {
+    fn normalize_rows(x: &mut [f32], dim: usize) -> usize {
+        let mut zeros = 0;
+        for x in x.chunks_exact_mut(dim) {
+            // By the largest entry first, so that squares neither overflow nor vanish.
+            let largest = lanes::max_abs(x);
+            if largest == 0.0 {
+                zeros += 1;
+                continue;
+            }
+            for x in x.iter_mut() {
+                *x /= largest;
+            }
+            let length = lanes::dot(x, x).sqrt();
+            for x in x.iter_mut() {
+                *x /= length;
+            }
+        }
+        zeros
+    }
+}
+
+/// Largest magnitude in `x`; NaN if any entry is.
+pub fn max_abs(cx: &Context, x: &[f32]) -> f32 {
+    const BLOCK: usize = 1 << 14;
+    // Bits of magnitudes order like them, NaN last.
+    let largest = std::sync::atomic::AtomicU32::new(0);
+    cx.tasks(x.len().div_ceil(BLOCK), |index| {
+        let here = max_abs_block(cx.tier(), &x[index * BLOCK..x.len().min((index + 1) * BLOCK)]);
+        largest.fetch_max(here.to_bits(), Relaxed);
+    });
+    f32::from_bits(largest.into_inner())
+}
+
+tiered! {
+    fn max_abs_block(x: &[f32]) -> f32 {
+        lanes::max_abs(x)
+    }
+}
