@@ -8,6 +8,7 @@
 //! | [`tensors`] | safetensors files |
 //! | [`tokens`] | token shards of a corpus |
 //! | [`metrics`] | append-only JSON lines |
+//! | [`npy`] | arrays of NumPy |
 //!
 //! Numbers read from a file are compared with the bytes that are there before anything is sized by
 //! them, and nothing here panics on the content of a file.
@@ -21,6 +22,7 @@ pub mod faulty;
 mod lock;
 mod map;
 pub mod metrics;
+pub mod npy;
 mod seal;
 pub mod storage;
 mod sums;
