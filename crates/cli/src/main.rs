@@ -3,6 +3,7 @@
 mod args;
 mod bars;
 mod bench;
+mod cluster;
 mod commands;
 mod doctor;
 mod error;

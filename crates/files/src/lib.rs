@@ -6,9 +6,9 @@
 //! | [`faulty`] | [`FaultyStorage`], the in-memory test double that loses power and runs out of space |
 //! | [`checkpoint`] | saving, finding, verifying and pruning checkpoints; the lock of a run |
 //! | [`tensors`] | safetensors files |
-//! | [`npy`] | matrices as NumPy files |
 //! | [`tokens`] | token shards of a corpus |
 //! | [`metrics`] | append-only JSON lines |
+//! | [`npy`] | arrays of NumPy |
 //!
 //! Numbers read from a file are compared with the bytes that are there before anything is sized by
 //! them, and nothing here panics on the content of a file.

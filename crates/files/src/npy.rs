@@ -1,27 +1,197 @@
-//! NumPy files (.npy) of f32 matrices: streamed out, mapped in.
+//! Arrays of NumPy (`.npy`): matrices of f32 or f64 to read, f32 and u32 to write, f32 also as a stream.
 //!
-//! Format: <https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html>. Written is version
-//! 1.0, little endian, C order; read is exactly that, of any writer.
+//! Source: NumPy Enhancement Proposal 1. A magic string, a version, the length of a header, the header (a Python
+//! literal with three keys), then the bytes of the array. Headers are read for these keys alone, without
+//! recursion, and the shape is compared with the bytes that are there.
 
-use std::path::{Path, PathBuf};
+use std::{
+    ops::Range,
+    path::{Path, PathBuf},
+};
 
-use crate::{Bytes, Error, NewFile, Result, Storage};
+use crate::{Bytes, Error, NewFile, Result, Storage, write_atomic};
 
-const MAGIC: &[u8] = b"\x93NUMPY\x01\x00";
-/// Values begin at a multiple of this.
+const MAGIC: &[u8; 6] = b"\x93NUMPY";
+/// Bytes of a header at most; what NumPy writes for a matrix is 118 or less.
+const LONGEST: usize = 4096;
+/// Data begin at a multiple of this.
 const ALIGN: usize = 64;
 
-fn header(rows: usize, columns: usize) -> Vec<u8> {
-    let mut dict = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({rows}, {columns}), }}");
-    let front = MAGIC.len() + 2;
-    while !(front + dict.len() + 1).is_multiple_of(ALIGN) {
-        dict.push(' ');
-    }
-    dict.push('\n');
-    [MAGIC, &(dict.len() as u16).to_le_bytes(), dict.as_bytes()].concat()
+/// A matrix in a file, of which rows are read when they are asked for.
+#[derive(Clone, Debug)]
+pub struct Matrix {
+    bytes: Bytes,
+    /// Where the values begin.
+    start: usize,
+    /// Bytes of a value: f32 or f64.
+    size: usize,
+    rows: usize,
+    columns: usize,
 }
 
-/// A matrix being written, row after row. The file appears, whole, when it is finished.
+fn broken(what: &str, path: &Path, expected: impl ToString, found: impl ToString) -> Error {
+    Error::Broken {
+        what: what.into(),
+        path: path.to_path_buf(),
+        expected: expected.to_string(),
+        found: found.to_string().chars().take(120).flat_map(char::escape_debug).collect(),
+        hint: "write it with numpy.save(path, numpy.ascontiguousarray(x, dtype='float32'))",
+    }
+}
+
+/// Opens a matrix: two dimensions, C order, f32 or f64, little endian.
+///
+/// # Errors
+/// [`Error::Io`], or [`Error::Broken`] where the file is no such matrix.
+pub fn open(storage: &dyn Storage, path: &Path) -> Result<Matrix> {
+    let bytes = storage.map(path)?;
+    let (header, data) = split(&bytes, path)?;
+    let missing = |key: &str| broken(key, path, "a header with this key", header);
+    let descr = value(header, "descr").ok_or_else(|| missing("descr"))?;
+    let size = match descr.get(..5) {
+        Some("'<f4'") => 4,
+        Some("'<f8'") => 8,
+        _ => {
+            let found = descr.split(',').next().unwrap_or_default();
+            return Err(broken("type of the array", path, "'<f4' or '<f8' (float32 or float64)", found));
+        }
+    };
+    let order = value(header, "fortran_order").ok_or_else(|| missing("fortran_order"))?;
+    if !order.starts_with("False") {
+        return Err(broken("order of the array", path, "C (rows)", "Fortran (columns)"));
+    }
+    let shape = value(header, "shape").ok_or_else(|| missing("shape"))?;
+    let (rows, columns) = matrix(shape).ok_or_else(|| {
+        let end = shape.find(')').map_or(shape.len(), |end| end + 1);
+        broken("shape of the array", path, "(rows, columns)", &shape[..end])
+    })?;
+    let expected = rows.checked_mul(columns).and_then(|count| count.checked_mul(size));
+    if expected != Some(data.len()) {
+        let expected = format!("({rows}, {columns}) values of {size} bytes");
+        return Err(broken("length of the array", path, expected, format!("{} bytes", data.len())));
+    }
+    let start = bytes.len() - data.len();
+    Ok(Matrix { start, size, rows, columns, bytes })
+}
+
+impl Matrix {
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Number of columns.
+    pub fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// All values as they lie in the file, without a copy: of f32 that begin at a multiple of 4 bytes, as
+    /// those of every usual writer do.
+    pub fn floats(&self) -> Option<&[f32]> {
+        let data = self.bytes.get(self.start..).filter(|_| self.size == 4)?;
+        bytemuck::try_cast_slice(data).ok()
+    }
+
+    /// Some rows `[rows][columns]`, those that there are; f64 is rounded to f32.
+    pub fn read(&self, rows: Range<usize>) -> Vec<f32> {
+        let end = rows.end.min(self.rows);
+        let width = self.columns * self.size;
+        let data = &self.bytes[self.start..][rows.start.min(end) * width..end * width];
+        match self.size {
+            4 => data.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+            _ => data.as_chunks::<8>().0.iter().map(|b| f64::from_le_bytes(*b) as f32).collect(),
+        }
+    }
+}
+
+/// The header and the data of a file.
+fn split<'a>(bytes: &'a [u8], path: &Path) -> Result<(&'a str, &'a [u8])> {
+    let first = bytes.get(..8).unwrap_or(bytes);
+    if !first.starts_with(MAGIC) || first.len() < 8 {
+        let found = format!("{:02x?}", &first[..first.len().min(6)]);
+        return Err(broken("first bytes", path, "those of an .npy file", found));
+    }
+    // Versions 2 and 3 have longer lengths, and version 3 headers in UTF-8.
+    let (len, start) = match (first[6], bytes) {
+        (1, [_, _, _, _, _, _, _, _, a, b, ..]) => (usize::from(u16::from_le_bytes([*a, *b])), 10),
+        (2 | 3, [_, _, _, _, _, _, _, _, a, b, c, d, ..]) => {
+            (u32::from_le_bytes([*a, *b, *c, *d]) as usize, 12)
+        }
+        (version, _) => return Err(broken("version", path, "1, 2 or 3, and a header", version)),
+    };
+    let rest = &bytes[start..];
+    if len > LONGEST || len > rest.len() {
+        let expected = format!("at most {} bytes", LONGEST.min(rest.len()));
+        return Err(broken("length of the header", path, expected, len));
+    }
+    let (header, data) = rest.split_at(len);
+    let text = std::str::from_utf8(header);
+    let header = text.map_err(|error| broken("header", path, "text", error))?;
+    Ok((header, data))
+}
+
+/// What follows a key.
+fn value<'a>(header: &'a str, key: &str) -> Option<&'a str> {
+    let (_, after) = header.split_once(&format!("'{key}'"))?;
+    Some(after.trim_start().strip_prefix(':')?.trim_start())
+}
+
+/// Two numbers in parentheses.
+fn matrix(shape: &str) -> Option<(usize, usize)> {
+    let (inside, _) = shape.strip_prefix('(')?.split_once(')')?;
+    let (rows, columns) = inside.split_once(',')?;
+    let columns = columns.trim().trim_end_matches(',');
+    Some((rows.trim().parse().ok()?, columns.trim_end().parse().ok()?))
+}
+
+/// Writes a matrix `[rows][columns]` of f32, replacing a file of this name as a whole.
+///
+/// # Errors
+/// [`Error::Io`]
+pub fn write(storage: &dyn Storage, path: &Path, values: &[f32], columns: usize) -> Result<()> {
+    let shape = format!("({}, {columns})", values.len() / columns.max(1));
+    write_array(storage, path, "<f4", &shape, values.iter().map(|value| value.to_le_bytes()))
+}
+
+/// Writes a list of u32 likewise.
+///
+/// # Errors
+/// [`Error::Io`]
+pub fn write_labels(storage: &dyn Storage, path: &Path, labels: &[u32]) -> Result<()> {
+    let shape = format!("({},)", labels.len());
+    write_array(storage, path, "<u4", &shape, labels.iter().map(|label| label.to_le_bytes()))
+}
+
+fn write_array(
+    storage: &dyn Storage,
+    path: &Path,
+    descr: &str,
+    shape: &str,
+    values: impl Iterator<Item = [u8; 4]>,
+) -> Result<()> {
+    let mut bytes = head(descr, shape);
+    for value in values {
+        bytes.extend(value);
+    }
+    write_atomic(storage, path, &bytes)
+}
+
+/// What comes before the values.
+fn head(descr: &str, shape: &str) -> Vec<u8> {
+    let mut header = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}");
+    while !(MAGIC.len() + 4 + header.len() + 1).is_multiple_of(ALIGN) {
+        header.push(' ');
+    }
+    header.push('\n');
+    let mut bytes = MAGIC.to_vec();
+    bytes.extend([1, 0]);
+    // Less than 200 bytes: three short texts.
+    bytes.extend((header.len() as u16).to_le_bytes());
+    bytes.extend(header.bytes());
+    bytes
+}
+
+/// A matrix of f32 being written, row after row. The file appears, whole, when it is finished.
 #[derive(Debug)]
 pub struct Writer<'s> {
     file: NewFile<'s>,
@@ -41,7 +211,7 @@ impl<'s> Writer<'s> {
             Error::invalid("shape", path, "fewer than 2^64 bytes", &found, "this is a bug in the caller")
         })?;
         let mut file = NewFile::create(storage, path)?;
-        file.write(&header(rows, columns))?;
+        file.write(&head("<f4", &format!("({rows}, {columns})")))?;
         Ok(Writer { file, path: path.to_path_buf(), left })
     }
 
@@ -68,147 +238,5 @@ impl<'s> Writer<'s> {
             return Err(self.wrong(0));
         }
         self.file.finish()
-    }
-}
-
-/// A matrix that lies in a file.
-#[derive(Clone, Debug)]
-pub struct Matrix {
-    bytes: Bytes,
-    from: usize,
-    rows: usize,
-    columns: usize,
-}
-
-impl Matrix {
-    /// Maps a file. Its values may be anything, NaN too.
-    ///
-    /// # Errors
-    /// [`Error::Io`]; [`Error::Broken`] for what is no matrix of little-endian f32 in C order, or is
-    /// not as long as its shape says.
-    pub fn open(storage: &dyn Storage, path: &Path) -> Result<Matrix> {
-        let bytes = storage.map(path)?;
-        let broken = |what: &str, expected: &str, found: String| Error::broken(what, path, expected, found);
-        let rest = bytes.strip_prefix(MAGIC);
-        let Some((len, rest)) = rest.and_then(|rest| rest.split_first_chunk::<2>()) else {
-            return Err(broken("start", "the magic of .npy version 1.0", "something else".into()));
-        };
-        let len = usize::from(u16::from_le_bytes(*len));
-        let Some((dict, values)) = rest.split_at_checked(len) else {
-            return Err(broken("header length", &format!("at most {}", rest.len()), len.to_string()));
-        };
-        let dict = String::from_utf8_lossy(dict);
-        let Some((rows, columns)) = shape(&dict) else {
-            let expected = "'<f4' in C order with two dimensions";
-            return Err(broken("header", expected, dict.trim_end().to_owned()));
-        };
-        let expected = rows.checked_mul(columns).and_then(|n| n.checked_mul(4));
-        if expected != Some(values.len()) {
-            let expected = format!("{rows} × {columns} values of 4 bytes");
-            return Err(broken("length", &expected, format!("{} bytes", values.len())));
-        }
-        let from = bytes.len() - values.len();
-        let matrix = Matrix { bytes, from, rows, columns };
-        if bytemuck::try_cast_slice::<u8, f32>(matrix.raw()).is_err() {
-            return Err(broken("header length", "values at a multiple of 4 bytes", from.to_string()));
-        }
-        Ok(matrix)
-    }
-
-    fn raw(&self) -> &[u8] {
-        self.bytes.get(self.from..).unwrap_or_default()
-    }
-
-    /// The values, row after row.
-    pub fn values(&self) -> &[f32] {
-        bytemuck::try_cast_slice(self.raw()).unwrap_or_default()
-    }
-
-    /// Rows and columns.
-    pub fn shape(&self) -> (usize, usize) {
-        (self.rows, self.columns)
-    }
-}
-
-/// Rows and columns of a header of the kind that is read.
-fn shape(dict: &str) -> Option<(usize, usize)> {
-    let field = |name: &str| {
-        let (_, rest) = dict.split_once(&format!("'{name}'"))?;
-        Some(rest.trim_start().strip_prefix(':')?.trim_start())
-    };
-    if !field("descr")?.starts_with("'<f4'") || !field("fortran_order")?.starts_with("False") {
-        return None;
-    }
-    let (dims, _) = field("shape")?.strip_prefix('(')?.split_once(')')?;
-    let mut dims = dims.split(',').map(str::trim);
-    let (rows, columns) = (dims.next()?.parse().ok()?, dims.next()?.parse().ok()?);
-    dims.all(str::is_empty).then_some((rows, columns))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::Disk;
-
-    #[test]
-    fn the_bytes_are_those_of_numpy() {
-        // numpy.save of numpy.arange(6, dtype="f4").reshape(3, 2), header: numpy 2.4.
-        let numpy = b"\x93NUMPY\x01\x00v\x00{'descr': '<f4', 'fortran_order': False, 'shape': (3, 2), }";
-        let written = header(3, 2);
-        assert_eq!(written[..numpy.len()], numpy[..]);
-        assert_eq!((written.len(), written.last()), (128, Some(&b'\n')));
-    }
-
-    #[test]
-    fn what_is_written_is_read() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("x.npy");
-        let mut writer = Writer::create(&Disk, &path, 3, 2).unwrap();
-        writer.push(&[0.0, 1.0, 2.0]).unwrap();
-        assert!(!path.exists());
-        writer.push(&[3.0, 4.0, f32::NEG_INFINITY]).unwrap();
-        assert!(writer.push(&[5.0]).is_err());
-        drop(writer);
-        let mut writer = Writer::create(&Disk, &path, 3, 2).unwrap();
-        writer.push(&[0.0, 1.0, 2.0, 3.0, 4.0, f32::NEG_INFINITY]).unwrap();
-        writer.finish().unwrap();
-        let matrix = Matrix::open(&Disk, &path).unwrap();
-        assert_eq!(matrix.shape(), (3, 2));
-        assert_eq!(matrix.values(), [0.0, 1.0, 2.0, 3.0, 4.0, f32::NEG_INFINITY]);
-        let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().collect();
-        assert_eq!(left.len(), 1, "no temporary file remains: {left:?}");
-        assert!(Writer::create(&Disk, &path, 1, 2).unwrap().finish().is_err());
-        assert!(Writer::create(&Disk, &path, usize::MAX, 2).is_err());
-    }
-
-    #[test]
-    fn other_files_are_refused() {
-        let good = [header(1, 2), vec![0; 8]].concat();
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("x.npy");
-        let open = |bytes: &[u8]| {
-            std::fs::write(&path, bytes).unwrap();
-            Matrix::open(&Disk, &path).map(|matrix| matrix.shape()).map_err(|e| e.to_string())
-        };
-        assert_eq!(open(&good), Ok((1, 2)));
-        for cut in [0, 5, 9, 60, good.len() - 1] {
-            open(&good[..cut]).unwrap_err();
-        }
-        let text = String::from_utf8_lossy(&good[10..128]).into_owned();
-        for (from, to) in [
-            ("<f4", "<f8"),
-            ("False", "True "),
-            ("(1, 2)", "(2, 2)"),
-            ("(1, 2)", "(1,2,)x"),
-            ("(1, 2)", "(2,)  "),
-            ("(1, 2)", "(-1,2)"),
-            ("(1, 2)", "(99999999999999999999, 2)"),
-            ("(1, 2)", "(9999999999999999999, 9999999999999999999)"),
-        ] {
-            let mut dict = text.replace(from, to);
-            dict.truncate(118);
-            let result = open(&[&good[..10], dict.as_bytes(), &[0; 8]].concat());
-            assert_eq!(result.is_ok(), to == "(1,2,)x", "{to}: {result:?}");
-        }
     }
 }

@@ -20,6 +20,7 @@ mod amx;
 pub mod attention;
 pub mod elementwise;
 pub mod embed;
+pub mod kmeans;
 pub mod lanes;
 pub mod limit;
 mod lines;

@@ -42,21 +42,21 @@ impl<'a, T> Parts<'a, T> {
 
 /// Rows of a matrix, lent to tasks that write different parts of them.
 #[derive(Clone, Copy)]
-pub(crate) struct Strips<'a> {
-    data: *mut f32,
+pub(crate) struct Strips<'a, T = f32> {
+    data: *mut T,
     len: usize,
     width: usize,
-    lent: PhantomData<&'a mut [f32]>,
+    lent: PhantomData<&'a mut [T]>,
 }
 
-// SAFETY: what is lent are disjoint slices of f32, as the contract of `slice` demands.
-unsafe impl Send for Strips<'_> {}
+// SAFETY: what is lent are disjoint slices, as the contract of `slice` demands.
+unsafe impl<T: Send> Send for Strips<'_, T> {}
 // SAFETY: as above.
-unsafe impl Sync for Strips<'_> {}
+unsafe impl<T: Send> Sync for Strips<'_, T> {}
 
-impl<'a> Strips<'a> {
+impl<'a, T> Strips<'a, T> {
     /// The rows of `data`, `width` apart.
-    pub(crate) fn new(data: &'a mut [f32], width: usize) -> Strips<'a> {
+    pub(crate) fn new(data: &'a mut [T], width: usize) -> Strips<'a, T> {
         Strips { data: data.as_mut_ptr(), len: data.len(), width, lent: PhantomData }
     }
 
@@ -68,7 +68,7 @@ impl<'a> Strips<'a> {
     /// # Panics
     /// The row has no such columns.
     #[inline(always)]
-    pub(crate) unsafe fn slice(&self, row: usize, from: usize, count: usize) -> &'a mut [f32] {
+    pub(crate) unsafe fn slice(&self, row: usize, from: usize, count: usize) -> &'a mut [T] {
         assert!(from + count <= self.width && (row + 1) * self.width <= self.len, "columns of a row");
         // SAFETY: inside the matrix, as asserted, which is borrowed for 'a; disjoint by the contract.
         unsafe { std::slice::from_raw_parts_mut(self.data.add(row * self.width + from), count) }
@@ -82,6 +82,14 @@ pub(crate) struct Rect<'a> {
     rows: usize,
     column: usize,
     columns: usize,
+}
+
+impl<'a> Rect<'a> {
+    /// A whole matrix, with rows of `width`.
+    pub(crate) fn of(data: &'a mut [f32], width: usize) -> Rect<'a> {
+        let rows = data.len() / width;
+        Rect { strips: Strips::new(data, width), first: 0, rows, column: 0, columns: width }
+    }
 }
 
 impl Rect<'_> {
