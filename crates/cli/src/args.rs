@@ -24,7 +24,7 @@ pub(crate) enum Command {
     Eval(Eval),
     /// Train the ternary model and its f32 twin on the same data and show the gap.
     Compare(Compare),
-    /// Cluster the rows of a matrix (.npy) by k-means.
+    /// Cluster text, or the rows of a matrix (.npy), by k-means.
     Cluster(Cluster),
     /// Show what a file or folder of a run holds.
     Inspect(Inspect),
@@ -120,8 +120,9 @@ pub(crate) struct Eval {
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Cluster {
-    /// Matrix of f32 or f64, one row per point, as numpy.save writes it.
-    pub(crate) data: PathBuf,
+    /// Files or folders of text; or one matrix of f32 or f64, a row per point, as numpy.save writes it.
+    #[arg(required = true, num_args = 1.., value_name = "DATA")]
+    pub(crate) data: Vec<PathBuf>,
     /// Number of clusters; auto takes the one with the largest mean silhouette.
     #[arg(short, value_name = "N|auto", default_value = "auto")]
     pub(crate) k: String,
@@ -143,13 +144,20 @@ pub(crate) struct Cluster {
     /// Mini-batches of this many rows, read once in order: for files larger than memory.
     #[arg(long, value_name = "ROWS", conflicts_with_all = ["init", "spherical"])]
     pub(crate) batch: Option<usize>,
+    /// Vectors of text: tfidf, by its words; or by the token embedding of a model (a run folder, step folder
+    /// or model.safetensors).
+    #[arg(long, default_value = "tfidf", value_name = "tfidf|MODEL")]
+    pub(crate) embedding: String,
+    /// Find near-duplicates of text within clusters: passages with this cosine or more to one that is kept.
+    #[arg(long, value_name = "COSINE")]
+    pub(crate) duplicates: Option<f32>,
     /// Seed of all choices.
     #[arg(long, default_value_t = 0)]
     pub(crate) seed: u64,
     /// Threads; 0 takes every core.
     #[arg(long, default_value_t = 0)]
     pub(crate) threads: usize,
-    /// Write labels.npy and centroids.npy into this folder.
+    /// Write labels.npy and centroids.npy into this folder; of text also vectors, passages, words and a map.
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
     /// Print one JSON object as the last line of standard output.
