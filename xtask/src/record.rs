@@ -35,12 +35,15 @@ pub(crate) fn is_current(root: &Path) -> bool {
     }
 }
 
-/// The record with the last name: names are dates.
+/// The record with the last name among those that are dates.
 fn newest(root: &Path) -> Result<Value, String> {
     let folder = root.join("bench/record");
     let entries = std::fs::read_dir(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
     let mut paths: Vec<_> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
-    paths.retain(|path| path.extension().is_some_and(|ext| ext == "json"));
+    paths.retain(|path| {
+        let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(".json"));
+        name.is_some_and(|name| name.bytes().all(|b| b.is_ascii_digit() || b == b'-'))
+    });
     let path = paths.into_iter().max().ok_or(format!("{} holds no record", folder.display()))?;
     let text = std::fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))?;
     serde_json::from_str(&text).map_err(|error| format!("{}: {error}", path.display()))

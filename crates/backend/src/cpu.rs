@@ -6,13 +6,13 @@ use std::{
 };
 
 use tritrain_kernels::{
-    Context, ContextError, Floats, Tier, attention, elementwise, embed, gate, loss,
+    Context, ContextError, Floats, Tier, attention, elementwise, embed, gate, kmeans, loss,
     matmul::{self, View},
     norm, outer, rows, ternary, update,
 };
 
 use crate::{
-    Adam, Apply, Backend, Factored, Gate, Products, Shape, Spent, Store,
+    Adam, Apply, Assigned, Backend, Factored, Gate, Products, Search, Shape, Spent, Store,
     profile::{Profile, Span},
 };
 
@@ -100,6 +100,7 @@ impl Backend for Cpu {
     type Tokens = Vec<u32>;
     type Rows = Int8Rows;
     type Ternary = TernaryMatrix;
+    type Clusters = kmeans::Clusters;
 
     fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
         self.cx.run(work)
@@ -409,5 +410,80 @@ impl Backend for Cpu {
     fn apply(&self, w: &mut Floats, u: &Floats, with: Apply) {
         let _span = self.span("apply");
         update::apply(&self.cx, w, u, with);
+    }
+
+    fn max_abs(&self, x: &Floats) -> f32 {
+        let _span = self.span("max_abs");
+        kmeans::max_abs(&self.cx, x)
+    }
+
+    fn scale(&self, x: &mut Floats, factor: f32) {
+        let _span = self.span("scale");
+        kmeans::scale(&self.cx, x, factor);
+    }
+
+    fn normalize_rows(&self, x: &mut Floats, dim: usize) -> bool {
+        let _span = self.span("normalize_rows");
+        kmeans::normalize(&self.cx, x, dim)
+    }
+
+    fn clusters(&self, x: &Floats, dim: usize) -> kmeans::Clusters {
+        let _span = self.span("clusters");
+        kmeans::Clusters::new(&self.cx, x, dim)
+    }
+
+    fn assign(
+        &self,
+        x: &Floats,
+        centroids: &Floats,
+        search: Search,
+        clusters: &mut kmeans::Clusters,
+    ) -> Assigned {
+        let _span = self.span("assign");
+        kmeans::assign(&self.cx, x, centroids, search, clusters)
+    }
+
+    fn sum_clusters(
+        &self,
+        x: &Floats,
+        clusters: &mut kmeans::Clusters,
+        sums: &mut [f64],
+        counts: &mut [u64],
+    ) {
+        let _span = self.span("sum_clusters");
+        kmeans::sum(&self.cx, x, clusters, sums, counts);
+    }
+
+    fn cluster_distances(
+        &self,
+        x: &Floats,
+        centroids: &Floats,
+        clusters: &kmeans::Clusters,
+        out: &mut Floats,
+    ) {
+        let _span = self.span("cluster_distances");
+        kmeans::distances(&self.cx, x, centroids, clusters, out);
+    }
+
+    fn approach(&self, x: &Floats, centroid: &Floats, nearest: &mut Floats) {
+        let _span = self.span("approach");
+        kmeans::approach(&self.cx, x, centroid, nearest);
+    }
+
+    fn spread(&self, x: &Floats, clusters: &mut kmeans::Clusters) -> f64 {
+        let _span = self.span("spread");
+        kmeans::spread(&self.cx, x, clusters)
+    }
+
+    fn labels(&self, clusters: &kmeans::Clusters) -> Vec<u32> {
+        clusters.labels().to_vec()
+    }
+
+    fn relabel(&self, clusters: &mut kmeans::Clusters, row: usize, label: u32) {
+        clusters.relabel(row, label);
+    }
+
+    fn reset_clusters(&self, clusters: &mut kmeans::Clusters) {
+        clusters.reset();
     }
 }

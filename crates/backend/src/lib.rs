@@ -12,6 +12,7 @@ pub use tritrain_kernels::{
     Store, Tier,
     attention::{Shape, rope_table},
     gate::Gate,
+    kmeans::{Assigned, Search},
     loss::Products,
     update::{Adam, Apply, Factored},
 };
@@ -30,6 +31,9 @@ pub trait Backend: Send + Sync {
     type Rows: Send + Sync;
     /// Ternary codes, `[outputs][inputs]`, with one scale, packed for this device.
     type Ternary: Send + Sync;
+
+    /// Rows that are being clustered: labels, and what the search for the nearest centroid keeps.
+    type Clusters: Send + Sync;
 
     /// Runs `work`, many calls of this backend, from wherever they cost least. Inside such work it costs
     /// nothing; elsewhere a thread is changed, and memory taken now and then: a loop goes inside as a whole.
@@ -273,4 +277,51 @@ pub trait Backend: Send + Sync {
     );
     /// `w -= rate · (u + decay · w)`; see [`Apply`] for relative rates.
     fn apply(&self, w: &mut Self::Floats, u: &Self::Floats, with: Apply);
+
+    /// Waits; the largest magnitude in `x`, NaN if any entry is.
+    fn max_abs(&self, x: &Self::Floats) -> f32;
+    /// `x *= factor`.
+    fn scale(&self, x: &mut Self::Floats, factor: f32);
+    /// Waits; divides the rows of `x` by their lengths and returns whether any is zero, which it stays.
+    fn normalize_rows(&self, x: &mut Self::Floats, dim: usize) -> bool;
+
+    /// Rows of `x` `[rows][dim]` to be clustered, without labels. Every operation on them is given the same
+    /// `x` again: finite, with the largest magnitude between 2^-40 and 2^40.
+    fn clusters(&self, x: &Self::Floats, dim: usize) -> Self::Clusters;
+    /// Waits; labels every row with its nearest centroid of `centroids` `[k][dim]`, the first where several
+    /// are nearest. All searches give the same labels: see the kernel for the definition of a distance.
+    fn assign(
+        &self,
+        x: &Self::Floats,
+        centroids: &Self::Floats,
+        search: Search,
+        clusters: &mut Self::Clusters,
+    ) -> Assigned;
+    /// Waits; brings `sums` `[k][dim]` and `counts` `[k]` of the rows by label up to date. They are those of
+    /// the last call, or zeros at first. Exact to 2^-28 of the largest entry of a column.
+    fn sum_clusters(
+        &self,
+        x: &Self::Floats,
+        clusters: &mut Self::Clusters,
+        sums: &mut [f64],
+        counts: &mut [u64],
+    );
+    /// Squared distance of every row to the centroid of its label, `out` `[rows]`.
+    fn cluster_distances(
+        &self,
+        x: &Self::Floats,
+        centroids: &Self::Floats,
+        clusters: &Self::Clusters,
+        out: &mut Self::Floats,
+    );
+    /// `nearest[r] = min(nearest[r], squared distance of row r to centroid)`.
+    fn approach(&self, x: &Self::Floats, centroid: &Self::Floats, nearest: &mut Self::Floats);
+    /// Waits; `Σ |x - mean of all rows|²`, about.
+    fn spread(&self, x: &Self::Floats, clusters: &mut Self::Clusters) -> f64;
+    /// Waits; the labels of all rows.
+    fn labels(&self, clusters: &Self::Clusters) -> Vec<u32>;
+    /// Gives a row another label until the next [`Backend::assign`].
+    fn relabel(&self, clusters: &mut Self::Clusters, row: usize, label: u32);
+    /// Forgets labels and sums.
+    fn reset_clusters(&self, clusters: &mut Self::Clusters);
 }

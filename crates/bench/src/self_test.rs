@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use serde::Serialize;
 use tritrain_kernels::{
-    Context, ContextError, Store, Tier, attention, elementwise, gate, loss, norm, outer, rows, ternary,
+    Context, ContextError, Store, Tier, attention, elementwise, gate, kmeans, loss, norm, outer, rows, ternary,
     update,
 };
 use tritrain_trit::rng::Stream;
@@ -29,7 +29,7 @@ pub struct KernelCheck {
 /// A kernel on a case made from a seed: the bits of everything that it wrote.
 type Case = fn(&Context, &Random) -> Vec<u32>;
 
-const KERNELS: [(&str, Case); 15] = [
+const KERNELS: [(&str, Case); 16] = [
     ("ternary product", |cx, random| ternary_product(cx, random, 2 + random.below(0, 20))),
     ("ternary product, one row", |cx, random| ternary_product(cx, random, 1)),
     ("weight gradient", weight_gradient),
@@ -45,6 +45,7 @@ const KERNELS: [(&str, Case); 15] = [
     ("factored update", factored),
     ("AdamW update", adam),
     ("applied update", applied),
+    ("nearest centroids and sums", centroids),
 ];
 
 /// Random numbers of one case.
@@ -268,6 +269,30 @@ fn applied(cx: &Context, random: &Random) -> Vec<u32> {
         update::Apply { rate: 0.01, decay: 0.1, relative: random.below(2, 2) == 1 },
     );
     bits(&w).collect()
+}
+
+fn centroids(cx: &Context, random: &Random) -> Vec<u32> {
+    let (count, dim, k) = (1 + random.below(0, 60), 1 + random.below(1, 90), 1 + random.below(2, 50));
+    let (x, mut centroids) = (random.floats(0, count * dim), random.floats(1, k * dim));
+    let mut clusters = kmeans::Clusters::new(cx, &x, dim);
+    let (mut sums, mut counts, mut distances) = (vec![0.0; k * dim], vec![0; k], vec![0.0; count]);
+    let mut seen = Vec::new();
+    // The definition on the portable tier, what is fast on others.
+    let search = match cx.tier() {
+        Tier::SCALAR => kmeans::Search::Plain,
+        _ => kmeans::Search::Bounds { tighten: random.below(3, 2) == 1 },
+    };
+    for _ in 0..2 {
+        kmeans::assign(cx, &x, &centroids, search, &mut clusters);
+        kmeans::sum(cx, &x, &mut clusters, &mut sums, &mut counts);
+        kmeans::distances(cx, &x, &centroids, &clusters, &mut distances);
+        seen.extend(clusters.labels().iter().copied().chain(bits(&distances)));
+        seen.extend(sums.iter().flat_map(|sum| [sum.to_bits() as u32, (sum.to_bits() >> 32) as u32]));
+        for (i, centroid) in centroids.iter_mut().enumerate().filter(|(i, _)| counts[i / dim] > 0) {
+            *centroid = (sums[i] / counts[i / dim] as f64) as f32;
+        }
+    }
+    seen
 }
 
 fn factored(cx: &Context, random: &Random) -> Vec<u32> {

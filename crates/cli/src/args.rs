@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args as ClapArgs, Parser, Subcommand};
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
 /// Trains ternary (1.58-bit) language models from raw text, with integer arithmetic.
 ///
@@ -24,6 +24,8 @@ pub(crate) enum Command {
     Eval(Eval),
     /// Train the ternary model and its f32 twin on the same data and show the gap.
     Compare(Compare),
+    /// Cluster text, or the rows of a matrix (.npy), by k-means.
+    Cluster(Cluster),
     /// Show what a file or folder of a run holds.
     Inspect(Inspect),
     /// Measure what this machine does: kernels, training steps, generation.
@@ -114,6 +116,63 @@ pub(crate) struct Eval {
     /// Print one JSON object as the last line of standard output.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Cluster {
+    /// Files or folders of text; or one matrix of f32 or f64, a row per point, as numpy.save writes it.
+    #[arg(required = true, num_args = 1.., value_name = "DATA")]
+    pub(crate) data: Vec<PathBuf>,
+    /// Number of clusters; auto takes the one with the largest mean silhouette.
+    #[arg(short, value_name = "N|auto", default_value = "auto")]
+    pub(crate) k: String,
+    /// Matrix of the first centroids; without it they are chosen by k-means++ or k-means||.
+    #[arg(long, value_name = "C.npy")]
+    pub(crate) init: Option<PathBuf>,
+    /// Iterations at most.
+    #[arg(long, default_value_t = 300)]
+    pub(crate) iterations: usize,
+    /// End when centroids move by less than this share of the mean variance; 0 ends when no label changes.
+    #[arg(long, default_value_t = 1e-4)]
+    pub(crate) tolerance: f64,
+    /// Cluster directions: rows and centroids have length 1.
+    #[arg(long)]
+    pub(crate) spherical: bool,
+    /// How nearest centroids are found; labels are the same.
+    #[arg(long, value_enum, default_value_t = ClusterMethod::Auto)]
+    pub(crate) method: ClusterMethod,
+    /// Mini-batches of this many rows, read once in order: for files larger than memory.
+    #[arg(long, value_name = "ROWS", conflicts_with_all = ["init", "spherical"])]
+    pub(crate) batch: Option<usize>,
+    /// Vectors of text: tfidf, by its words; or by the token embedding of a model (a run folder, step folder
+    /// or model.safetensors).
+    #[arg(long, default_value = "tfidf", value_name = "tfidf|MODEL")]
+    pub(crate) embedding: String,
+    /// Find near-duplicates of text within clusters: passages with this cosine or more to one that is kept.
+    #[arg(long, value_name = "COSINE")]
+    pub(crate) duplicates: Option<f32>,
+    /// Seed of all choices.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) seed: u64,
+    /// Threads; 0 takes every core.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) threads: usize,
+    /// Write labels.npy and centroids.npy into this folder; of text also vectors, passages, words and a map.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
+    /// Print one JSON object as the last line of standard output.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum ClusterMethod {
+    /// What should be fastest.
+    Auto,
+    /// Every row with every centroid in each iteration.
+    Lloyd,
+    /// Bounds between iterations (Hamerly).
+    Bounds,
 }
 
 #[derive(Debug, ClapArgs)]

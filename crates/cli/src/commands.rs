@@ -14,7 +14,7 @@ use tritrain_train::{
 
 use crate::{
     args::{self, Args, Command},
-    bench, doctor,
+    bench, cluster, doctor,
     error::{Error, Result},
     inspect, plot, prepare, show,
 };
@@ -25,6 +25,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         Command::Generate(args) => continue_prompt(&args),
         Command::Eval(args) => eval(&args),
         Command::Compare(args) => compare(&args),
+        Command::Cluster(args) => cluster::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Doctor(args) => doctor::run(&args),

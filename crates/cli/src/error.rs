@@ -11,6 +11,8 @@ pub(crate) enum Error {
     Cpu(#[from] tritrain_backend::CpuError),
     #[error(transparent)]
     Bench(#[from] tritrain_bench::BenchError),
+    #[error("{}: {source}", path.display())]
+    Cluster { path: PathBuf, source: tritrain_cluster::Error },
     #[error("cannot read {}: {source}", path.display())]
     Read { path: PathBuf, source: std::io::Error },
     #[error("{0} cases of the self-test are wrong: these kernels cannot be trusted on this machine")]
@@ -34,6 +36,7 @@ impl Error {
             Error::Bench(tritrain_bench::BenchError::Step { .. }) | Error::SelfTest(_) => 3,
             Error::Cpu(_)
             | Error::Bench(_)
+            | Error::Cluster { .. }
             | Error::Usage { .. }
             | Error::Unknown { .. }
             | Error::Read { .. } => 2,

@@ -3,10 +3,13 @@
 mod args;
 mod bars;
 mod bench;
+mod cluster;
+mod clusters;
 mod commands;
 mod doctor;
 mod error;
 mod inspect;
+mod map;
 mod plot;
 mod prepare;
 mod show;

@@ -321,6 +321,56 @@ fn a_reader_that_goes_away_does_not_stop_training() {
     assert!(program.path().join("run/step-6/manifest.json").exists());
 }
 
+/// A matrix as `numpy.save` writes it.
+fn npy(columns: usize, values: &[f32]) -> Vec<u8> {
+    let rows = values.len() / columns;
+    let header = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({rows}, {columns}), }}\n");
+    let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
+    bytes.extend((header.len() as u16).to_le_bytes());
+    bytes.extend(header.bytes());
+    bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+    bytes
+}
+
+#[test]
+fn rows_of_a_matrix_are_clustered() {
+    let program = Program::new();
+    let x: Vec<f32> = (0..300).map(|i| (i / 2 % 3 * 100 + i % 7) as f32).collect();
+    program.write("x.npy", npy(2, &x));
+    program.write("c.npy", npy(2, &[0.0, 0.0, 100.0, 100.0, 200.0, 200.0]));
+    let with = |more: &[&str]| {
+        let args = [&["cluster", "x.npy", "--json"], more].concat();
+        let output = program.run(&args);
+        assert!(output.status.success(), "{}", stderr(&output));
+        json(&output)
+    };
+    let given = with(&["--init", "c.npy", "-k", "3", "--out", "found", "--tolerance", "0"]);
+    assert_eq!(given["sizes"], serde_json::json!([50, 50, 50]));
+    let labels = fs::read(program.path().join("found/labels.npy")).unwrap();
+    let expected: Vec<u8> = (0..150u32).flat_map(|row| (row % 3).to_le_bytes()).collect();
+    assert!(labels.ends_with(&expected));
+    let centroids = fs::read(program.path().join("found/centroids.npy")).unwrap();
+    assert!(String::from_utf8_lossy(&centroids).contains("'shape': (3, 2)"));
+    for more in [&["-k", "3"][..], &["--method", "lloyd", "-k", "3", "--seed", "5"], &[], &["--threads", "1"]] {
+        assert_eq!(with(more)["inertia"], given["inertia"], "{more:?}");
+    }
+    assert_eq!(with(&[])["k"], 3);
+    let near = with(&["-k", "3", "--batch", "30"]);
+    assert!(near["inertia"].as_f64() < given["inertia"].as_f64().map(|inertia| inertia * 1.1));
+    assert_eq!(with(&["-k", "3", "--spherical"])["k"], 3);
+    program.fails(&["cluster", "x.npy", "-k", "0"], 2, &["x.npy", "k is 0"]);
+    program.fails(&["cluster", "x.npy", "-k", "151"], 2, &["151", "at most 150"]);
+    program.fails(&["cluster", "x.npy", "-k", "many"], 2, &["--k many", "auto"]);
+    program.fails(&["cluster", "x.npy", "-k", "2", "--init", "c.npy"], 2, &["c.npy", "2 × 2", "3 × 2"]);
+    program.fails(&["cluster", "x.npy", "-k", "3", "--batch", "0"], 2, &["--batch 0"]);
+    program.fails(&["cluster", "text", "-k", "3"], 2, &["text", ".npy"]);
+    program.fails(&["cluster", "none.npy", "-k", "3"], 4, &["none.npy"]);
+    program.write("bad.npy", &npy(2, &x)[..200]);
+    program.fails(&["cluster", "bad.npy", "-k", "3"], 4, &["bad.npy", "length of the array"]);
+    program.write("nan.npy", npy(2, &[1.0, f32::NAN]));
+    program.fails(&["cluster", "nan.npy", "-k", "1"], 2, &["nan.npy", "row 0, column 1"]);
+}
+
 #[test]
 fn bench_reports_what_scripts_read() {
     let program = Program::new();

@@ -26,14 +26,28 @@ pub(crate) struct Encode<'s> {
     done: u64,
 }
 
-struct Reader {
+/// Documents a chunk at a time, and the hash of what was read.
+pub(crate) struct Reader {
     documents: Documents,
     hash: blake3::Hasher,
 }
 
 impl Reader {
+    pub(crate) fn new(documents: Documents) -> Self {
+        Reader { documents, hash: blake3::Hasher::new() }
+    }
+
+    pub(crate) fn documents(&self) -> &Documents {
+        &self.documents
+    }
+
+    /// Hash of all documents read so far, in their order.
+    pub(crate) fn content(&self) -> String {
+        self.hash.finalize().to_hex().to_string()
+    }
+
     /// About [`CHUNK`] bytes of documents; nothing at the end.
-    fn chunk(&mut self) -> Result<Vec<Document>> {
+    pub(crate) fn chunk(&mut self) -> Result<Vec<Document>> {
         let (mut chunk, mut left) = (Vec::new(), CHUNK);
         while left > 0 {
             let Some(document) = self.documents.next().transpose()? else { break };
@@ -52,7 +66,7 @@ impl<'s> Encode<'s> {
         writer: CorpusWriter<'s>,
         rules: BTreeMap<String, Rule>,
     ) -> Result<Self> {
-        let mut reader = Reader { documents, hash: blake3::Hasher::new() };
+        let mut reader = Reader::new(documents);
         let next = reader.chunk()?;
         Ok(Encode { tokenizer, reader, next, tables: Mutex::default(), writer, rules, done: 0 })
     }
@@ -105,9 +119,9 @@ impl<'s> Encode<'s> {
 
     /// Finishes the shards, if the text was the one with this hash; else the hash it has.
     pub(crate) fn finish(self, content: &str) -> Result<Result<Tokenizer, String>> {
-        let found = self.reader.hash.finalize().to_hex();
-        if found.as_str() != content {
-            return Ok(Err(found.to_string()));
+        let found = self.reader.content();
+        if found != content {
+            return Ok(Err(found));
         }
         self.writer.finish()?;
         Ok(Ok(self.tokenizer))

@@ -136,6 +136,16 @@ pub enum Error {
         /// What there is now.
         found: String,
     },
+    /// A file of clusters that cannot be used.
+    #[error("clusters {}: expected {expected}, found {found} (make them again with tritrain cluster)", path.display())]
+    Clusters {
+        /// The file.
+        path: PathBuf,
+        /// The rule.
+        expected: String,
+        /// What the file holds.
+        found: String,
+    },
     /// Reading or writing the run directory failed.
     #[error(transparent)]
     Files(#[from] tritrain_files::Error),

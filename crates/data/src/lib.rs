@@ -9,14 +9,18 @@
 //! | `corpus` | [`Corpus`]: the result |
 //! | `labels` | [`Labels`]: which cluster every token belongs to |
 //! | `plan` | [`BatchPlan`]: which tokens are in which batch |
+//! | [`embed`] | documents as vectors |
+//! | [`clusters`] | what clusters of them are, near-duplicates, and the file that finds a text's cluster |
 //! | `validation` | [`ValidationSet`]: which tokens a model is measured on |
 //!
 //! Text streams: memory holds two chunks of about 8 MiB, their tokens, the tokenizer's sample and the
 //! largest document, whatever the size of the corpus. Everything made here is a function of text and
 //! options: no clock, no thread count, no seed but the plan's.
 
+pub mod clusters;
 mod config;
 mod corpus;
+pub mod embed;
 mod encode;
 mod error;
 mod labels;

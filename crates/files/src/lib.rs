@@ -2,12 +2,13 @@
 //!
 //! | module | owns |
 //! |---|---|
-//! | [`storage`] | the [`Storage`] trait, the real [`Disk`], [`write_atomic`] |
+//! | [`storage`] | the [`Storage`] trait, the real [`Disk`], [`write_atomic`], [`NewFile`] |
 //! | [`faulty`] | [`FaultyStorage`], the in-memory test double that loses power and runs out of space |
 //! | [`checkpoint`] | saving, finding, verifying and pruning checkpoints; the lock of a run |
 //! | [`tensors`] | safetensors files |
 //! | [`tokens`] | token shards of a corpus |
 //! | [`metrics`] | append-only JSON lines |
+//! | [`npy`] | arrays of NumPy |
 //!
 //! Numbers read from a file are compared with the bytes that are there before anything is sized by
 //! them, and nothing here panics on the content of a file.
@@ -21,6 +22,7 @@ pub mod faulty;
 mod lock;
 mod map;
 pub mod metrics;
+pub mod npy;
 mod seal;
 pub mod storage;
 mod sums;
@@ -30,7 +32,7 @@ pub mod tokens;
 pub use error::{Difference, Error, Result};
 pub use faulty::FaultyStorage;
 pub use map::Bytes;
-pub use storage::{Disk, Sink, Storage, write_atomic};
+pub use storage::{Disk, NewFile, Sink, Storage, write_atomic};
 pub use sums::{BLOCK, FileSum};
 
 /// Whether `name` is 1 to 63 characters of `[A-Za-z0-9._-]`: the names allowed for tensors and, when

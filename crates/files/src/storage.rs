@@ -206,20 +206,70 @@ pub(crate) fn is_temporary(name: &str) -> bool {
 /// [`Error::Io`] from any of these steps. If only the last one failed, the new file is in place but
 /// may be lost with the power.
 pub fn write_atomic(storage: &dyn Storage, path: &Path, bytes: &[u8]) -> Result<()> {
-    let temp = fresh(storage, path, "tmp")?;
-    let write = || {
-        let mut sink = storage.create_new(&temp)?;
-        sink.write_all(bytes).map_err(|e| Error::io("write", &temp, e))?;
-        sink.sync().map_err(|e| Error::io("sync", &temp, e))?;
-        drop(sink);
-        storage.rename(&temp, path)?;
-        storage.sync_dir(parent(path))
-    };
-    write().inspect_err(|_| {
-        if storage.exists(&temp).unwrap_or(false)
-            && let Err(error) = storage.remove_file(&temp)
+    let mut file = NewFile::create(storage, path)?;
+    file.write(bytes)?;
+    file.finish()
+}
+
+/// A file that is written piece by piece and takes the place of `path` when it is
+/// [finished](Self::finish), as [`write_atomic`] does. Dropped before, it leaves nothing behind.
+pub struct NewFile<'s> {
+    storage: &'s dyn Storage,
+    sink: Option<Box<dyn Sink>>,
+    path: PathBuf,
+    temp: PathBuf,
+}
+
+impl Debug for NewFile<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("NewFile").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
+impl<'s> NewFile<'s> {
+    /// Creates the temporary file beside `path`.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn create(storage: &'s dyn Storage, path: &Path) -> Result<Self> {
+        let temp = fresh(storage, path, "tmp")?;
+        let sink = Some(storage.create_new(&temp)?);
+        Ok(NewFile { storage, sink, path: path.to_path_buf(), temp })
+    }
+
+    /// Writes the next bytes, in large pieces: they go straight to the system.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        let sink = self.sink.as_mut();
+        sink.map_or(Ok(()), |sink| sink.write_all(bytes)).map_err(|e| Error::io("write", &self.temp, e))
+    }
+
+    /// Puts the file in its place.
+    ///
+    /// # Errors
+    /// [`Error::Io`]. If only the last step failed, the new file is in place but may be lost with the power.
+    pub fn finish(mut self) -> Result<()> {
+        // What `drop` removes is the temporary file: gone after the rename, still there before.
+        if let Some(mut sink) = self.sink.take() {
+            let synced = sink.sync().map_err(|e| Error::io("sync", &self.temp, e));
+            drop(sink);
+            synced?;
+            self.storage.rename(&self.temp, &self.path)?;
+            self.storage.sync_dir(parent(&self.path))?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for NewFile<'_> {
+    fn drop(&mut self) {
+        drop(self.sink.take());
+        if self.storage.exists(&self.temp).unwrap_or(false)
+            && let Err(error) = self.storage.remove_file(&self.temp)
         {
             tracing::debug!(%error, "temporary file left behind");
         }
-    })
+    }
 }

@@ -31,6 +31,15 @@ pub fn dot(a: &[f32], b: &[f32]) -> f32 {
     sum_products(a, b, |x, y, sum| x.mul_add(y, sum))
 }
 
+/// Squared distance of two slices of equal length.
+#[inline(always)]
+pub fn square_distance(a: &[f32], b: &[f32]) -> f32 {
+    sum_products(a, b, |x, y, sum| {
+        let difference = x - y;
+        difference.mul_add(difference, sum)
+    })
+}
+
 /// `add(x, y, sum)` over the elements of two slices of equal length, in chains.
 #[inline(always)]
 fn sum_products(a: &[f32], b: &[f32], add: impl Fn(f32, f32, f32) -> f32) -> f32 {

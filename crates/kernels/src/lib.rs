@@ -21,6 +21,7 @@ pub mod attention;
 pub mod elementwise;
 pub mod embed;
 pub mod gate;
+pub mod kmeans;
 pub mod lanes;
 pub mod limit;
 mod lines;

@@ -21,8 +21,8 @@ mod neon;
 mod pack;
 mod scalar;
 
-pub(crate) use form::Kind;
-use form::{Form, Layout};
+use form::Layout;
+pub(crate) use form::{Form, Kind, Side};
 pub(crate) use pack::{pack_columns, quantise_columns, quantise_left_rows, quantise_right_rows, scale};
 
 use crate::{
@@ -174,15 +174,15 @@ pub(crate) fn product(cx: &Context, kind: Kind, left: &Left, right: &Right, stor
 
 /// The factors of some tiles in one block of the inner index.
 #[derive(Clone, Copy)]
-struct Factors<'a> {
+pub(crate) struct Factors<'a> {
     /// From the first row's panel on, panels `left_panel` bytes apart.
-    left: &'a [u8],
-    left_panel: usize,
+    pub(crate) left: &'a [u8],
+    pub(crate) left_panel: usize,
     /// From the first column's panel on, likewise.
-    right: &'a [u8],
-    right_panel: usize,
+    pub(crate) right: &'a [u8],
+    pub(crate) right_panel: usize,
     /// Inner indices.
-    inner: usize,
+    pub(crate) inner: usize,
 }
 
 impl<'a> Factors<'a> {
@@ -198,7 +198,7 @@ impl<'a> Factors<'a> {
 }
 
 /// The rows and panels of `out` from one block of the inner index.
-fn tiles(
+pub(crate) fn tiles(
     tier: Tier,
     #[cfg_attr(not(target_arch = "x86_64"), expect(unused))] registers: &Registers,
     kind: Kind,

@@ -91,6 +91,14 @@ pub(crate) struct Rect<'a> {
     columns: usize,
 }
 
+impl<'a> Rect<'a> {
+    /// A whole matrix, with rows of `width`.
+    pub(crate) fn of(data: &'a mut [f32], width: usize) -> Rect<'a> {
+        let rows = data.len() / width;
+        Rect { strips: Strips::new(data, width), first: 0, rows, column: 0, columns: width }
+    }
+}
+
 impl Rect<'_> {
     /// Number of rows.
     pub(crate) fn rows(&self) -> usize {

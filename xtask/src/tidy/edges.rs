@@ -3,17 +3,18 @@
 use super::{Problem, problem};
 
 /// Crate (folder name) and the crates it may import.
-const ALLOWED: [(&str, &[&str]); 10] = [
+const ALLOWED: [(&str, &[&str]); 11] = [
     ("trit", &[]),
     ("kernels", &["trit"]),
     ("backend", &["kernels", "trit"]),
+    ("cluster", &["backend", "trit"]),
     ("model", &["backend", "trit"]),
     ("optim", &["backend"]),
     ("files", &["trit"]),
     ("data", &["files", "trit"]),
     ("train", &["backend", "data", "files", "model", "optim"]),
     ("bench", &["backend", "kernels", "model", "optim", "train", "trit"]),
-    ("cli", &["backend", "bench", "data", "files", "kernels", "model", "optim", "train", "trit"]),
+    ("cli", &["backend", "bench", "cluster", "data", "files", "kernels", "model", "optim", "train", "trit"]),
 ];
 
 const PREFIX: &str = "tritrain-";

@@ -2,6 +2,7 @@
 
 mod batches;
 mod common;
+mod embedding;
 mod identity;
 mod preparing;
 mod readers;

@@ -5,6 +5,7 @@ mod common;
 mod disk;
 mod faults;
 mod metrics;
+mod npy;
 mod prune;
 mod tensors;
 mod tokens;

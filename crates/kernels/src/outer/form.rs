@@ -46,7 +46,7 @@ const _: () = assert!(Kind::Int8.fits() && Kind::Int16.fits() && Kind::Twelve.fi
 /// What the tiles of a product multiply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "AMX is there alone"))]
-pub(super) enum Layout {
+pub(crate) enum Layout {
     /// Int16, two inner indices side by side.
     Pairs,
     /// Bytes, four inner indices side by side; the right factor may have an offset, so that it is unsigned.
@@ -63,7 +63,7 @@ pub(super) enum Layout {
 /// How one factor lies in memory: panels of some rows (or columns), lanes of four inner indices or two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "AMX is there alone"))]
-pub(super) enum Side {
+pub(crate) enum Side {
     /// `[pair][width][2]` of i16.
     Pairs {
         /// Lanes of a panel.
@@ -88,12 +88,12 @@ pub(super) enum Side {
 
 /// Bytes, rows and quads of a tile of AMX; here as well where there is none.
 pub(super) const TILE: usize = 1024;
-pub(super) const TILE_ROWS: usize = 16;
+pub(crate) const TILE_ROWS: usize = 16;
 pub(super) const TILE_QUADS: usize = 16;
 
 impl Side {
     /// Lanes of a panel.
-    pub(super) fn width(self) -> usize {
+    pub(crate) fn width(self) -> usize {
         match self {
             Side::Pairs { width } | Side::Quads { width } => width,
             Side::Rows { .. } | Side::Columns { .. } => TILE_ROWS,
@@ -101,7 +101,7 @@ impl Side {
     }
 
     /// Quads of a panel over `inner` inner indices, those included that only fill it up.
-    pub(super) fn quads(self, inner: usize) -> usize {
+    pub(crate) fn quads(self, inner: usize) -> usize {
         match self {
             Side::Pairs { .. } | Side::Quads { .. } => inner.div_ceil(4),
             Side::Rows { .. } | Side::Columns { .. } => inner.div_ceil(4).next_multiple_of(TILE_QUADS),
@@ -109,7 +109,7 @@ impl Side {
     }
 
     /// Bytes of a panel over `inner` inner indices: whole lines.
-    pub(super) fn panel(self, inner: usize) -> usize {
+    pub(crate) fn panel(self, inner: usize) -> usize {
         let quads = self.quads(inner);
         match self {
             Side::Pairs { width } => (quads * width * 8).next_multiple_of(64),
@@ -120,7 +120,7 @@ impl Side {
 
     /// Puts four values of a lane at their place in a panel.
     #[inline(always)]
-    pub(super) fn put(self, panel: &mut [u8], lane: usize, quad: usize, values: [i16; 4]) {
+    pub(crate) fn put(self, panel: &mut [u8], lane: usize, quad: usize, values: [i16; 4]) {
         let upper = || values.map(|v| (v >> 8) as u8);
         let lower = values.map(|v| v as u8);
         match self {
@@ -156,14 +156,14 @@ fn put_planes(panel: &mut [u8], at: usize, planes: usize, upper: [u8; 4], lower:
 
 /// The form of a product on a tier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Form {
-    pub(super) layout: Layout,
-    pub(super) left: Side,
-    pub(super) right: Side,
+pub(crate) struct Form {
+    pub(crate) layout: Layout,
+    pub(crate) left: Side,
+    pub(crate) right: Side,
     /// Panels of the right factor in a tile.
-    pub(super) panels: usize,
+    pub(crate) panels: usize,
     /// What every value of the right factor is offset by.
-    pub(super) offset: i32,
+    pub(crate) offset: i32,
 }
 
 /// The offset that makes int8 unsigned.
@@ -172,7 +172,7 @@ const UNSIGNED: i32 = 128;
 
 impl Form {
     /// What `tier` multiplies in a product of `kind`.
-    pub(super) fn of(tier: Tier, kind: Kind) -> Form {
+    pub(crate) fn of(tier: Tier, kind: Kind) -> Form {
         let pairs = |width, panels| Form {
             layout: Layout::Pairs,
             left: Side::Pairs { width },

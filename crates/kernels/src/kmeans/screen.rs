@@ -1,0 +1,394 @@
+//! The search of a task: bounds that settle labels, the integer product, and the candidates it leaves.
+
+use super::{
+    Assigned, NONE,
+    codes::{CentroidCodes, RowCodes, form},
+    extremes::{Columns, Extremes, extremes, reaching},
+    relative_error,
+};
+use crate::{
+    Tier,
+    outer::{Factors, Form, Kind, Side, tiles},
+    strips::Rect,
+    tier::Registers,
+    tile::{Base, COLUMNS, Out},
+};
+
+/// Centroids that are compared at once.
+pub(super) const WIDTH: usize = 512;
+/// Rows of a block at most: whole panels of every form.
+const BLOCK: usize = 32;
+/// Floats of a line of the cache.
+const LINE: usize = 16;
+
+/// The rows of a task.
+pub(super) struct Rows<'a> {
+    /// The first of them among all.
+    pub(super) first: usize,
+    pub(super) labels: &'a mut [u32],
+    pub(super) upper: &'a mut [f32],
+    pub(super) lower: &'a mut [f32],
+}
+
+/// What all tasks read.
+pub(super) struct Screen<'a> {
+    tier: Tier,
+    form: Form,
+    x: &'a [f32],
+    centroids: &'a [f32],
+    dim: usize,
+    rows: &'a RowCodes,
+    codes: &'a CentroidCodes,
+    /// See [`relative_error`].
+    error: f32,
+}
+
+/// The working memory of a task.
+struct Desk<'a> {
+    /// Panels of the rows of a block.
+    left: &'a mut [u8],
+    /// Their dot products with up to [`WIDTH`] centroids, then the largest that these may be.
+    values: &'a mut [f32],
+    /// `e` by centroid.
+    errors: &'a mut [f32],
+    registers: Registers,
+}
+
+/// What is known of the nearest centroid of a row, while centroids go by.
+#[derive(Clone, Copy)]
+struct Nearest {
+    extremes: Extremes,
+    /// Candidates so far.
+    candidates: usize,
+    /// The best of them, its upper bound, and its distance once there are two.
+    label: u32,
+    bound: f32,
+    distance: f32,
+}
+
+impl Nearest {
+    const NONE: Nearest = Nearest {
+        extremes: Extremes::NONE,
+        candidates: 0,
+        label: NONE,
+        bound: f32::NEG_INFINITY,
+        distance: f32::INFINITY,
+    };
+}
+
+/// Distances below which squares may have lost bits to underflow: no bound settles anything there.
+const NEAR: f32 = 1e-16;
+
+/// A margin around computed bounds, for what few roundings do.
+const MARGIN: f32 = 8.0 * f32::EPSILON;
+
+impl<'a> Screen<'a> {
+    pub(super) fn new(
+        tier: Tier,
+        x: &'a [f32],
+        centroids: &'a [f32],
+        dim: usize,
+        rows: &'a RowCodes,
+        codes: &'a CentroidCodes,
+    ) -> Screen<'a> {
+        Screen { tier, form: form(tier), x, centroids, dim, rows, codes, error: relative_error(dim) }
+    }
+
+    /// Rows of a block: whole panels.
+    fn block(&self) -> usize {
+        BLOCK / self.form.left.width() * self.form.left.width()
+    }
+
+    /// Bytes of the panels of a block.
+    fn left_bytes(&self) -> usize {
+        BLOCK.div_ceil(self.form.left.width()) * self.form.left.panel(self.dim)
+    }
+
+    /// Centroids that are compared at once.
+    fn width(&self) -> usize {
+        WIDTH.min(self.codes.scales.len())
+    }
+
+    /// Floats that a task needs.
+    pub(super) fn scratch(&self) -> usize {
+        LINE + self.left_bytes() / size_of::<f32>() + (BLOCK + 1) * self.width()
+    }
+
+    /// The definition.
+    #[inline(always)]
+    fn distance(&self, row: usize, label: u32) -> f32 {
+        let part = |of: &'a [f32], at: usize| &of[at * self.dim..][..self.dim];
+        super::square_distance(self.tier, part(self.x, row), part(self.centroids, label as usize))
+    }
+
+    /// Labels the rows of a task. `shifts`: how far each centroid has moved since the bounds were true, and
+    /// whether to measure rows to their own centroid; without them, bounds are unknown.
+    pub(super) fn task(
+        &self,
+        tier: Tier,
+        rows: &mut Rows<'_>,
+        shifts: Option<(&[f32], bool)>,
+        scratch: &mut [f32],
+    ) -> Assigned {
+        let mut done = Assigned::default();
+        let mut open = [0; super::TASK];
+        let count = match shifts {
+            Some((shifts, tighten)) => keep(tier, self, rows, shifts, tighten, &mut open, &mut done),
+            None => {
+                for (at, open) in open.iter_mut().enumerate() {
+                    *open = at;
+                }
+                rows.labels.len()
+            }
+        };
+        if count == 0 {
+            return done;
+        }
+        let start = scratch.as_ptr().align_offset(size_of::<f32>() * LINE).min(LINE);
+        let (left, scratch) = scratch[start..].split_at_mut(self.left_bytes() / size_of::<f32>());
+        let (values, scratch) = scratch.split_at_mut(BLOCK * self.width());
+        let mut desk = Desk {
+            left: bytemuck::cast_slice_mut(left),
+            values,
+            errors: &mut scratch[..self.width()],
+            registers: Registers::of(tier),
+        };
+        for block in open[..count].chunks(self.block()) {
+            self.block_of(tier, rows, block, &mut desk, &mut done);
+        }
+        done
+    }
+
+    /// Labels the rows at `block` of those of a task.
+    fn block_of(
+        &self,
+        tier: Tier,
+        rows: &mut Rows<'_>,
+        block: &[usize],
+        desk: &mut Desk<'_>,
+        done: &mut Assigned,
+    ) {
+        let (mut offsets, mut scales) = ([0; BLOCK], [0.0; BLOCK]);
+        let mut share = 0.0f32;
+        for (lane, at) in block.iter().enumerate() {
+            let row = rows.first + at;
+            let codes = &self.rows.codes[row * self.rows.stride..][..self.rows.stride];
+            lay_out(self.form.left, self.form.left.panel(self.dim), lane, codes, desk.left);
+            let row = self.rows.rows[row];
+            offsets[lane] = self.form.offset * row.sum;
+            scales[lane] = row.scale;
+            share = share.max(row.share);
+        }
+        let mut nearest = [Nearest::NONE; BLOCK];
+        let padded = self.codes.scales.len();
+        for first in (0..padded).step_by(WIDTH) {
+            let width = WIDTH.min(padded - first);
+            let values = &mut desk.values[..block.len() * width];
+            let mut out = Rect::of(values, width);
+            for panel in (0..width / COLUMNS).step_by(self.form.panels) {
+                let columns = panel * COLUMNS..(panel + self.form.panels) * COLUMNS;
+                let from = first + columns.start;
+                let factors = Factors {
+                    left: desk.left,
+                    left_panel: self.form.left.panel(self.dim),
+                    right: &self.codes.panels.bytes()[from / COLUMNS * self.codes.panel..],
+                    right_panel: self.codes.panel,
+                    inner: self.dim,
+                };
+                let mut out = Out {
+                    offsets: &offsets[..block.len()],
+                    factors: &scales[..block.len()],
+                    column_factors: &[],
+                    base: Base::Nothing,
+                    y: out.part(0..block.len(), columns),
+                };
+                tiles(tier, &desk.registers, Kind::Int8, factors, &mut out);
+            }
+            errors(tier, &self.codes.rests[first..][..width], &self.codes.norms[first..][..width], share, {
+                &mut desk.errors[..width]
+            });
+            let columns = Columns {
+                scales: &self.codes.scales[first..][..width],
+                halves: &self.codes.halves[first..][..width],
+                errors: &desk.errors[..width],
+            };
+            choose(tier, self, rows.first, block, first, values, columns, &mut nearest, done);
+        }
+        settle(tier, self, rows, block, &nearest, done);
+    }
+}
+
+/// Puts the codes of a row into its lane of the panels.
+fn lay_out(side: Side, panel: usize, lane: usize, codes: &[i8], to: &mut [u8]) {
+    let to = &mut to[lane / side.width() * panel..][..panel];
+    let lane = lane % side.width();
+    match side {
+        Side::Rows { planes: 1 } => {
+            for (tile, codes) in to.chunks_exact_mut(1024).zip(codes.as_chunks::<64>().0) {
+                tile[lane * 64..][..64].copy_from_slice(bytemuck::cast_slice(codes));
+            }
+        }
+        _ => {
+            for (quad, codes) in codes.as_chunks::<4>().0.iter().enumerate() {
+                side.put(to, lane, quad, codes.map(i16::from));
+            }
+        }
+    }
+}
+
+tiered! {
+    /// Moves the bounds of the rows of a task on by `shifts`, and lists the rows that they leave open.
+    fn keep(
+        screen: &Screen<'_>,
+        rows: &mut Rows<'_>,
+        shifts: &[f32],
+        tighten: bool,
+        open: &mut [usize],
+        done: &mut Assigned,
+    ) -> usize {
+        // The longest way that another centroid can have come.
+        let (mut first, mut second) = ((0.0, NONE), 0.0f32);
+        for (label, shift) in shifts.iter().enumerate() {
+            if *shift > first.0 {
+                (first, second) = ((*shift, label as u32), first.0);
+            } else if *shift > second {
+                second = *shift;
+            }
+        }
+        let mut count = 0;
+        for at in 0..rows.labels.len() {
+            let label = rows.labels[at];
+            if label == NONE {
+                open[count] = at;
+                count += 1;
+                continue;
+            }
+            let by = if label == first.1 { second } else { first.0 };
+            let mut upper = (rows.upper[at] + shifts[label as usize]) * (1.0 + MARGIN);
+            let lower = (rows.lower[at] - by) * (1.0 - MARGIN);
+            // The definition is off by half of `error` at most, relative to squares.
+            let settled = |upper: f32| lower > NEAR && upper * (1.0 + screen.error) < lower;
+            let mut kept = settled(upper);
+            if tighten && !kept {
+                let distance = screen.distance(rows.first + at, label);
+                done.compared += 1;
+                upper = (distance + f32::MIN_POSITIVE).sqrt() * (1.0 + screen.error);
+                kept = settled(upper);
+            }
+            (rows.upper[at], rows.lower[at]) = (upper, lower);
+            if kept {
+                done.skipped += 1;
+            } else {
+                open[count] = at;
+                count += 1;
+            }
+        }
+        count
+    }
+}
+
+tiered! {
+    /// `e` of some centroids, for rows with `R ≤ share · N`.
+    fn errors(rests: &[f32], norms: &[f32], share: f32, errors: &mut [f32]) {
+        for ((e, t), c) in errors.iter_mut().zip(rests).zip(norms) {
+            *e = share.mul_add(*c, *t) * (1.0 + MARGIN) + (c + t) * MARGIN;
+        }
+    }
+}
+
+tiered! {
+    /// Looks for candidates among the centroids from `first` on, in ascending order.
+    fn choose(
+        screen: &Screen<'_>,
+        first_row: usize,
+        block: &[usize],
+        first: usize,
+        values: &mut [f32],
+        columns: Columns<'_>,
+        nearest: &mut [Nearest; BLOCK],
+        done: &mut Assigned,
+    ) {
+        let width = columns.errors.len();
+        for ((values, at_row), nearest) in values.chunks_exact_mut(width).zip(block).zip(nearest) {
+            let row = screen.rows.rows[first_row + at_row];
+            nearest.extremes = nearest.extremes.and(extremes(screen.tier, values, columns, row.norm));
+            let threshold = threshold(screen, row.square, nearest.extremes.least);
+            let bits = reaching(screen.tier, values, threshold);
+            for (word, bits) in bits[..width.div_ceil(64)].iter().enumerate() {
+                let mut bits = *bits;
+                while bits != 0 {
+                    let at = word * 64 + bits.trailing_zeros() as usize;
+                    bits &= bits - 1;
+                    candidate(screen, first_row + at_row, (first + at) as u32, values[at], nearest, done);
+                }
+            }
+        }
+    }
+}
+
+/// What the upper bound of `S` of the nearest centroid reaches, where that of one is `least` or more.
+///
+/// By the definition a centroid can be nearer than one at the square `D` only where its own is at most
+/// `D·(1 + 2·error)`, and `S` is half of that less. Squares below 2^-126 are off by 2^-148 for each term.
+#[inline(always)]
+fn threshold(screen: &Screen<'_>, square: f32, least: f32) -> f32 {
+    let gap = screen.codes.gap;
+    let farthest = (square * (1.0 + screen.error) - 2.0 * (least - gap)).max(0.0);
+    let tiny = screen.dim as f32 * f32::from_bits(8);
+    least - 2.0 * gap - farthest * screen.error - (square + least.abs()) * MARGIN - tiny
+}
+
+/// Takes a centroid that may be nearest, of higher index than those before.
+#[inline(always)]
+fn candidate(
+    screen: &Screen<'_>,
+    row: usize,
+    label: u32,
+    bound: f32,
+    nearest: &mut Nearest,
+    done: &mut Assigned,
+) {
+    nearest.candidates += 1;
+    if nearest.candidates == 1 {
+        (nearest.label, nearest.bound) = (label, bound);
+        return;
+    }
+    if nearest.candidates == 2 {
+        nearest.distance = screen.distance(row, nearest.label);
+        done.compared += 1;
+    }
+    let distance = screen.distance(row, label);
+    done.compared += 1;
+    if distance < nearest.distance {
+        (nearest.label, nearest.bound, nearest.distance) = (label, bound, distance);
+    }
+}
+
+tiered! {
+    /// Writes labels and bounds of the rows of a block.
+    fn settle(
+        screen: &Screen<'_>,
+        rows: &mut Rows<'_>,
+        block: &[usize],
+        nearest: &[Nearest; BLOCK],
+        done: &mut Assigned,
+    ) {
+        let gap = screen.codes.gap;
+        for (at, nearest) in block.iter().zip(nearest) {
+            done.moved += usize::from(rows.labels[*at] != nearest.label);
+            rows.labels[*at] = nearest.label;
+            let square = screen.rows.rows[rows.first + at].square;
+            let slack = square * (screen.error + MARGIN);
+            let other = if nearest.bound == nearest.extremes.top[0] { nearest.extremes.top[1] } else { nearest.extremes.top[0] };
+            let upper = if nearest.candidates > 1 {
+                nearest.distance * (1.0 + screen.error) + f32::MIN_POSITIVE
+            } else {
+                square + slack - 2.0 * (nearest.extremes.least - gap) + nearest.extremes.least.abs() * MARGIN
+            };
+            let lower = square - slack - 2.0 * (other + gap) - other.abs() * MARGIN;
+            let root = |square: f32| if square > 0.0 { square.sqrt() } else { 0.0 };
+            rows.upper[*at] = root(upper) * (1.0 + MARGIN);
+            rows.lower[*at] = root(lower) * (1.0 - MARGIN);
+        }
+    }
+}
