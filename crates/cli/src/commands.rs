@@ -51,7 +51,7 @@ fn train(args: &args::Train) -> Result<ExitCode> {
     };
     let config = workplace.config().clone();
     let backend = Cpu::new(config.run.threads)?;
-    let corpus = prepare::corpus(&Disk, &config, &dir, workplace.step().is_some())?;
+    let corpus = prepare::corpus(&Disk, &backend, &config, &dir, workplace.step().is_some())?;
     let outcome = backend.run(|| drive(&backend, workplace, &corpus, &signals))?;
     let Some(evaluation) = outcome.curve.last.as_ref().filter(|_| !outcome.stopped) else {
         return stopped(&dir, outcome.steps);
@@ -236,7 +236,7 @@ fn compare(args: &args::Compare) -> Result<ExitCode> {
     let _whole = Workplace::start(&Disk, &dir, base.clone())?;
     let places = [claim("ternary", Precision::Ternary)?, claim("f32", Precision::F32)?];
     let backend = Cpu::new(base.run.threads)?;
-    let corpus = prepare::corpus(&Disk, &base, &dir, false)?;
+    let corpus = prepare::corpus(&Disk, &backend, &base, &dir, false)?;
     let mut curves = Vec::new();
     for (name, workplace) in places {
         show::note(&format!("{name}:"));

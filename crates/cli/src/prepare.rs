@@ -5,9 +5,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use tritrain_data::{Corpus, Preparation, Source};
+use tritrain_backend::{Backend, Cpu};
+use tritrain_data::{Corpus, Preparation, Source, clusters::Clusters};
 use tritrain_files::{Storage, tokens::Split};
-use tritrain_train::Config;
+use tritrain_train::{CLUSTERS, Config, with_topics};
 
 use crate::{
     args::Setup,
@@ -53,7 +54,13 @@ pub(crate) fn out(setup: &Setup) -> PathBuf {
 ///
 /// Where a model was `trained` and its tokenizer lies beside it, neither is made anew: they must agree
 /// with the text. (The runs of a comparison have theirs one folder up, and make their own to go on.)
-pub(crate) fn corpus(storage: &dyn Storage, config: &Config, dir: &Path, trained: bool) -> Result<Corpus> {
+pub(crate) fn corpus(
+    storage: &dyn Storage,
+    backend: &Cpu,
+    config: &Config,
+    dir: &Path,
+    trained: bool,
+) -> Result<Corpus> {
     let source = Source::new(&config.data, EMBEDDED);
     let keep = trained && storage.exists(&dir.join("tokenizer.json"))?;
     let start = if keep { Preparation::resume } else { Preparation::start };
@@ -74,11 +81,36 @@ pub(crate) fn corpus(storage: &dyn Storage, config: &Config, dir: &Path, trained
         bar.clear();
     }
     let corpus = preparation.finish()?;
+    let mut bar: Option<(&str, show::Progress)> = None;
+    let corpus = backend.run(|| {
+        with_topics(backend, storage, &source, &config.data, dir, corpus, |pass, done, total| {
+            if bar.as_ref().is_none_or(|(known, _)| *known != pass) {
+                if let Some((_, bar)) = &bar {
+                    bar.clear();
+                }
+                bar = Some((pass, show::Progress::new(pass, total, 0)));
+            }
+            if let Some((_, bar)) = &bar {
+                bar.bytes(done);
+            }
+        })
+    })?;
+    if let Some((_, bar)) = &bar {
+        bar.clear();
+    }
     show::note(&format!(
         "data: {} training and {} validation tokens, vocabulary {}",
         show::short(corpus.len(Split::Train)),
         show::short(corpus.len(Split::Validation)),
         corpus.tokenizer().vocab_size(),
     ));
+    if let Some(labels) = corpus.labels() {
+        let topics = Clusters::open(storage, &dir.join(CLUSTERS), Some(corpus.tokenizer()))?;
+        let totals = labels.totals(Split::Train);
+        let named = topics.names().iter().zip(totals);
+        let parts: Vec<String> =
+            named.map(|(name, tokens)| format!("{name} ({})", show::short(tokens))).collect();
+        show::note(&format!("{} clusters: {}", labels.k(), parts.join(", ")));
+    }
     Ok(corpus)
 }

@@ -1,5 +1,7 @@
 //! Which cluster every token of a corpus belongs to, and which documents are neighbours.
 
+mod make;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -26,7 +28,7 @@ pub struct Labels {
     /// What the labels were made with.
     clusters: String,
     pieces: [Pieces; 2],
-    /// Training documents, by number.
+    /// Training documents, by number; empty where nobody asked for an order.
     order: Vec<u32>,
     hash: String,
 }
@@ -83,8 +85,8 @@ fn index(split: Split) -> usize {
 }
 
 impl Labels {
-    /// Labels below `k` of the pieces of both splits, in order, made with clusters of some name, and the
-    /// order of the training documents.
+    /// Labels below `k` of the pieces of both splits, in order, made with clusters of some identity, and the
+    /// order of the training documents or nothing.
     ///
     /// # Errors
     /// [`Error::Shape`] when they do not fit the corpus; [`Error::Files`] for a damaged index.
@@ -102,7 +104,7 @@ impl Labels {
         let documents = corpus.tokens().manifest().train.documents;
         let mut sorted = order.clone();
         sorted.sort_unstable();
-        if !sorted.iter().map(|&at| u64::from(at)).eq(0..documents) {
+        if !order.is_empty() && !sorted.iter().map(|&at| u64::from(at)).eq(0..documents) {
             let found = format!("{} numbers", order.len());
             return wrong("order of documents", format!("each of {documents} documents once"), found);
         }

@@ -85,6 +85,14 @@ pub enum Error {
         /// Skipped one after the other.
         in_a_row: u64,
     },
+    /// Text that cannot be clustered.
+    #[error("cannot cluster {found}: {source}")]
+    Clusters {
+        /// The text.
+        found: String,
+        /// Why not.
+        source: tritrain_cluster::Error,
+    },
     /// The prompt cannot be continued.
     #[error(transparent)]
     Prompt(#[from] tritrain_model::PromptError),
@@ -103,7 +111,11 @@ impl Error {
             Error::State { .. } | Error::Content { .. } | Error::Signals(_) => 4,
             Error::Numeric { .. } => 3,
             Error::Changed { .. } => 5,
-            Error::Config(_) | Error::Exists { .. } | Error::NoModel { .. } | Error::Prompt(_) => 2,
+            Error::Clusters { .. }
+            | Error::Config(_)
+            | Error::Exists { .. }
+            | Error::NoModel { .. }
+            | Error::Prompt(_) => 2,
         }
     }
 }

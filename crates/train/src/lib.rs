@@ -10,15 +10,17 @@ mod run;
 mod run_config;
 mod save;
 mod signals;
+mod topics;
 mod workplace;
 
 pub use compare::{Comparison, Curve, pearson};
 pub use config::{Config, ConfigError, Difference, FREE, Kind, OptionInfo, Problem, Section};
 pub use error::{Error, Result};
-pub use evaluate::{DomainLoss, Evaluation, evaluate, evaluate_text};
+pub use evaluate::{ClusterLoss, DomainLoss, Evaluation, evaluate, evaluate_text};
 pub use learner::{Learner, Measured};
 pub use load::{Loaded, load};
 pub use run::{Event, Run, StepReport, generate};
 pub use run_config::RunConfig;
 pub use signals::{STOPPED, Signals};
+pub use topics::{CLUSTERS, with_topics};
 pub use workplace::Workplace;

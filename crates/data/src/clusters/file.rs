@@ -154,13 +154,22 @@ impl<'t> Clusters<'t> {
     pub fn nearest(&self, scratch: &mut Scratch, text: &str) -> Result<usize> {
         let mut vector = vec![0.0; self.embedder.dim()];
         self.embedder.embed(scratch, text, &mut vector)?;
+        Ok(self.nearest_to(&vector))
+    }
+
+    /// The cluster of a vector `[dim]`: the nearest centroid, the first of equals.
+    pub fn nearest_to(&self, vector: &[f32]) -> usize {
         let mut best = (f64::INFINITY, 0);
-        for (index, centroid) in self.centroids.chunks_exact(vector.len()).enumerate() {
-            let distance = squared_distance(&vector, centroid);
+        for (index, distance) in self.distances(vector).enumerate() {
             if distance < best.0 {
                 best = (distance, index);
             }
         }
-        Ok(best.1)
+        best.1
+    }
+
+    /// Squared distances of a vector `[dim]` to the centroids, in order.
+    pub fn distances<'s>(&'s self, vector: &'s [f32]) -> impl Iterator<Item = f64> + 's {
+        self.centroids.chunks_exact(self.embedder.dim()).map(|centroid| squared_distance(vector, centroid))
     }
 }
