@@ -41,7 +41,8 @@ fn newest(root: &Path) -> Result<Value, String> {
     let entries = std::fs::read_dir(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
     let mut paths: Vec<_> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
     paths.retain(|path| {
-        let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(".json"));
+        let name =
+            path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(".json"));
         name.is_some_and(|name| name.bytes().all(|b| b.is_ascii_digit() || b == b'-'))
     });
     let path = paths.into_iter().max().ok_or(format!("{} holds no record", folder.display()))?;

@@ -4,7 +4,8 @@ use std::time::Instant;
 
 use serde::Serialize;
 use tritrain_kernels::{
-    Context, ContextError, Store, Tier, attention, elementwise, kmeans, loss, norm, outer, rows, ternary, update,
+    Context, ContextError, Store, Tier, attention, elementwise, kmeans, loss, norm, outer, rows, ternary,
+    update,
 };
 use tritrain_trit::rng::Stream;
 

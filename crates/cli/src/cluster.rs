@@ -4,7 +4,9 @@ use std::{path::Path, process::ExitCode, time::Instant};
 
 use serde_json::json;
 use tritrain_backend::{Backend, Cpu};
-use tritrain_cluster::{Fit, Method, MiniBatch, Options, Points, Start, Stop, Suggestion, fit, label, suggest};
+use tritrain_cluster::{
+    Fit, Method, MiniBatch, Options, Points, Start, Stop, Suggestion, fit, label, suggest,
+};
 use tritrain_files::{
     Disk, Storage,
     npy::{self, Matrix},

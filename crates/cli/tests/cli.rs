@@ -351,7 +351,8 @@ fn rows_of_a_matrix_are_clustered() {
     assert!(labels.ends_with(&expected));
     let centroids = fs::read(program.path().join("found/centroids.npy")).unwrap();
     assert!(String::from_utf8_lossy(&centroids).contains("'shape': (3, 2)"));
-    for more in [&["-k", "3"][..], &["--method", "lloyd", "-k", "3", "--seed", "5"], &[], &["--threads", "1"]] {
+    for more in [&["-k", "3"][..], &["--method", "lloyd", "-k", "3", "--seed", "5"], &[], &["--threads", "1"]]
+    {
         assert_eq!(with(more)["inertia"], given["inertia"], "{more:?}");
     }
     assert_eq!(with(&[])["k"], 3);

@@ -169,8 +169,7 @@ fn given<B: Backend>(points: &Points<'_, B>, centroids: &[f32]) -> Result<Vec<f3
     if centroids.iter().any(|c| !c.is_finite()) {
         return Err(not_finite(WHAT, centroids, dim));
     }
-    let mut centroids: Vec<f32> =
-        centroids.iter().map(|c| (f64::from(*c) * points.scale) as f32).collect();
+    let mut centroids: Vec<f32> = centroids.iter().map(|c| (f64::from(*c) * points.scale) as f32).collect();
     if points.spherical {
         let mut on_backend = points.upload(&centroids);
         if points.backend.normalize_rows(&mut on_backend, dim) {

@@ -197,9 +197,8 @@ fn directions_are_clustered_by_angle() {
     for centroid in found.centroids.chunks(2) {
         assert!((centroid[0].hypot(centroid[1]) - 1.0).abs() < 1e-6);
     }
-    let cos = |x: &[f32], c: &[f32]| {
-        f64::from((x[0] * c[0] + x[1] * c[1]) / x[0].hypot(x[1]) / c[0].hypot(c[1]))
-    };
+    let cos =
+        |x: &[f32], c: &[f32]| f64::from((x[0] * c[0] + x[1] * c[1]) / x[0].hypot(x[1]) / c[0].hypot(c[1]));
     let rows = x.chunks(2).zip(&found.labels);
     let inertia: f64 = rows.map(|(x, l)| 2.0 - 2.0 * cos(x, &found.centroids[*l as usize * 2..][..2])).sum();
     assert!((found.inertia - inertia).abs() < 1e-5);

@@ -21,8 +21,8 @@ mod neon;
 mod pack;
 mod scalar;
 
-pub(crate) use form::{Form, Kind, Side};
 use form::Layout;
+pub(crate) use form::{Form, Kind, Side};
 pub(crate) use pack::{pack_columns, quantise_columns, quantise_left_rows, quantise_right_rows, scale};
 
 use crate::{

@@ -15,7 +15,13 @@ fn square_distance(a: &[f32], b: &[f32]) -> f32 {
         let (group, lane) = (i / 8, i % 8);
         // Groups of eight go to the chains in turn, as far as they are whole; the rest to the first.
         let fours = whole / 4 * 4;
-        let chain = if group < fours { group % 4 } else if group < whole { group - fours } else { 0 };
+        let chain = if group < fours {
+            group % 4
+        } else if group < whole {
+            group - fours
+        } else {
+            0
+        };
         let difference = x - y;
         sums[chain][lane] = difference.mul_add(difference, sums[chain][lane]);
     }
@@ -70,7 +76,8 @@ fn case(seed: u64) -> Case {
         let near = &x[row * dim..][..dim];
         match below(10_000 + c as u64, 3) {
             0 => centroids.extend_from_slice(near),
-            1 => centroids.extend(near.iter().enumerate().map(|(j, v)| v * (1.0 + 0.1 * value(c * dim + j).signum()))),
+            1 => centroids
+                .extend(near.iter().enumerate().map(|(j, v)| v * (1.0 + 0.1 * value(c * dim + j).signum()))),
             _ => centroids.extend((0..dim).map(|j| value(rows * dim + c * dim + j))),
         }
     }
@@ -96,12 +103,8 @@ fn means(x: &[f32], labels: &[u32], centroids: &[f32], dim: usize) -> Vec<f32> {
 
 #[test]
 fn all_searches_give_the_labels_of_the_definition() {
-    let searches = [
-        Search::Plain,
-        Search::Screen,
-        Search::Bounds { tighten: false },
-        Search::Bounds { tighten: true },
-    ];
+    let searches =
+        [Search::Plain, Search::Screen, Search::Bounds { tighten: false }, Search::Bounds { tighten: true }];
     let contexts: Vec<Context> = Tier::available()
         .into_iter()
         .enumerate()
@@ -209,7 +212,10 @@ fn sums_are_exact_however_rows_moved() {
             }
         }
         for (i, (sum, plain)) in sums.iter().zip(&plain).enumerate() {
-            assert!((sum - plain).abs() <= largest[i % dim] * rows as f64 * 2f64.powi(-28), "case {seed}, {i}");
+            assert!(
+                (sum - plain).abs() <= largest[i % dim] * rows as f64 * 2f64.powi(-28),
+                "case {seed}, {i}"
+            );
         }
     }
 }

@@ -58,7 +58,8 @@ fn what_is_written_is_what_numpy_writes() {
     let storage = FaultyStorage::new();
     npy::write_labels(&storage, path(), &[7, 300]).unwrap();
     // python3 -c "import numpy, sys; numpy.save(sys.stdout.buffer, numpy.array([7, 300], 'u4'))"
-    let mut expected = b"\x93NUMPY\x01\x00\x76\x00{'descr': '<u4', 'fortran_order': False, 'shape': (2,), }".to_vec();
+    let mut expected =
+        b"\x93NUMPY\x01\x00\x76\x00{'descr': '<u4', 'fortran_order': False, 'shape': (2,), }".to_vec();
     expected.resize(127, b' ');
     expected.extend(b"\n\x07\x00\x00\x00\x2c\x01\x00\x00");
     assert_eq!(storage.read(path()).unwrap(), expected);

@@ -51,12 +51,7 @@ pub(super) struct Columns<'a> {
 /// # Panics
 /// The lengths differ or are no multiples of [`GROUP`].
 #[inline(always)]
-pub(super) fn extremes(
-    tier: Tier,
-    values: &mut [f32],
-    columns: Columns<'_>,
-    norm: f32,
-) -> Extremes {
+pub(super) fn extremes(tier: Tier, values: &mut [f32], columns: Columns<'_>, norm: f32) -> Extremes {
     assert!(values.len().is_multiple_of(GROUP), "whole groups");
     let Columns { scales, halves, errors } = columns;
     assert!([scales, halves, errors].iter().all(|list| list.len() == values.len()), "lengths");
@@ -124,9 +119,9 @@ fn of_lanes<const N: usize>(least: [f32; N], top: [[f32; N]; 2]) -> Extremes {
 #[cfg(target_arch = "x86_64")]
 mod avx512 {
     use std::arch::x86_64::{
-        __m512, _CMP_GE_OQ, _mm512_add_ps, _mm512_cmp_ps_mask, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_max_ps, _mm512_min_ps,
-        _mm512_mul_ps, _mm512_set1_ps, _mm512_shuffle_f32x4, _mm512_shuffle_ps, _mm512_storeu_ps,
-        _mm512_sub_ps,
+        __m512, _CMP_GE_OQ, _mm512_add_ps, _mm512_cmp_ps_mask, _mm512_fmadd_ps, _mm512_loadu_ps,
+        _mm512_max_ps, _mm512_min_ps, _mm512_mul_ps, _mm512_set1_ps, _mm512_shuffle_f32x4, _mm512_shuffle_ps,
+        _mm512_storeu_ps, _mm512_sub_ps,
     };
 
     use super::{Bits, Columns, Extremes, GROUP, of_lanes};
@@ -160,7 +155,8 @@ mod avx512 {
                 let swap = |x: __m512| $shuffle::<$order>(x, x);
                 let (other_first, other_second) = (swap(first), swap(second));
                 least = _mm512_max_ps(least, swap(least));
-                second = _mm512_max_ps(_mm512_max_ps(second, other_second), _mm512_min_ps(first, other_first));
+                second =
+                    _mm512_max_ps(_mm512_max_ps(second, other_second), _mm512_min_ps(first, other_first));
                 first = _mm512_max_ps(first, other_first);
             };
         }
@@ -191,8 +187,8 @@ mod avx512 {
 #[cfg(target_arch = "x86_64")]
 mod avx2 {
     use std::arch::x86_64::{
-        __m256, _CMP_GE_OQ, _mm256_add_ps, _mm256_cmp_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_max_ps, _mm256_min_ps,
-        _mm256_movemask_ps, _mm256_mul_ps, _mm256_set1_ps, _mm256_storeu_ps, _mm256_sub_ps,
+        __m256, _CMP_GE_OQ, _mm256_add_ps, _mm256_cmp_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_max_ps,
+        _mm256_min_ps, _mm256_movemask_ps, _mm256_mul_ps, _mm256_set1_ps, _mm256_storeu_ps, _mm256_sub_ps,
     };
 
     use super::{Bits, Columns, Extremes, GROUP, of_lanes};
@@ -266,7 +262,9 @@ mod tests {
                 let random = Stream::new(groups as u64, 0, 0);
                 let list = |block: u64| -> Vec<f32> {
                     // Few distinct values: ties.
-                    (0..groups * GROUP).map(|i| (random.normal(block << 20 | i as u64) * 4.0).round()).collect()
+                    (0..groups * GROUP)
+                        .map(|i| (random.normal(block << 20 | i as u64) * 4.0).round())
+                        .collect()
                 };
                 let (values, mut halves, errors, scales) = (list(1), list(2), list(3), list(4));
                 halves.iter_mut().step_by(7).for_each(|half| *half = f32::NEG_INFINITY);
