@@ -6,7 +6,7 @@
 
 Each embedding is clustered by scikit-learn's KMeans with several seeds, and agreement with the domains is
 measured (NMI, arithmetic mean). The first call makes a virtual environment in bench/peers/.venv-clusters
-with scikit-learn and zstandard from PyPI. --record writes bench/record/clusters/DATE.json.
+with scikit-learn and zstandard from PyPI. --record writes bench/record/clusters-DATE.json.
 """
 import argparse, datetime, io, json, os, subprocess, sys, tempfile, time
 from pathlib import Path
@@ -69,7 +69,7 @@ def main():
     p.add_argument("--seeds", type=int, default=10, help="of KMeans, for each embedding")
     p.add_argument("--ours", type=int, default=3, help="seeds of our embedding")
     p.add_argument("--tritrain", type=Path, default=ROOT / "target" / "release" / "tritrain")
-    p.add_argument("--record", action="store_true", help="write bench/record/clusters/DATE.json")
+    p.add_argument("--record", action="store_true", help="write bench/record/clusters-DATE.json")
     a = p.parse_args()
     if not a.tritrain.exists():
         sys.exit(f"{a.tritrain} is missing: cargo build --release")
@@ -102,8 +102,7 @@ def main():
         k=a.k, seeds=a.seeds, passages=len(texts), bytes=sum(len(text.encode()) for text in texts), rows=rows,
     )
     if a.record:
-        path = ROOT / "bench" / "record" / "clusters" / f"{record['date']}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path = ROOT / "bench" / "record" / f"clusters-{record['date']}.json"
         path.write_text(json.dumps(record, indent=1) + "\n")
         print(f"recorded in {path.relative_to(ROOT)}")
 

@@ -52,7 +52,11 @@ def documents(of, corpus):
     for path in sorted(Path(corpus).glob("*.jsonl.zst")):
         with path.open("rb") as file:
             for line in io.TextIOWrapper(zstandard.ZstdDecompressor().stream_reader(file), encoding="utf-8", newline="\n"):
-                text = json.loads(line)["text"]
+                try:
+                    text = json.loads(line)["text"]
+                except ValueError:
+                    print(f"{path.name}: a line is no JSON", file=sys.stderr)
+                    continue
                 passages += [text[at : at + PASSAGE] for at in range(0, len(text), PASSAGE)]
     chosen = np.random.default_rng(1).permutation(len(passages))[: of["rows"]]
     words = TfidfVectorizer(max_features=50_000, sublinear_tf=True).fit_transform(passages[i] for i in chosen)

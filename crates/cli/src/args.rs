@@ -148,7 +148,8 @@ pub(crate) struct Cluster {
     /// or model.safetensors).
     #[arg(long, default_value = "tfidf", value_name = "tfidf|MODEL")]
     pub(crate) embedding: String,
-    /// Find near-duplicates of text within clusters: passages with this cosine or more to one that is kept.
+    /// Find near-duplicates of text within clusters: passages with this cosine or more to one that is kept;
+    /// 0.998 for near-copies, less for what speaks of the same.
     #[arg(long, value_name = "COSINE")]
     pub(crate) duplicates: Option<f32>,
     /// Seed of all choices.

@@ -217,9 +217,9 @@ impl<B: Backend> Lloyd<B> {
             Method::Lloyd => Search::Screen,
             Method::Bounds => Search::Bounds { tighten: true },
         };
-        let Assigned { moved, skipped, .. } =
+        let Assigned { moved, skipped, narrowed, .. } =
             points.backend.assign(&points.x, &self.centroids, search, &mut points.state);
-        self.settled = skipped;
+        self.settled = skipped + narrowed;
         self.skipped += skipped as u64;
         moved
     }

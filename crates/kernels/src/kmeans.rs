@@ -53,6 +53,8 @@ pub struct Assigned {
     pub moved: usize,
     /// Rows that were not compared with any other centroid than their own.
     pub skipped: usize,
+    /// Rows that were compared with those centroids alone that moved most.
+    pub narrowed: usize,
     /// Distances computed by the definition to choose among candidates.
     pub compared: usize,
 }
@@ -73,6 +75,7 @@ pub struct Clusters {
     last: Vec<f32>,
     /// How far each has moved since.
     shifts: Vec<f32>,
+    fast: Fast,
     sums: sums::Sums,
 }
 
@@ -95,6 +98,7 @@ impl Clusters {
             centroids: CentroidCodes::new(columns.mean()),
             last: Vec::new(),
             shifts: Vec::new(),
+            fast: Fast { codes: CentroidCodes::new(columns.mean()), ..Fast::default() },
             sums: sums::Sums::new(&columns, count),
         }
     }
@@ -128,6 +132,40 @@ impl Clusters {
     }
 }
 
+/// The centroids that moved most.
+#[derive(Debug, Default)]
+struct Fast {
+    /// Which, in ascending order.
+    ids: Vec<u32>,
+    centroids: Vec<f32>,
+    codes: CentroidCodes,
+    /// How far any other has moved.
+    others: f32,
+    order: Vec<u32>,
+}
+
+impl Fast {
+    /// Chooses a tile of them, where that is less than half of all.
+    fn choose(&mut self, cx: &Context, shifts: &[f32], centroids: &[f32], dim: usize) {
+        self.ids.clear();
+        if shifts.len() <= 2 * codes::WIDE {
+            return;
+        }
+        self.order.clear();
+        self.order.extend(0..shifts.len() as u32);
+        self.order
+            .sort_unstable_by(|a, b| shifts[*b as usize].total_cmp(&shifts[*a as usize]).then(a.cmp(b)));
+        self.ids.extend(&self.order[..codes::WIDE]);
+        self.ids.sort_unstable();
+        self.others = shifts[self.order[codes::WIDE] as usize];
+        self.centroids.clear();
+        for id in &self.ids {
+            self.centroids.extend_from_slice(&centroids[*id as usize * dim..][..dim]);
+        }
+        self.codes.prepare(cx, &self.centroids);
+    }
+}
+
 /// What a distance by the definition is off at most, relative to the exact square, twice over.
 ///
 /// A term has a difference, which counts twice, and a multiply-add for each of its chain: `dim / 32`, with the
@@ -155,6 +193,7 @@ pub fn assign(
     let bounded = matches!(search, Search::Bounds { .. }) && clusters.last.len() == centroids.len();
     if bounded {
         moved_by(&clusters.last, centroids, dim, &mut clusters.shifts);
+        clusters.fast.choose(cx, &clusters.shifts, centroids, dim);
     }
     clusters.last.clear();
     clusters.last.extend_from_slice(centroids);
@@ -164,8 +203,11 @@ pub fn assign(
     }
     let screen = screen::Screen::new(cx.tier(), x, centroids, dim, &clusters.rows, &clusters.centroids);
     let tighten = search == Search::Bounds { tighten: true };
-    let shifts = bounded.then_some((&clusters.shifts[..], tighten));
-    let [moved, skipped, compared] = [0; 3].map(AtomicUsize::new);
+    let fast = &clusters.fast;
+    let some = (!fast.ids.is_empty()).then(|| (screen.some(&fast.ids, &fast.codes), fast.others));
+    let moves = screen::Moves { shifts: &clusters.shifts, tighten, fast: some };
+    let moves = bounded.then_some(&moves);
+    let [moved, skipped, narrowed, compared] = [0; 4].map(AtomicUsize::new);
     let labels = Parts::new(&mut clusters.labels, TASK);
     let (upper, lower) = (Parts::new(&mut clusters.upper, TASK), Parts::new(&mut clusters.lower, TASK));
     let scratch = if search == Search::Plain { 0 } else { screen.scratch() };
@@ -181,14 +223,16 @@ pub fn assign(
         };
         let done = match search {
             Search::Plain => plain(cx.tier(), x, centroids, dim, &mut rows),
-            _ => screen.task(cx.tier(), &mut rows, shifts, scratch),
+            _ => screen.task(cx.tier(), &mut rows, moves, scratch),
         };
         moved.fetch_add(done.moved, Relaxed);
         skipped.fetch_add(done.skipped, Relaxed);
+        narrowed.fetch_add(done.narrowed, Relaxed);
         compared.fetch_add(done.compared, Relaxed);
     });
-    let [moved, skipped, compared] = [moved, skipped, compared].map(AtomicUsize::into_inner);
-    Assigned { moved, skipped, compared }
+    let [moved, skipped, narrowed, compared] =
+        [moved, skipped, narrowed, compared].map(AtomicUsize::into_inner);
+    Assigned { moved, skipped, narrowed, compared }
 }
 
 /// Distances from each centroid to its successor, at most.

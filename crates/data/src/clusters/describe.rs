@@ -1,7 +1,7 @@
 //! Clusters in words: what is frequent in them, what is nearest to their centroids, which domains they
 //! hold.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use serde::Serialize;
 use tritrain_trit::rng::Stream;
@@ -122,7 +122,7 @@ pub fn describe(
         let index = passage.index as u32;
         let Some(wanted) = wanted.get(&index) else { return Ok(()) };
         if wanted.words {
-            counts.add(clustering.labels[passage.index] as usize, passage.text);
+            counts.add(clustering.labels[passage.index], passage.text);
         }
         if wanted.shown {
             let (document, domain) = (passage.document.name.clone(), passage.document.domain.clone());
@@ -136,8 +136,7 @@ pub fn describe(
     }
     let table = Table::new(clustering.labels.iter().zip(passages).map(|(&label, p)| (label, p.domain)));
     let several = domains.len() > 1;
-    let one = |(cluster, members): (usize, &Vec<u32>)| {
-        let words = counts.best(cluster, WORDS);
+    let one = |((cluster, members), words): ((usize, &Vec<u32>), Vec<String>)| {
         let sum: f64 = members.iter().map(|&passage| clustering.distance(passage as usize)).sum();
         Cluster {
             name: words.get(..NAME.min(words.len())).unwrap_or_default().join(" "),
@@ -153,7 +152,7 @@ pub fn describe(
         }
     };
     Ok(Description {
-        clusters: members.iter().enumerate().map(one).collect(),
+        clusters: members.iter().enumerate().zip(counts.best(WORDS)).map(one).collect(),
         nmi: several.then(|| table.nmi()),
         purity: several.then(|| table.purity()),
     })
@@ -231,51 +230,59 @@ fn opening(text: &str) -> String {
 
 /// Passages of a sample with each word, by cluster.
 struct Words {
-    words: BTreeMap<String, Vec<u32>>,
+    /// Clusters that have the word, in order, with the number of passages.
+    words: BTreeMap<String, Vec<(u32, u32)>>,
     /// Sum over the words, by cluster.
     sums: Vec<u64>,
-    seen: BTreeMap<String, ()>,
 }
 
 impl Words {
     fn new(k: usize) -> Self {
-        Words { words: BTreeMap::new(), sums: vec![0; k], seen: BTreeMap::new() }
+        Words { words: BTreeMap::new(), sums: vec![0; k] }
     }
 
-    fn add(&mut self, cluster: usize, text: &str) {
-        self.seen.clear();
+    fn add(&mut self, cluster: u32, text: &str) {
+        let mut seen = BTreeSet::new();
         words(text, 0, |word, _| {
             if word.chars().any(char::is_alphabetic) {
-                self.seen.entry(word.to_lowercase()).or_default();
+                seen.insert(word.to_lowercase());
             }
         });
-        let k = self.sums.len();
-        self.sums[cluster] += self.seen.len() as u64;
-        while let Some((word, ())) = self.seen.pop_first() {
-            self.words.entry(word).or_insert_with(|| vec![0; k])[cluster] += 1;
+        if let Some(sum) = self.sums.get_mut(cluster as usize) {
+            *sum += seen.len() as u64;
+        }
+        for word in seen {
+            let counts = self.words.entry(word).or_default();
+            match counts.binary_search_by_key(&cluster, |(cluster, _)| *cluster) {
+                Ok(at) => counts[at].1 += 1,
+                Err(at) => counts.insert(at, (cluster, 1)),
+            }
         }
     }
 
-    /// The most characteristic words of a cluster, in falling order; ties in the order of the alphabet.
-    fn best(&self, cluster: usize, count: usize) -> Vec<String> {
+    /// The most characteristic words of each cluster, in falling order; ties in the order of the alphabet.
+    fn best(&self, count: usize) -> Vec<Vec<String>> {
         let all: u64 = self.sums.iter().sum();
-        let inside = self.sums.get(cluster).copied().unwrap_or(0) as f64;
-        let outside = all as f64 - inside;
-        let mut scored: Vec<(f64, &str)> = Vec::new();
+        let mut best: Vec<Vec<(f64, &str)>> = vec![Vec::new(); self.sums.len()];
         for (word, counts) in &self.words {
-            let here = f64::from(counts.get(cluster).copied().unwrap_or(0));
-            let everywhere: f64 = counts.iter().map(|&n| f64::from(n)).sum();
-            let elsewhere = everywhere - here;
+            let everywhere: f64 = counts.iter().map(|(_, n)| f64::from(*n)).sum();
             let prior = PRIOR * everywhere / all as f64;
             let odds = |n: f64, sum: f64| libm::log((n + prior) / (sum + PRIOR - n - prior));
-            let variance = 1.0 / (here + prior) + 1.0 / (elsewhere + prior);
-            let score = (odds(here, inside) - odds(elsewhere, outside)) / variance.sqrt();
-            if here > 0.0 && score > 0.0 {
-                scored.push((score, word));
+            for &(cluster, here) in counts {
+                let inside = self.sums[cluster as usize] as f64;
+                let (here, elsewhere) = (f64::from(here), everywhere - f64::from(here));
+                let variance = 1.0 / (here + prior) + 1.0 / (elsewhere + prior);
+                let score = (odds(here, inside) - odds(elsewhere, all as f64 - inside)) / variance.sqrt();
+                let list = &mut best[cluster as usize];
+                let at = list.partition_point(|(other, _)| *other >= score);
+                if score > 0.0 && at < count {
+                    list.insert(at, (score, word));
+                    list.truncate(count);
+                }
             }
         }
-        scored.sort_by(|(a, _), (b, _)| b.total_cmp(a));
-        scored.into_iter().take(count).map(|(_, word)| word.to_owned()).collect()
+        let texts = |list: Vec<(f64, &str)>| list.into_iter().map(|(_, word)| word.to_owned()).collect();
+        best.into_iter().map(texts).collect()
     }
 }
 
@@ -293,11 +300,10 @@ mod tests {
             counts.add(1, text);
         }
         assert_eq!((counts.sums[0], counts.sums[1]), (8, 9));
-        assert_eq!(counts.words["cell"], [3, 1]);
+        assert_eq!(counts.words["cell"], [(0, 3), (1, 1)]);
         assert!(!counts.words.contains_key("2024") && !counts.words.contains_key("x"));
-        assert_eq!(counts.best(0, 2), ["cell", "membrane"]);
-        assert_eq!(counts.best(1, 1), ["court"]);
-        assert_eq!(Words::new(1).best(0, 3), [""; 0]);
+        assert_eq!(counts.best(2), [["cell", "membrane"], ["court", "ruled"]]);
+        assert_eq!(Words::new(1).best(3), [[""; 0]]);
     }
 
     #[test]

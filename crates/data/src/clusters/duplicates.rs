@@ -51,7 +51,8 @@ pub struct Pair {
 /// Passages are taken in order of their distance to the centroid, the farthest first, and equal ones in
 /// their own order; each is kept unless it is that similar to one that was kept before. (SemDeDup, too,
 /// keeps the farthest; unlike it, a passage is never dropped for one that is dropped itself.) Vectors must
-/// have length 1. Work grows with the square of a cluster, memory with the largest: its vectors once more.
+/// have length 1. With those made from words, near-copies begin at 0.998 or so; below, passages that speak of
+/// the same come in. Work grows with the square of a cluster, memory with the largest: its vectors once more.
 ///
 /// # Errors
 /// [`Error::Shape`] for a threshold that is not above 0 and at most 1.

@@ -41,6 +41,19 @@ pub(super) struct Screen<'a> {
     codes: &'a CentroidCodes,
     /// See [`relative_error`].
     error: f32,
+    /// The centroids that `codes` are about, where that is not all.
+    ids: Option<&'a [u32]>,
+}
+
+/// How centroids have moved since the bounds were true.
+pub(super) struct Moves<'a> {
+    /// How far each, at most.
+    pub(super) shifts: &'a [f32],
+    /// Whether to measure rows that bounds leave open to their own centroid.
+    pub(super) tighten: bool,
+    /// A screen of the centroids that moved most, and how far any other did, where there are so many others
+    /// that it pays.
+    pub(super) fast: Option<(Screen<'a>, f32)>,
 }
 
 /// The working memory of a task.
@@ -64,6 +77,11 @@ struct Nearest {
     label: u32,
     bound: f32,
     distance: f32,
+    /// Where only some centroids go by: the label before, its upper bound if it is among them, and its
+    /// distance once there is another candidate.
+    own: u32,
+    own_bound: f32,
+    own_distance: f32,
 }
 
 impl Nearest {
@@ -73,6 +91,9 @@ impl Nearest {
         label: NONE,
         bound: f32::NEG_INFINITY,
         distance: f32::INFINITY,
+        own: NONE,
+        own_bound: f32::NEG_INFINITY,
+        own_distance: f32::INFINITY,
     };
 }
 
@@ -91,7 +112,13 @@ impl<'a> Screen<'a> {
         rows: &'a RowCodes,
         codes: &'a CentroidCodes,
     ) -> Screen<'a> {
-        Screen { tier, form: form(tier), x, centroids, dim, rows, codes, error: relative_error(dim) }
+        let error = relative_error(dim);
+        Screen { tier, form: form(tier), x, centroids, dim, rows, codes, error, ids: None }
+    }
+
+    /// The same of some centroids alone, given in ascending order with their codes.
+    pub(super) fn some(&self, ids: &'a [u32], codes: &'a CentroidCodes) -> Screen<'a> {
+        Screen { codes, ids: Some(ids), ..*self }
     }
 
     /// Rows of a block: whole panels.
@@ -121,27 +148,26 @@ impl<'a> Screen<'a> {
         super::square_distance(self.tier, part(self.x, row), part(self.centroids, label as usize))
     }
 
-    /// Labels the rows of a task. `shifts`: how far each centroid has moved since the bounds were true, and
-    /// whether to measure rows to their own centroid; without them, bounds are unknown.
+    /// Labels the rows of a task. Without `moves`, bounds are unknown.
     pub(super) fn task(
         &self,
         tier: Tier,
         rows: &mut Rows<'_>,
-        shifts: Option<(&[f32], bool)>,
+        moves: Option<&Moves<'_>>,
         scratch: &mut [f32],
     ) -> Assigned {
         let mut done = Assigned::default();
-        let mut open = [0; super::TASK];
-        let count = match shifts {
-            Some((shifts, tighten)) => keep(tier, self, rows, shifts, tighten, &mut open, &mut done),
+        let (mut open, mut narrow) = ([0; super::TASK], [0; super::TASK]);
+        let (count, narrowed) = match moves {
+            Some(moves) => keep(tier, self, rows, moves, &mut open, &mut narrow, &mut done),
             None => {
                 for (at, open) in open.iter_mut().enumerate() {
                     *open = at;
                 }
-                rows.labels.len()
+                (rows.labels.len(), 0)
             }
         };
-        if count == 0 {
+        if count + narrowed == 0 {
             return done;
         }
         let start = scratch.as_ptr().align_offset(size_of::<f32>() * LINE).min(LINE);
@@ -155,6 +181,11 @@ impl<'a> Screen<'a> {
         };
         for block in open[..count].chunks(self.block()) {
             self.block_of(tier, rows, block, &mut desk, &mut done);
+        }
+        if let Some((fast, _)) = moves.and_then(|moves| moves.fast.as_ref()) {
+            for block in narrow[..narrowed].chunks(self.block()) {
+                fast.block_of(tier, rows, block, &mut desk, &mut done);
+            }
         }
         done
     }
@@ -180,6 +211,11 @@ impl<'a> Screen<'a> {
             share = share.max(row.share);
         }
         let mut nearest = [Nearest::NONE; BLOCK];
+        if self.ids.is_some() {
+            for (nearest, at) in nearest.iter_mut().zip(block) {
+                *nearest = self.own(rows, *at);
+            }
+        }
         let padded = self.codes.scales.len();
         for first in (0..padded).step_by(WIDTH) {
             let width = WIDTH.min(padded - first);
@@ -216,6 +252,16 @@ impl<'a> Screen<'a> {
         }
         settle(tier, self, rows, block, &nearest, done);
     }
+
+    /// A row that only some centroids can take from its own.
+    fn own(&self, rows: &Rows<'_>, at: usize) -> Nearest {
+        let (label, upper) = (rows.labels[at], rows.upper[at]);
+        let square = self.rows.rows[rows.first + at].square;
+        // |x - c|² = |x - m|² - 2·S is at most the square of the upper bound.
+        let least = 0.5 * (square * (1.0 - self.error - MARGIN) - upper * upper * (1.0 + MARGIN));
+        let extremes = Extremes { least, ..Extremes::NONE };
+        Nearest { extremes, candidates: 1, label, own: label, ..Nearest::NONE }
+    }
 }
 
 /// Puts the codes of a row into its lane of the panels.
@@ -237,25 +283,26 @@ fn lay_out(side: Side, panel: usize, lane: usize, codes: &[i8], to: &mut [u8]) {
 }
 
 tiered! {
-    /// Moves the bounds of the rows of a task on by `shifts`, and lists the rows that they leave open.
+    /// Moves the bounds of the rows of a task on, and lists the rows that they leave open: to all centroids, or
+    /// only to those that moved most. Returns the lengths of the lists.
     fn keep(
         screen: &Screen<'_>,
         rows: &mut Rows<'_>,
-        shifts: &[f32],
-        tighten: bool,
+        moves: &Moves<'_>,
         open: &mut [usize],
+        narrow: &mut [usize],
         done: &mut Assigned,
-    ) -> usize {
+    ) -> (usize, usize) {
         // The longest way that another centroid can have come.
         let (mut first, mut second) = ((0.0, NONE), 0.0f32);
-        for (label, shift) in shifts.iter().enumerate() {
+        for (label, shift) in moves.shifts.iter().enumerate() {
             if *shift > first.0 {
                 (first, second) = ((*shift, label as u32), first.0);
             } else if *shift > second {
                 second = *shift;
             }
         }
-        let mut count = 0;
+        let (mut count, mut narrowed) = (0, 0);
         for at in 0..rows.labels.len() {
             let label = rows.labels[at];
             if label == NONE {
@@ -264,26 +311,34 @@ tiered! {
                 continue;
             }
             let by = if label == first.1 { second } else { first.0 };
-            let mut upper = (rows.upper[at] + shifts[label as usize]) * (1.0 + MARGIN);
-            let lower = (rows.lower[at] - by) * (1.0 - MARGIN);
+            let mut upper = (rows.upper[at] + moves.shifts[label as usize]) * (1.0 + MARGIN);
+            let lower_after = |by: f32| (rows.lower[at] - by) * (1.0 - MARGIN);
+            let lower = lower_after(by);
             // The definition is off by half of `error` at most, relative to squares.
-            let settled = |upper: f32| lower > NEAR && upper * (1.0 + screen.error) < lower;
-            let mut kept = settled(upper);
-            if tighten && !kept {
+            let settled = |upper: f32, lower: f32| lower > NEAR && upper * (1.0 + screen.error) < lower;
+            let mut kept = settled(upper, lower);
+            if moves.tighten && !kept {
                 let distance = screen.distance(rows.first + at, label);
                 done.compared += 1;
                 upper = (distance + f32::MIN_POSITIVE).sqrt() * (1.0 + screen.error);
-                kept = settled(upper);
+                kept = settled(upper, lower);
             }
-            (rows.upper[at], rows.lower[at]) = (upper, lower);
+            let slow = moves.fast.as_ref().map(|(_, by)| lower_after(*by)).filter(|lower| settled(upper, *lower));
+            rows.upper[at] = upper;
             if kept {
+                rows.lower[at] = lower;
                 done.skipped += 1;
+            } else if let Some(lower) = slow {
+                rows.lower[at] = lower;
+                narrow[narrowed] = at;
+                narrowed += 1;
             } else {
                 open[count] = at;
                 count += 1;
             }
         }
-        count
+        done.narrowed += narrowed;
+        (count, narrowed)
     }
 }
 
@@ -319,7 +374,8 @@ tiered! {
                 while bits != 0 {
                     let at = word * 64 + bits.trailing_zeros() as usize;
                     bits &= bits - 1;
-                    candidate(screen, first_row + at_row, (first + at) as u32, values[at], nearest, done);
+                    let label = screen.ids.map_or((first + at) as u32, |ids| ids[at]);
+                    candidate(screen, first_row + at_row, label, values[at], nearest, done);
                 }
             }
         }
@@ -338,7 +394,7 @@ fn threshold(screen: &Screen<'_>, square: f32, least: f32) -> f32 {
     least - 2.0 * gap - farthest * screen.error - (square + least.abs()) * MARGIN - tiny
 }
 
-/// Takes a centroid that may be nearest, of higher index than those before.
+/// Takes a centroid that may be nearest.
 #[inline(always)]
 fn candidate(
     screen: &Screen<'_>,
@@ -348,6 +404,11 @@ fn candidate(
     nearest: &mut Nearest,
     done: &mut Assigned,
 ) {
+    if label == nearest.own {
+        // It was the first candidate.
+        nearest.own_bound = bound;
+        return;
+    }
     nearest.candidates += 1;
     if nearest.candidates == 1 {
         (nearest.label, nearest.bound) = (label, bound);
@@ -355,11 +416,13 @@ fn candidate(
     }
     if nearest.candidates == 2 {
         nearest.distance = screen.distance(row, nearest.label);
+        nearest.own_distance = nearest.distance;
         done.compared += 1;
     }
     let distance = screen.distance(row, label);
     done.compared += 1;
-    if distance < nearest.distance {
+    let first = distance == nearest.distance && label < nearest.label;
+    if distance < nearest.distance || first {
         (nearest.label, nearest.bound, nearest.distance) = (label, bound, distance);
     }
 }
@@ -379,16 +442,28 @@ tiered! {
             rows.labels[*at] = nearest.label;
             let square = screen.rows.rows[rows.first + at].square;
             let slack = square * (screen.error + MARGIN);
-            let other = if nearest.bound == nearest.extremes.top[0] { nearest.extremes.top[1] } else { nearest.extremes.top[0] };
-            let upper = if nearest.candidates > 1 {
-                nearest.distance * (1.0 + screen.error) + f32::MIN_POSITIVE
-            } else {
-                square + slack - 2.0 * (nearest.extremes.least - gap) + nearest.extremes.least.abs() * MARGIN
-            };
-            let lower = square - slack - 2.0 * (other + gap) - other.abs() * MARGIN;
+            let narrowed = nearest.own != NONE;
+            let stays = nearest.label == nearest.own;
+            let bound = if stays { nearest.own_bound } else { nearest.bound };
+            let top = nearest.extremes.top;
+            let other = if bound == top[0] { top[1] } else { top[0] };
             let root = |square: f32| if square > 0.0 { square.sqrt() } else { 0.0 };
-            rows.upper[*at] = root(upper) * (1.0 + MARGIN);
-            rows.lower[*at] = root(lower) * (1.0 - MARGIN);
+            if nearest.candidates > 1 {
+                rows.upper[*at] = root(nearest.distance + f32::MIN_POSITIVE) * (1.0 + screen.error);
+            } else if !narrowed {
+                let least = nearest.extremes.least;
+                let square = square + slack - 2.0 * (least - gap) + least.abs() * MARGIN;
+                rows.upper[*at] = root(square) * (1.0 + MARGIN);
+            }
+            let square = square - slack - 2.0 * (other + gap) - other.abs() * MARGIN;
+            let mut lower = root(square) * (1.0 - MARGIN);
+            if narrowed {
+                // The others that did not go by, and the centroid that the row leaves.
+                lower = if rows.lower[*at] < lower { rows.lower[*at] } else { lower };
+                let left = root(nearest.own_distance) * (1.0 - screen.error);
+                lower = if !stays && left < lower { left } else { lower };
+            }
+            rows.lower[*at] = lower;
         }
     }
 }

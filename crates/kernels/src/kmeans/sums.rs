@@ -105,42 +105,57 @@ impl Sums {
             count(counts, *old, u64::MAX);
         }
         let strips = Strips::new(sums, dim);
-        let (counted, rounders) = (&self.counted, &self.rounders);
         cx.tasks(dim.div_ceil(COLUMNS), |index| {
             let first = index * COLUMNS;
-            let width = COLUMNS.min(dim - first);
-            // SAFETY: tasks have columns of their own.
-            let column = |label: u32| unsafe { strips.slice(label as usize, first, width) };
-            let rows = labels.iter().zip(counted).enumerate().filter(|(_, (new, old))| new != old);
-            for (row, (new, old)) in rows {
-                let x = &x[row * dim + first..][..width];
-                let rounders = &rounders[first..][..width];
-                if *new != NONE {
-                    add(cx.tier(), x, rounders, 1.0, column(*new));
-                }
-                if *old != NONE {
-                    add(cx.tier(), x, rounders, -1.0, column(*old));
-                }
-            }
+            let rounders = &self.rounders[first..dim.min(first + COLUMNS)];
+            move_rows(cx.tier(), x, dim, first, rounders, labels, &self.counted, strips);
         });
         self.counted.copy_from_slice(labels);
     }
 }
 
 tiered! {
-    fn add(x: &[f32], rounders: &[f64], sign: f64, sum: &mut [f64]) {
-        if let (Ok(x), Ok(rounders), Ok(sum)) = (
-            <&[f32; COLUMNS]>::try_from(x),
-            <&[f64; COLUMNS]>::try_from(rounders),
-            <&mut [f64; COLUMNS]>::try_from(&mut *sum),
-        ) {
-            for c in 0..COLUMNS {
-                sum[c] += sign * (f64::from(x[c]) + rounders[c] - rounders[c]);
+    /// Moves the columns from `first` on of rows whose label is no longer the counted one. No other task has
+    /// these columns.
+    fn move_rows(
+        x: &[f32],
+        dim: usize,
+        first: usize,
+        rounders: &[f64],
+        labels: &[u32],
+        counted: &[u32],
+        sums: Strips<'_, f64>,
+    ) {
+        // SAFETY: the columns are this task's, and one slice of them is in use at a time.
+        let columns = |label: u32| unsafe { sums.slice(label as usize, first, rounders.len()) };
+        for (row, (new, old)) in labels.iter().zip(counted).enumerate() {
+            if new == old {
+                continue;
             }
-        } else {
-            for ((x, rounder), sum) in x.iter().zip(rounders).zip(sum) {
-                *sum += sign * (f64::from(*x) + rounder - rounder);
+            let x = &x[row * dim + first..][..rounders.len()];
+            if *new != NONE {
+                add(x, rounders, 1.0, columns(*new));
             }
+            if *old != NONE {
+                add(x, rounders, -1.0, columns(*old));
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn add(x: &[f32], rounders: &[f64], sign: f64, sum: &mut [f64]) {
+    if let (Ok(x), Ok(rounders), Ok(sum)) = (
+        <&[f32; COLUMNS]>::try_from(x),
+        <&[f64; COLUMNS]>::try_from(rounders),
+        <&mut [f64; COLUMNS]>::try_from(&mut *sum),
+    ) {
+        for c in 0..COLUMNS {
+            sum[c] += sign * (f64::from(x[c]) + rounders[c] - rounders[c]);
+        }
+    } else {
+        for ((x, rounder), sum) in x.iter().zip(rounders).zip(sum) {
+            *sum += sign * (f64::from(*x) + rounder - rounder);
         }
     }
 }
