@@ -14,7 +14,7 @@ pub enum Method {
     /// What should be fastest.
     #[default]
     Auto,
-    /// Every row with every centroid in each iteration, screened in int8.
+    /// Every row with every centroid in each iteration, screened in integers.
     Lloyd,
     /// Bounds between iterations decide which rows are looked at (Hamerly, SDM 2010).
     Bounds,
@@ -78,7 +78,7 @@ pub struct Fit {
     pub skipped: u64,
 }
 
-/// Least centroids times columns for which rounding to int8 pays.
+/// Least centroids times columns for which a screen pays.
 const SCREENED: usize = 64;
 
 /// Share of rows that bounds must settle for measuring the others to their own centroid to pay: an eighth.

@@ -5,12 +5,12 @@
 //! a fixed order. It has a small *relative* error, whatever offset the data have, and that is what lets
 //! two ways around most of the work give the very same labels:
 //!
-//! * **Screen**: rows and centroids, less the mean of all rows, are rounded to int8, and one integer product
+//! * **Screen**: rows and centroids, less the mean of all rows, are rounded to integers, and one integer product
 //!   gives every dot product within a bound that is proven, see `kmeans/codes.rs`. Only centroids that may be
 //!   nearest within that bound are compared by the definition: mostly one, which needs no comparison at all.
 //! * **Bounds**: the screen also bounds the distance to the nearest centroid from above and to all others from
 //!   below. While centroids have moved by less than the gap, a row keeps its label unseen (Hamerly, "Making
-//!   k-means even faster", SDM 2010).
+//!   k-means even faster", SDM 2010). Where all but a few have, it is compared with these few.
 //!
 //! Sums are exact: entries are rounded to multiples of 2^-28 or less of the largest one of their column, so
 //! that no f64 sum of them is ever rounded. A row that changes its label is subtracted from one sum and added
@@ -37,7 +37,7 @@ const TASK: usize = 768;
 pub enum Search {
     /// Every row with every centroid, as the definition says.
     Plain,
-    /// Every row with every centroid in int8, and by the definition with those that may be nearest.
+    /// Every row with every centroid in integers, and by the definition with those that may be nearest.
     Screen,
     /// The same for rows whose bounds do not settle their label.
     Bounds {
@@ -387,5 +387,34 @@ pub fn max_abs(cx: &Context, x: &[f32]) -> f32 {
 tiered! {
     fn max_abs_block(x: &[f32]) -> f32 {
         lanes::max_abs(x)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    //! The tiers that tests emulate; those of this machine are compared in `tests/kmeans.rs`.
+    use super::*;
+    use crate::Tier;
+    use tritrain_trit::rng::Stream;
+
+    #[test]
+    fn every_tested_tier_gives_the_labels_of_the_definition() {
+        for tier in Tier::tested() {
+            let cx = Context::new(tier, 2).unwrap();
+            for (rows, dim, k) in [(1, 1, 1), (50, 3, 7), (200, 64, 70), (90, 130, 33), (40, 600, 5)] {
+                let random = Stream::new(dim as u64, 0, 0);
+                let x: Vec<f32> = (0..rows * dim).map(|i| random.normal(i as u64)).collect();
+                let mut centroids: Vec<f32> = x.iter().cycle().take(k * dim).map(|x| x * 0.5).collect();
+                let [mut quick, mut plain] = [0; 2].map(|_| Clusters::new(&cx, &x, dim));
+                for _ in 0..3 {
+                    assign(&cx, &x, &centroids, Search::Bounds { tighten: true }, &mut quick);
+                    assign(&cx, &x, &centroids, Search::Plain, &mut plain);
+                    assert_eq!(quick.labels(), plain.labels(), "{} {rows} × {dim}, {k}", tier.name());
+                    for (i, centroid) in centroids.iter_mut().enumerate() {
+                        *centroid += 0.01 * random.normal((x.len() + i) as u64);
+                    }
+                }
+            }
+        }
     }
 }

@@ -22,7 +22,7 @@ mod pack;
 mod scalar;
 
 use form::Layout;
-pub(crate) use form::{Form, Kind, Side};
+pub(crate) use form::{Form, Kind, Side, TILE, TILE_ROWS};
 pub(crate) use pack::{pack_columns, quantise_columns, quantise_left_rows, quantise_right_rows, scale};
 
 use crate::{

@@ -1,7 +1,8 @@
-//! Rows and centroids in int8, and what their rounding can do to a dot product.
+//! Rows and centroids as integers, and what their rounding can do to a dot product.
 //!
 //! With `m` the mean of all rows, let `x' = x - m` and `c' = c - m`, rounded to f32 (u = 2^-24). They are coded
-//! as `x' = a·p + r` and `c' = b·q + t`, with int8 `p` and `q`. The nearest centroid has the largest
+//! as `x' = a·p + r` and `c' = b·q + t`, with integers `p` and `q`: int8, or of twelve bits where a tier has no
+//! faster product for less. The nearest centroid has the largest
 //!
 //! ```text
 //! S = (x - m)·(c - m) - |c - m|²/2,    since |x - c|² = |x - m|² - 2·S
@@ -21,22 +22,30 @@
 use crate::{
     Context, Tier, lanes,
     lines::Lines,
-    outer::{Form, Kind, Side},
-    rows::scale,
+    outer::{Form, Kind, Side, scale},
 };
 
-/// Dimensions whose sums of products fit an i32, the codes of centroids being offset by 128 on some tiers.
+/// Dimensions whose sums of products of int8 fit an i32, the codes of centroids being offset by 128 on some
+/// tiers, and those for which twelve bits do.
 pub(super) const MAX_DIM: usize = 65_536;
 const _: () = assert!(MAX_DIM * 127 * 255 <= i32::MAX as usize);
+const MAX_TWELVE: usize = 512;
+const _: () = assert!(MAX_TWELVE * 2047 * 2047 <= i32::MAX as usize);
 
 /// Rows of a task that makes codes.
 const TASK: usize = 256;
 /// Entries that are coded at once.
 const PIECE: usize = 64;
 
-/// The form of a product of codes on a tier.
-pub(super) fn form(tier: Tier) -> Form {
-    Form::of(tier, Kind::Int8)
+/// The codes of `dim` columns on a tier: int8, or twelve bits where a tier multiplies int16 anyway.
+pub(super) fn kind(tier: Tier, dim: usize) -> Kind {
+    let wide = matches!(Form::of(tier, Kind::Int8).left, Side::Pairs { .. });
+    if wide && dim <= MAX_TWELVE { Kind::Twelve } else { Kind::Int8 }
+}
+
+/// The form of a product of such codes.
+pub(super) fn form(tier: Tier, dim: usize) -> Form {
+    Form::of(tier, kind(tier, dim))
 }
 
 /// A bound of a sum of squares of `dim` terms from its value in f32, in pieces.
@@ -62,9 +71,9 @@ pub(super) struct Row {
 /// Codes of rows, made once.
 #[derive(Debug, Default)]
 pub(super) struct RowCodes {
-    /// Bytes of a row: whole quads, whole tiles where there are such, the rest zero.
+    /// Bytes of a row, in the order of a panel: whole quads, whole tiles where there are such, the rest zero.
     pub(super) stride: usize,
-    pub(super) codes: Vec<i8>,
+    pub(super) codes: Vec<u8>,
     pub(super) rows: Vec<Row>,
 }
 
@@ -75,25 +84,41 @@ impl RowCodes {
             return;
         }
         let dim = mean.len();
-        self.stride = 4 * form(cx.tier()).left.quads(dim);
+        let (side, bound) = (form(cx.tier(), dim).left, kind(cx.tier(), dim).left_bound());
+        self.stride = side.lane(dim);
         self.rows = vec![Row::default(); x.len() / dim];
         self.codes = vec![0; self.rows.len() * self.stride];
         let stride = self.stride;
         cx.chunks2((&mut self.codes, TASK * stride), (&mut self.rows, TASK), |index, codes, rows| {
-            code_rows(cx.tier(), &x[index * TASK * dim..], mean, stride, codes, rows);
+            code_rows(cx.tier(), &x[index * TASK * dim..], mean, side, bound, stride, codes, rows);
         });
     }
 }
 
 tiered! {
-    fn code_rows(x: &[f32], mean: &[f32], stride: usize, codes: &mut [i8], rows: &mut [Row]) {
+    fn code_rows(
+        x: &[f32],
+        mean: &[f32],
+        side: Side,
+        bound: i16,
+        stride: usize,
+        codes: &mut [u8],
+        rows: &mut [Row],
+    ) {
         let up = inflate(mean.len());
         for ((x, codes), row) in
             x.chunks_exact(mean.len()).zip(codes.chunks_exact_mut(stride)).zip(rows)
         {
-            let coded = code(x, mean, |at, q| {
-                for (to, q) in codes[at..].iter_mut().zip(q) {
-                    *to = *q as i8;
+            let coded = code(x, mean, bound, |at, q| match side {
+                Side::Pairs { .. } => {
+                    for (to, q) in codes[2 * at..].as_chunks_mut::<2>().0.iter_mut().zip(q) {
+                        *to = (*q as i16).to_le_bytes();
+                    }
+                }
+                _ => {
+                    for (to, q) in codes[at..].iter_mut().zip(q) {
+                        *to = *q as u8;
+                    }
                 }
             });
             // Roots are rounded correctly; products by `up` leave room for them.
@@ -123,19 +148,19 @@ struct Coded {
 
 /// Codes `x - mean`, and gives `put` the index of each piece and its codes, those beyond the end zero.
 #[inline(always)]
-fn code(x: &[f32], mean: &[f32], mut put: impl FnMut(usize, &[i32; PIECE])) -> Coded {
+fn code(x: &[f32], mean: &[f32], bound: i16, mut put: impl FnMut(usize, &[i32; PIECE])) -> Coded {
     let mut largest = 0.0f32;
     for (x, mean) in x.chunks(PIECE).zip(mean.chunks(PIECE)) {
         let here = lanes::max_abs(&less(x, mean));
         largest = if here > largest { here } else { largest };
     }
-    let (scale, inverse) = scale(largest);
+    let (scale, inverse) = scale(largest, bound);
     let mut coded = Coded { scale, coarse: 0.0, rest: 0.0, square: 0.0, sum: 0 };
     for (at, (x, mean)) in x.chunks(PIECE).zip(mean.chunks(PIECE)).enumerate() {
         let x = less(x, mean);
         let (mut codes, mut coarse, mut rest) = ([0; PIECE], [0.0; PIECE], [0.0; PIECE]);
         for i in 0..PIECE {
-            // |x·inverse| ≤ 127·(1 + 2^-22), which rounds to at most 127.
+            // |x·inverse| ≤ bound·(1 + 2^-22), which rounds to at most the bound.
             codes[i] = lanes::round(x[i] * inverse);
             coarse[i] = scale * codes[i] as f32;
             // One rounding, of the rest itself.
@@ -201,7 +226,7 @@ impl CentroidCodes {
     /// Codes of `centroids` `[k][dim]`.
     pub(super) fn prepare(&mut self, cx: &Context, centroids: &[f32]) {
         let dim = self.mean.len();
-        let form = form(cx.tier());
+        let (form, bound) = (form(cx.tier(), dim), kind(cx.tier(), dim).right_bound());
         let padded = (centroids.len() / dim).next_multiple_of(WIDE);
         let width = form.right.width();
         self.panel = form.right.panel(dim);
@@ -216,7 +241,9 @@ impl CentroidCodes {
         for (at, centroid) in centroids.chunks_exact(dim).enumerate() {
             let panel = &mut panels[at / width * self.panel..][..self.panel];
             let offset = form.offset as i16;
-            let coded = code_centroid(cx.tier(), centroid, &self.mean, form.right, at % width, offset, panel);
+            let lane = at % width;
+            let coded =
+                code_centroid(cx.tier(), centroid, &self.mean, form.right, bound, lane, offset, panel);
             self.scales[at] = coded.scale;
             let up = inflate(dim);
             self.rests[at] = coded.rest.sqrt() * up;
@@ -241,12 +268,13 @@ tiered! {
         centroid: &[f32],
         mean: &[f32],
         side: Side,
+        bound: i16,
         lane: usize,
         offset: i16,
         panel: &mut [u8],
     ) -> CodedCentroid {
         let quads = side.quads(mean.len());
-        let coded = code(centroid, mean, |at, codes| {
+        let coded = code(centroid, mean, bound, |at, codes| {
             for (quad, four) in codes.as_chunks::<4>().0.iter().enumerate() {
                 let quad = at / 4 + quad;
                 if quad < quads {

@@ -2,13 +2,13 @@
 
 use super::{
     Assigned, NONE,
-    codes::{CentroidCodes, RowCodes, form},
+    codes::{CentroidCodes, RowCodes, form, kind},
     extremes::{Columns, Extremes, extremes, reaching},
     relative_error,
 };
 use crate::{
     Tier,
-    outer::{Factors, Form, Kind, Side, tiles},
+    outer::{Factors, Form, Side, TILE, TILE_ROWS, tiles},
     strips::Rect,
     tier::Registers,
     tile::{Base, COLUMNS, Out},
@@ -20,6 +20,8 @@ pub(super) const WIDTH: usize = 512;
 const BLOCK: usize = 32;
 /// Floats of a line of the cache.
 const LINE: usize = 16;
+/// Bytes of a lane of a tile.
+const LANE: usize = TILE / TILE_ROWS;
 
 /// The rows of a task.
 pub(super) struct Rows<'a> {
@@ -113,7 +115,7 @@ impl<'a> Screen<'a> {
         codes: &'a CentroidCodes,
     ) -> Screen<'a> {
         let error = relative_error(dim);
-        Screen { tier, form: form(tier), x, centroids, dim, rows, codes, error, ids: None }
+        Screen { tier, form: form(tier, dim), x, centroids, dim, rows, codes, error, ids: None }
     }
 
     /// The same of some centroids alone, given in ascending order with their codes.
@@ -238,7 +240,7 @@ impl<'a> Screen<'a> {
                     base: Base::Nothing,
                     y: out.part(0..block.len(), columns),
                 };
-                tiles(tier, &desk.registers, Kind::Int8, factors, &mut out);
+                tiles(tier, &desk.registers, kind(tier, self.dim), factors, &mut out);
             }
             errors(tier, &self.codes.rests[first..][..width], &self.codes.norms[first..][..width], share, {
                 &mut desk.errors[..width]
@@ -265,18 +267,19 @@ impl<'a> Screen<'a> {
 }
 
 /// Puts the codes of a row into its lane of the panels.
-fn lay_out(side: Side, panel: usize, lane: usize, codes: &[i8], to: &mut [u8]) {
+fn lay_out(side: Side, panel: usize, lane: usize, codes: &[u8], to: &mut [u8]) {
     let to = &mut to[lane / side.width() * panel..][..panel];
     let lane = lane % side.width();
     match side {
-        Side::Rows { planes: 1 } => {
-            for (tile, codes) in to.chunks_exact_mut(1024).zip(codes.as_chunks::<64>().0) {
-                tile[lane * 64..][..64].copy_from_slice(bytemuck::cast_slice(codes));
+        Side::Rows { .. } => {
+            for (tile, codes) in to.as_chunks_mut::<TILE>().0.iter_mut().zip(codes.as_chunks::<LANE>().0) {
+                tile[lane * LANE..][..LANE].copy_from_slice(codes);
             }
         }
         _ => {
-            for (quad, codes) in codes.as_chunks::<4>().0.iter().enumerate() {
-                side.put(to, lane, quad, codes.map(i16::from));
+            let words = to.as_chunks_mut::<4>().0[lane..].iter_mut().step_by(side.width());
+            for (to, codes) in words.zip(codes.as_chunks::<4>().0) {
+                *to = *codes;
             }
         }
     }

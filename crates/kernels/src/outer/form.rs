@@ -87,7 +87,7 @@ pub(crate) enum Side {
 }
 
 /// Bytes, rows and quads of a tile of AMX; here as well where there is none.
-pub(super) const TILE: usize = 1024;
+pub(crate) const TILE: usize = 1024;
 pub(crate) const TILE_ROWS: usize = 16;
 pub(super) const TILE_QUADS: usize = 16;
 
@@ -115,6 +115,16 @@ impl Side {
             Side::Pairs { width } => (quads * width * 8).next_multiple_of(64),
             Side::Quads { width } => (quads * width * 4).next_multiple_of(64),
             Side::Rows { planes } | Side::Columns { planes } => quads / TILE_QUADS * planes * TILE,
+        }
+    }
+
+    /// Bytes of one lane of a panel over `inner` inner indices.
+    pub(crate) fn lane(self, inner: usize) -> usize {
+        let quads = self.quads(inner);
+        match self {
+            Side::Pairs { .. } => 8 * quads,
+            Side::Quads { .. } => 4 * quads,
+            Side::Rows { planes } | Side::Columns { planes } => 4 * quads * planes,
         }
     }
 
