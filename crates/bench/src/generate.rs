@@ -44,9 +44,9 @@ pub fn generate(shape: &ModelShape, tokens: usize) -> Result<GenerateReport, Ben
     let bytes_per_token = shape.bytes_per_token();
     let cx = Context::new(backend.tier(), backend.threads())?;
     let weights = Reader::new(&cx, bytes_per_token);
-    let (mut reading, mut making, mut read_gb_per_s) = (Vec::new(), Vec::new(), 0.0f64);
+    let (mut reading, mut making, mut alone) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..RUNS {
-        read_gb_per_s = read_gb_per_s.max(weights.gb_per_s());
+        alone.push(weights.gb_per_s());
         let mut read = Ok(());
         reading.push(time::seconds(|| read = Generator::new(&model, &backend, &prompt).map(|_| ())));
         read?;
@@ -59,6 +59,7 @@ pub fn generate(shape: &ModelShape, tokens: usize) -> Result<GenerateReport, Ben
         }));
     }
     let tokens_per_s = tokens as f64 / time::median(making);
+    let read_gb_per_s = time::median(alone);
     let weights_gb_per_s = tokens_per_s * bytes_per_token as f64 / 1e9;
     Ok(GenerateReport {
         tokens_per_s,

@@ -28,6 +28,8 @@ pub(crate) enum Command {
     Cluster(Cluster),
     /// Show what a file or folder of a run holds.
     Inspect(Inspect),
+    /// Do the batch plan of a run over again: what it has seen of its text, and whether it kept the plan.
+    Audit(Audit),
     /// Measure what this machine does: kernels, training steps, generation.
     Bench(Bench),
     /// Show what this machine offers; with --self-test, check every kernel on it.
@@ -113,6 +115,15 @@ pub(crate) struct Eval {
     /// Threads; 0 takes every core.
     #[arg(long, default_value_t = 0)]
     pub(crate) threads: usize,
+    /// Print one JSON object as the last line of standard output.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Audit {
+    /// Run folder.
+    pub(crate) run: PathBuf,
     /// Print one JSON object as the last line of standard output.
     #[arg(long)]
     pub(crate) json: bool,

@@ -4,12 +4,12 @@ use std::{path::Path, process::ExitCode};
 
 use serde_json::json;
 use tritrain_backend::{Backend, Cpu};
-use tritrain_data::{Corpus, Source};
-use tritrain_files::Disk;
+use tritrain_data::{Corpus, Source, clusters::Clusters};
+use tritrain_files::{Disk, Storage};
 use tritrain_model::{Activations, Keep, Model, Precision, Sampling, TensorKind};
 use tritrain_train::{
-    Comparison, Config, Curve, Evaluation, Event, Run, STOPPED, Signals, Workplace, evaluate_text, generate,
-    load,
+    CLUSTERS, Comparison, Config, Curve, Evaluation, Event, Loaded, Run, STOPPED, Signals, Workplace,
+    evaluate_text, generate, load,
 };
 
 use crate::{
@@ -27,6 +27,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         Command::Compare(args) => compare(&args),
         Command::Cluster(args) => cluster::run(&args),
         Command::Inspect(args) => inspect::run(&args),
+        Command::Audit(args) => audit(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Config => show::line(Config::annotated().trim_end()).map(|()| ExitCode::SUCCESS),
@@ -168,6 +169,16 @@ fn continue_prompt(args: &args::Generate) -> Result<ExitCode> {
     prompt.extend(loaded.tokenizer.encode(&args.prompt)?);
     let sampling =
         Sampling { temperature: args.temperature, top_p: args.top_p, top_k: args.top_k, seed: args.seed };
+    let topics = topics(&loaded)?;
+    let cluster = match topics.as_ref().filter(|_| !args.prompt.is_empty()) {
+        Some(topics) => {
+            let cluster = topics.nearest(&mut topics.embedder().scratch(), &args.prompt)?;
+            let name = topics.names().get(cluster).cloned().unwrap_or_default();
+            show::note(&format!("the prompt belongs to cluster {cluster}: {name}"));
+            Some(json!({ "index": cluster, "name": name }))
+        }
+        None => None,
+    };
     let mut text = String::new();
     let started = std::time::Instant::now();
     show::piece(&args.prompt);
@@ -179,11 +190,63 @@ fn continue_prompt(args: &args::Generate) -> Result<ExitCode> {
     show::piece("\n");
     if args.json {
         let tokens_per_s = tokens as f64 / started.elapsed().as_secs_f64();
-        show::json(
-            &json!({ "prompt": args.prompt, "text": text, "tokens": tokens, "tokens_per_s": tokens_per_s }),
-        )?;
+        let mut result =
+            json!({ "prompt": args.prompt, "text": text, "tokens": tokens, "tokens_per_s": tokens_per_s });
+        if let Some(cluster) = cluster {
+            result["cluster"] = cluster;
+        }
+        show::json(&result)?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The clusters of the run that a model belongs to: beside the model, or in a folder above it.
+fn topics<'t>(loaded: &'t Loaded) -> Result<Option<Clusters<'t>>> {
+    for dir in loaded.path.ancestors().skip(1).take(2) {
+        let path = dir.join(CLUSTERS);
+        if Disk.exists(&path)? {
+            return Ok(Some(Clusters::open(&Disk, &path, Some(&loaded.tokenizer))?));
+        }
+    }
+    Ok(None)
+}
+
+fn audit(args: &args::Audit) -> Result<ExitCode> {
+    let audit = tritrain_train::audit(&Disk, &args.run)?;
+    let percent = |part: u64, all: u64| 100.0 * part as f64 / all.max(1) as f64;
+    let [whole, partly, never] = audit.documents;
+    show::line(&format!(
+        "{} steps, {:.2} epochs: {:.2} % of {} training tokens were predicted, each {} to {} times",
+        audit.steps,
+        audit.epochs,
+        percent(audit.predicted, audit.tokens),
+        show::short(audit.tokens),
+        audit.times.0,
+        audit.times.1,
+    ))?;
+    show::line(&format!(
+        "documents: {} seen whole, {} in part, {} not at all",
+        show::thousands(whole),
+        show::thousands(partly),
+        show::thousands(never)
+    ))?;
+    for (cluster, part) in audit.clusters.iter().enumerate() {
+        let (text, seen) = (100.0 * part.text, 100.0 * part.seen);
+        show::line(&format!(
+            "  cluster {cluster:>3}: {text:5.1} % of the text, {seen:5.1} % of what was seen"
+        ))?;
+    }
+    match audit.first_differing {
+        None => show::line("every step took what the plan says")?,
+        Some(step) => show::line(&format!(
+            "{} steps, the first of them {step}, took something else than the plan says",
+            audit.differing
+        ))?,
+    }
+    if args.json {
+        show::json(&audit)?;
+    }
+    Ok(if audit.kept() { ExitCode::SUCCESS } else { ExitCode::from(5) })
 }
 
 fn check_sampling(args: &args::Generate) -> Result<()> {
@@ -206,10 +269,21 @@ fn eval(args: &args::Eval) -> Result<ExitCode> {
     let model = Model::new(&backend, &loaded.config, loaded.vocab, &loaded.weights, false);
     let mut a = Activations::new(&backend, &loaded.config, BATCH, loaded.config.context, Keep::Nothing);
     let source = Source::Paths(args.data.clone());
-    let evaluation = evaluate_text(&backend, &model, &mut a, &loaded.tokenizer, &source, args.max_tokens)?;
+    let topics = topics(&loaded)?;
+    let evaluation = {
+        let of = (&loaded.tokenizer, topics.as_ref());
+        evaluate_text(&backend, &model, &mut a, of, &source, args.max_tokens)?
+    };
     show::line(&format!("{}: {}", loaded.path.display(), show::evaluation(&evaluation)))?;
     for line in show::domains(&evaluation) {
         show::line(&line)?;
+    }
+    if let Some(topics) = &topics {
+        for part in &evaluation.clusters {
+            let name = topics.names().get(part.cluster as usize).map_or("", String::as_str);
+            let tokens = show::thousands(part.tokens);
+            show::line(&format!("  cluster {:>3} {:>9.4} {tokens:>10}  {name}", part.cluster, part.loss))?;
+        }
     }
     if args.json {
         show::json(&evaluation)?;

@@ -545,3 +545,29 @@ fn text_that_cannot_be_clustered_is_a_clear_error() {
         program.fails(args, code, parts);
     }
 }
+
+/// From text to a run that trains by its clusters, its audit, and the cluster of a prompt.
+#[test]
+fn a_run_by_clusters_can_be_audited() {
+    let program = Program::new();
+    let topics = ["bread flour oven yeast crust dough", "sail mast harbour tide anchor deck"];
+    let text = |n: usize| [topics[n % 2]; 40].join(&format!(" {n} "));
+    let line = |n: usize| format!("{}\n", serde_json::json!({ "text": text(n) }));
+    program.write("text.jsonl", (0..40).map(line).collect::<String>());
+    let found = program.run(&["cluster", "text.jsonl", "-k", "2", "--out", "topics"]);
+    assert!(found.status.success(), "{}", stderr(&found));
+    for (plan, of) in [("adaptive", "clusters_k=2"), ("ordered", "clusters=topics/clusters.safetensors")] {
+        let (plan_is, of) = (format!("data.plan={plan}"), format!("data.{of}"));
+        let train = ["train", "--data", "text.jsonl", "--out", plan, "--set", &plan_is, "--set", &of];
+        let output = program.tiny(&train);
+        assert!(stderr(&output).contains("2 clusters: "), "{}", stderr(&output));
+        let audit = json(&program.run(&["audit", plan, "--json"]));
+        assert_eq!((audit["steps"].as_u64(), audit["differing"].as_u64()), (Some(6), Some(0)), "{plan}");
+    }
+    let prompt = ["generate", "adaptive", "--prompt", "the tide at anchor", "--max-tokens", "2", "--json"];
+    assert!(json(&program.run(&prompt))["cluster"]["index"].is_u64());
+    let evaluated = json(&program.run(&["eval", "adaptive", "--data", "text.jsonl", "--json"]));
+    assert_eq!(evaluated["clusters"].as_array().map(Vec::len), Some(2));
+    program.fails(&["audit", "nothing"], 4, &["nothing"]);
+    program.fails(&["train", "--out", "no", "--set", "data.plan=sorted"], 2, &["sorted", "stratified"]);
+}

@@ -144,7 +144,7 @@ impl Labels {
     }
 
     /// Reads the labels of the corpus in a run directory, if they are there and were made with these
-    /// clusters.
+    /// clusters, or with any where none are given.
     ///
     /// # Errors
     /// [`Error::Files`] for a damaged file.
@@ -152,15 +152,16 @@ impl Labels {
         storage: &dyn Storage,
         dir: &Path,
         corpus: &Corpus,
-        clusters: &str,
+        clusters: Option<&str>,
     ) -> Result<Option<Labels>> {
         let path = dir.join(TOKENS).join(FILE);
         if !storage.exists(&path)? {
             return Ok(None);
         }
         let file = TensorFile::parse(&path, storage.map(&path)?)?;
-        let says = |key: &str, value: &str| file.metadata().get(key).is_some_and(|found| found == value);
-        if !says(CORPUS, corpus.tokens().content_hash()) || !says(CLUSTERS, clusters) {
+        let entry = |key: &str| file.metadata().get(key).map_or("", String::as_str);
+        let of_corpus = entry(CORPUS) == corpus.tokens().content_hash();
+        if !of_corpus || clusters.is_some_and(|clusters| entry(CLUSTERS) != clusters) {
             return Ok(None);
         }
         let numbers = |name: &str| {
@@ -169,7 +170,7 @@ impl Labels {
         };
         let k = numbers("k")?.first().copied().unwrap_or_default() as usize;
         let labels = [numbers("train")?, numbers("validation")?];
-        Labels::new(corpus, k, clusters, labels, numbers("order")?).map(Some)
+        Labels::new(corpus, k, entry(CLUSTERS), labels, numbers("order")?).map(Some)
     }
 
     /// Number of clusters.

@@ -33,8 +33,8 @@ pub struct BatchPlan {
     batch: usize,
     context: usize,
     /// Windows of the grid, and of an epoch of this plan.
+    grid: u64,
     windows: u64,
-    epoch: u64,
     shifts: u64,
     repeat: u32,
     labels: Option<Arc<Labels>>,
@@ -99,27 +99,28 @@ impl BatchPlan {
         // The last window of an epoch ends at shift + windows·context + 1 <= len.
         let windows = ((len - step) / step).max(1);
         let shifts = if kind == PlanKind::Adaptive { 1 } else { (len - windows * step).min(step) };
-        let epoch = match kind {
+        let grid = windows;
+        let windows = match kind {
             // Whole batches; fewer windows than a batch are repeated.
-            PlanKind::Homogeneous => (windows / batch as u64).max(1) * batch as u64,
-            _ => windows,
+            PlanKind::Homogeneous => (grid / batch as u64).max(1) * batch as u64,
+            _ => grid,
         };
         let stretches = match (&labels, kind) {
             (Some(labels), PlanKind::Ordered) => stretches(corpus, labels.order())?,
             _ => Vec::new(),
         };
         let order = None;
-        Ok(BatchPlan { kind, seed, batch, context, windows, epoch, shifts, repeat, labels, stretches, order })
+        Ok(BatchPlan { kind, seed, batch, context, grid, windows, shifts, repeat, labels, stretches, order })
     }
 
     /// Windows in an epoch.
     pub fn windows(&self) -> u64 {
-        self.epoch
+        self.windows
     }
 
     /// Epochs behind after this many steps.
     pub fn epoch(&self, step: u64) -> f64 {
-        step as f64 * self.batch as f64 / self.epoch as f64
+        step as f64 * self.batch as f64 / self.windows as f64
     }
 
     /// The mixer to begin with, of the adaptive plan.
@@ -158,11 +159,9 @@ impl BatchPlan {
 
     /// The `k`-th window of training.
     fn at(&mut self, k: u64) -> Window {
-        let (epoch, place) = (k / self.epoch, k % self.epoch);
+        let (epoch, place) = (k / self.windows, k % self.windows);
         let index = match self.kind {
-            PlanKind::Shuffle | PlanKind::Ordered => {
-                Permutation::new(self.seed, epoch, self.windows).at(place)
-            }
+            PlanKind::Shuffle | PlanKind::Ordered => Permutation::new(self.seed, epoch, self.grid).at(place),
             _ => self.order(epoch).at(place),
         };
         self.window(epoch, index)
@@ -191,7 +190,7 @@ impl BatchPlan {
     fn order(&mut self, epoch: u64) -> &Order {
         if self.order.as_ref().is_none_or(|(at, _)| *at != epoch) {
             let mut members = vec![Vec::new(); self.labels.as_ref().map_or(1, |labels| labels.k())];
-            for index in 0..self.windows {
+            for index in 0..self.grid {
                 let cluster = self.window(epoch, index).cluster.unwrap_or_default();
                 if let Some(members) = members.get_mut(cluster as usize) {
                     members.push(index);
@@ -200,9 +199,9 @@ impl BatchPlan {
             let (repeat, batch) = (u64::from(self.repeat), self.batch as u64);
             let order = match self.kind {
                 PlanKind::Balanced => {
-                    Order::mixed(self.seed, epoch, members, &Quotas::balanced(repeat, self.windows))
+                    Order::mixed(self.seed, epoch, members, &Quotas::balanced(repeat, self.grid))
                 }
-                PlanKind::Homogeneous => Order::homogeneous(self.seed, epoch, members, batch, self.epoch),
+                PlanKind::Homogeneous => Order::homogeneous(self.seed, epoch, members, batch, self.windows),
                 PlanKind::Adaptive => Order::of(members),
                 _ => Order::mixed(self.seed, epoch, members, &Quotas::all()),
             };

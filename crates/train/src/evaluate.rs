@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 use tritrain_backend::Backend;
-use tritrain_data::{Corpus, Source, Tokenizer, ValidationSet};
+use tritrain_data::{Corpus, Source, Tokenizer, ValidationSet, clusters::Clusters};
 use tritrain_model::{Activations, Model};
 
 use crate::Result;
@@ -135,24 +135,28 @@ pub fn evaluate<B: Backend>(
         let bytes = sum.tokens as f64 * domain.bytes_per_token();
         (domain.name.as_str(), Sum { bytes, ..sum })
     });
-    let clusters = clusters.into_iter();
-    let clusters =
-        clusters.map(|(cluster, sum)| ClusterLoss { cluster, loss: sum.mean(), tokens: sum.tokens });
-    Ok(Evaluation { clusters: clusters.collect(), ..Evaluation::of(named) })
+    Ok(Evaluation { clusters: by_cluster(clusters), ..Evaluation::of(named) })
+}
+
+fn by_cluster(sums: BTreeMap<u32, Sum>) -> Vec<ClusterLoss> {
+    let loss = |(cluster, sum): (u32, Sum)| ClusterLoss { cluster, loss: sum.mean(), tokens: sum.tokens };
+    sums.into_iter().map(loss).collect()
 }
 
 /// A text being evaluated: tokens wait here until a batch of windows is full.
 struct Stream {
     /// Tokens not yet evaluated, the first of which is only an input.
     tokens: Vec<u32>,
-    /// Index of the domain each of them counts for.
-    domains: Vec<usize>,
+    /// Index of the domain, and the cluster, that each of them counts for.
+    parts: Vec<(usize, Option<u32>)>,
     names: Vec<String>,
     sums: Vec<Sum>,
+    clusters: BTreeMap<u32, Sum>,
 }
 
 /// Evaluates `model` on every token of `source`: documents one after the other, each behind an end of
-/// text, in windows of the activations' length. Stops after `max_tokens` tokens, when that is not 0.
+/// text, in windows of the activations' length. Stops after `max_tokens` tokens, when that is not 0. With
+/// clusters every document counts for the one it belongs to as a whole.
 ///
 /// Bits per byte are exact: total nats over the bytes of the tokens predicted.
 ///
@@ -162,12 +166,18 @@ pub fn evaluate_text<B: Backend>(
     backend: &B,
     model: &Model<B>,
     a: &mut Activations<B>,
-    tokenizer: &Tokenizer,
+    (tokenizer, clusters): (&Tokenizer, Option<&Clusters<'_>>),
     source: &Source,
     max_tokens: u64,
 ) -> Result<Evaluation> {
-    let mut stream =
-        Stream { tokens: vec![tokenizer.eos()], domains: vec![0], names: Vec::new(), sums: Vec::new() };
+    let mut stream = Stream {
+        tokens: vec![tokenizer.eos()],
+        parts: vec![(0, None)],
+        names: Vec::new(),
+        sums: Vec::new(),
+        clusters: BTreeMap::new(),
+    };
+    let mut scratch = clusters.map(|clusters| (clusters, clusters.embedder().scratch()));
     let mut read = 0;
     let mut documents = source.open()?;
     while let Some(document) = documents.next().transpose()? {
@@ -183,7 +193,11 @@ pub fn evaluate_text<B: Backend>(
             tokens.truncate(usize::try_from(max_tokens - read).unwrap_or(usize::MAX));
         }
         read += tokens.len() as u64;
-        stream.domains.resize(stream.domains.len() + tokens.len(), domain);
+        let cluster = match &mut scratch {
+            Some((clusters, scratch)) => Some(clusters.nearest(scratch, &document.text)? as u32),
+            None => None,
+        };
+        stream.parts.resize(stream.parts.len() + tokens.len(), (domain, cluster));
         stream.tokens.append(&mut tokens);
         while stream.tokens.len() > a.tokens() {
             stream.evaluate(backend, model, a, tokenizer);
@@ -198,7 +212,8 @@ pub fn evaluate_text<B: Backend>(
     if stream.tokens.len() > 1 {
         stream.evaluate(backend, model, a, tokenizer);
     }
-    Ok(Evaluation::of(stream.names.iter().map(String::as_str).zip(stream.sums)))
+    let clusters = by_cluster(stream.clusters);
+    Ok(Evaluation { clusters, ..Evaluation::of(stream.names.iter().map(String::as_str).zip(stream.sums)) })
 }
 
 impl Stream {
@@ -222,12 +237,15 @@ impl Stream {
         model.evaluate(backend, a, &inputs, &targets);
         backend.download(a.losses(), &mut losses);
         for (at, loss) in losses.iter().enumerate().take(count) {
-            let sum = &mut self.sums[self.domains[at + 1]];
-            sum.nats += f64::from(*loss);
-            sum.tokens += 1;
-            sum.bytes += tokenizer.bytes_of(targets[at]).len() as f64;
+            let (domain, cluster) = self.parts[at + 1];
+            let cluster = cluster.map(|cluster| self.clusters.entry(cluster).or_default());
+            for sum in [self.sums.get_mut(domain), cluster].into_iter().flatten() {
+                sum.nats += f64::from(*loss);
+                sum.tokens += 1;
+                sum.bytes += tokenizer.bytes_of(targets[at]).len() as f64;
+            }
         }
         self.tokens.drain(..count);
-        self.domains.drain(..count);
+        self.parts.drain(..count);
     }
 }

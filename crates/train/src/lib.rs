@@ -1,5 +1,6 @@
 //! Run state, the training loop, checkpoint policy, metrics and signals.
 
+mod audit;
 mod compare;
 mod config;
 mod error;
@@ -13,6 +14,7 @@ mod signals;
 mod topics;
 mod workplace;
 
+pub use audit::{Audit, ClusterAudit, audit};
 pub use compare::{Comparison, Curve, pearson};
 pub use config::{Config, ConfigError, Difference, FREE, Kind, OptionInfo, Problem, Section};
 pub use error::{Error, Result};

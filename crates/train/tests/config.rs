@@ -238,7 +238,7 @@ dim = 256
         "{text}"
     );
     let options: Vec<_> = Config::options().iter().flat_map(|section| &section.options).collect();
-    assert!(options.len() <= 45, "{} options: which one goes?", options.len());
+    assert!(options.len() <= 64, "{} options: which one goes?", options.len());
     for option in options {
         assert!(option.help.len() > 8, "{} has no help", option.key);
         if let Kind::Choice(values) = &option.kind {

@@ -6,10 +6,10 @@ use std::{
 };
 
 use tritrain_backend::Cpu;
-use tritrain_data::{Corpus, Document, Preparation, Source};
+use tritrain_data::{Corpus, Document, PlanKind, Preparation, Source};
 use tritrain_files::Disk;
 use tritrain_model::Precision;
-use tritrain_train::{Config, Error, Event, Run, Workplace};
+use tritrain_train::{Config, Error, Event, Run, Workplace, audit, with_topics};
 
 const STEPS: u64 = 40;
 
@@ -34,16 +34,23 @@ fn config() -> Config {
     config
 }
 
-fn corpus(config: &Config, dir: &Path) -> Corpus {
+fn source() -> Source {
     let text = |seed: usize| {
-        let words = ["one", "two", "red", "blue", "fish", "runs", "after", "the", "old", "river"];
+        // Two topics.
+        let words = match seed % 2 {
+            0 => ["one", "two", "red", "blue", "fish", "runs", "after", "the", "old", "river"],
+            _ => ["one", "bread", "red", "dough", "oven", "runs", "after", "the", "new", "crust"],
+        };
         (0..400).map(|i| words[(i * i * (seed + 3) + i / 7) % words.len()]).collect::<Vec<_>>().join(" ")
     };
     let documents = (0..10)
         .map(|n| Document { domain: format!("domain-{}", n % 2), name: format!("text {n}"), text: text(n) })
         .collect();
-    let source = Source::Memory { name: "words".into(), documents };
-    Preparation::start(&Disk, &source, &config.data, dir).unwrap().finish().unwrap()
+    Source::Memory { name: "words".into(), documents }
+}
+
+fn corpus(config: &Config, dir: &Path) -> Corpus {
+    Preparation::start(&Disk, &source(), &config.data, dir).unwrap().finish().unwrap()
 }
 
 /// Advances to the end, or to a stop asked for at `stop_at`.
@@ -254,4 +261,50 @@ fn a_damaged_checkpoint_is_passed_over_for_an_older_one() {
     fs::write(&newest, bytes).unwrap();
     let workplace = Workplace::resume(&Disk, &whole.dir, whole.config.clone()).unwrap();
     assert_eq!(workplace.step(), Some(STEPS - 1));
+}
+
+/// A run whose batches follow what it learns: stopped anywhere, it goes on the same, and an audit finds it
+/// in its log.
+#[test]
+fn an_adaptive_run_resumes_and_can_be_audited() {
+    let mut config = config();
+    config.data.plan = PlanKind::Adaptive;
+    config.data.clusters_k = 3;
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("whole");
+    let backend = Cpu::new(2).unwrap();
+    let corpus =
+        with_topics(&backend, &Disk, &source(), &config.data, &dir, corpus(&config, &dir), |_, _, _| ());
+    let corpus = corpus.unwrap();
+    assert!(corpus.labels().unwrap().k() > 1);
+    let workplace = Workplace::start(&Disk, &dir, config.clone()).unwrap();
+    let losses = finish(Run::new(&backend, &Disk, workplace, &corpus).unwrap(), None);
+    for k in [1, 13, STEPS - 1] {
+        let from = root.path().join(format!("from-{k}"));
+        copy(&dir.join(format!("step-{k}")), &from.join(format!("step-{k}")));
+        for name in ["metrics.jsonl", "config.toml"] {
+            fs::copy(dir.join(name), from.join(name)).unwrap();
+        }
+        let workplace = Workplace::resume(&Disk, &from, config.clone()).unwrap();
+        let found = finish(Run::new(&backend, &Disk, workplace, &corpus).unwrap(), None);
+        assert_eq!(found, losses[k as usize..], "losses after step {k}");
+        assert_same(&from, &dir, "resumed");
+    }
+    let found = audit(&Disk, &dir).unwrap();
+    assert!(found.kept() && found.steps == STEPS, "{found:?}");
+    assert_eq!(found.clusters.iter().map(|c| c.windows).sum::<u64>(), STEPS * config.run.batch as u64);
+    // A log that says something else is found out.
+    let log = fs::read_to_string(dir.join("metrics.jsonl")).unwrap();
+    let line = log.lines().nth(20).unwrap();
+    let (before, after) = line.split_once("\"clusters\":{").unwrap();
+    let forged = format!("{before}\"clusters\":{{\"99\":1.0,{after}");
+    fs::write(dir.join("metrics.jsonl"), log.replace(line, &forged)).unwrap();
+    let found = audit(&Disk, &dir).unwrap();
+    assert!(!found.kept() && found.first_differing.is_some(), "{found:?}");
+    // The clusters belong to the data of a run.
+    let plain = self::corpus(&config, &root.path().join("plain"));
+    let workplace = Workplace::resume(&Disk, &root.path().join("from-1"), config.clone());
+    let mut shuffled = config.clone();
+    shuffled.data.plan = PlanKind::Shuffle;
+    assert!(plain.hash() != corpus.hash() && workplace.is_ok() && shuffled.hash() != config.hash());
 }

@@ -39,13 +39,26 @@ impl Corpus {
         clusters: impl for<'t> FnOnce(&'t Corpus) -> Result<Clusters<'t>, E>,
     ) -> Result<Corpus, E> {
         let id = format!("{id}{}", if ordered { ", ordered" } else { "" });
-        if let Some(labels) = Labels::open(storage, dir, &self, &id)? {
+        if let Some(labels) = Labels::open(storage, dir, &self, Some(id.as_str()))? {
             return Ok(self.labelled(labels));
         }
         let clusters = clusters(&self)?;
         let labels = label(&self, &clusters, &id, ordered)?;
         labels.save(storage, dir, &self)?;
         Ok(self.labelled(labels))
+    }
+}
+
+impl Corpus {
+    /// This corpus, which lies in the run directory `dir`, with the clusters that were saved there, if any.
+    ///
+    /// # Errors
+    /// [`Error::Files`](crate::Error::Files) for a damaged file.
+    pub fn with_saved_clusters(self, storage: &dyn Storage, dir: &Path) -> Result<Corpus> {
+        Ok(match Labels::open(storage, dir, &self, None)? {
+            Some(labels) => self.labelled(labels),
+            None => self,
+        })
     }
 }
 

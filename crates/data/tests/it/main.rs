@@ -4,6 +4,7 @@ mod batches;
 mod common;
 mod embedding;
 mod identity;
+mod plans;
 mod preparing;
 mod readers;
 mod tokenizers;
