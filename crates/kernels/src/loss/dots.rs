@@ -75,7 +75,7 @@ fn four_dots(tier: Tier, x: &Rounded, codes: &[i8]) -> [f32; STREAMS] {
     let mut totals = [0.0; STREAMS];
     let dim = x.values.len();
     let rows = [0, 1, 2, 3].map(|row| &codes[row * dim..][..dim]);
-    for (block, start) in (0..dim).step_by(lanes::EXACT).enumerate() {
+    for start in (0..dim).step_by(lanes::EXACT) {
         let part = start..dim.min(start + lanes::EXACT);
         let (values, rows) = (&x.values[part.clone()], rows.map(|row| &row[part.clone()]));
         let sums = match tier.level() {
@@ -86,7 +86,7 @@ fn four_dots(tier: Tier, x: &Rounded, codes: &[i8]) -> [f32; STREAMS] {
             Level::Avx512 | Level::Amx => {
                 let halves = (&x.high[part.clone()], &x.low[part]);
                 // SAFETY: both tiers have AVX-512 VNNI; halves and rows have one length.
-                unsafe { avx512::four(values, halves, x.sums[block], rows) }
+                unsafe { avx512::four(values, halves, x.sums[start / lanes::EXACT], rows) }
             }
             // SAFETY: all other tiers of this processor have AVX2.
             #[cfg(target_arch = "x86_64")]
