@@ -38,7 +38,9 @@ def train(args, plan, seed):
             command += ["--set", part]
         if (out / "config.toml").exists():
             subprocess.run(["rm", "-r", out], check=True)
-        subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+        args.out.mkdir(parents=True, exist_ok=True)
+        with open(f"{out}.log", "w") as log:
+            subprocess.run(command, stdout=log, stderr=log, check=True)
         (out / "done").touch()
     records = [json.loads(line) for line in open(out / "metrics.jsonl")]
     tokens = {record["step"]: record["tokens"] for record in records if "tokens" in record}

@@ -184,24 +184,11 @@ impl Backend for Cpu {
         rstd: &Floats,
         store: Store,
         dx: &mut Floats,
+        rows: Option<&mut Int8Rows>,
         d_gain: &mut Floats,
     ) {
         let _span = self.span("rmsnorm_backward");
-        norm::backward(&self.cx, dh, x, gain, rstd, store == Store::Add, dx, d_gain, None);
-    }
-
-    fn rmsnorm_backward_quantize(
-        &self,
-        dh: &Floats,
-        x: &Floats,
-        gain: &Floats,
-        rstd: &Floats,
-        store: Store,
-        (dx, rows): (&mut Floats, &mut Int8Rows),
-        d_gain: &mut Floats,
-    ) {
-        let _span = self.span("rmsnorm_backward_quantize");
-        let rows = Some((&mut rows.codes[..], &mut rows.scales[..]));
+        let rows = rows.map(|rows| (&mut rows.codes[..], &mut rows.scales[..]));
         norm::backward(&self.cx, dh, x, gain, rstd, store == Store::Add, dx, d_gain, rows);
     }
 

@@ -98,7 +98,7 @@ pub trait Backend: Send + Sync {
         rstd: &mut Self::Floats,
     );
     /// Gradients of RMSNorm; rounding passes straight through. `dx` is replaced or added to, `d_gain`
-    /// replaced.
+    /// replaced; `rows` are those of `dx` as it is then, in int8.
     fn rmsnorm_backward(
         &self,
         dh: &Self::Floats,
@@ -107,17 +107,7 @@ pub trait Backend: Send + Sync {
         rstd: &Self::Floats,
         store: Store,
         dx: &mut Self::Floats,
-        d_gain: &mut Self::Floats,
-    );
-    /// [`Backend::rmsnorm_backward`], and `dx` as it is then as int8 rows.
-    fn rmsnorm_backward_quantize(
-        &self,
-        dh: &Self::Floats,
-        x: &Self::Floats,
-        gain: &Self::Floats,
-        rstd: &Self::Floats,
-        store: Store,
-        dx: (&mut Self::Floats, &mut Self::Rows),
+        rows: Option<&mut Self::Rows>,
         d_gain: &mut Self::Floats,
     );
     /// Int8 rows: `scale = max|x| / 127`, round half to even.

@@ -160,8 +160,7 @@ fn rmsnorm_backward<'a>(cpu: &'a Cpu, shape: &'a ModelShape) -> Work<'a> {
         (std::iter::repeat_n(1.0, tokens).collect::<Floats>(), cpu.floats(tokens * dim), cpu.floats(dim));
     let (mut rows, bytes) = (cpu.rows(tokens, dim), f32s(4 * tokens * dim + tokens + 2 * dim));
     Work::new(&[], bytes + int8s(tokens, dim), move || {
-        let to = (&mut dx, &mut rows);
-        cpu.rmsnorm_backward_quantize(&dh, &x, &gain, &rstd, Store::Add, to, &mut d_gain);
+        cpu.rmsnorm_backward(&dh, &x, &gain, &rstd, Store::Add, &mut dx, Some(&mut rows), &mut d_gain);
     })
 }
 

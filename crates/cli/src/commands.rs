@@ -200,9 +200,10 @@ fn continue_prompt(args: &args::Generate) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The clusters of the run that a model belongs to: beside the model, or in a folder above it.
+/// The clusters of the run that a model belongs to: beside the model, or in one of the two folders above, as
+/// its tokenizer.
 fn topics<'t>(loaded: &'t Loaded) -> Result<Option<Clusters<'t>>> {
-    for dir in loaded.path.ancestors().skip(1).take(2) {
+    for dir in loaded.path.ancestors().skip(1).take(3) {
         let path = dir.join(CLUSTERS);
         if Disk.exists(&path)? {
             return Ok(Some(Clusters::open(&Disk, &path, Some(&loaded.tokenizer))?));

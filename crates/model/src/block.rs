@@ -95,7 +95,7 @@ impl<B: Backend> Model<B> {
             Some(id) => {
                 let (gain, dx, d_gain) = (&self.weights[id], &mut b.d_attended, &mut grads[id]);
                 let (dh, x, store) = (&b.d_inner, &f.attended, Store::Replace);
-                backend.rmsnorm_backward(dh, x, gain, &f.o_rstd, store, dx, d_gain);
+                backend.rmsnorm_backward(dh, x, gain, &f.o_rstd, store, dx, None, d_gain);
                 &b.d_attended
             }
             None => &b.d_inner,

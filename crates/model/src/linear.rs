@@ -88,13 +88,8 @@ impl<B: Backend> Model<B> {
         dx: &mut Gradient<B>,
         d_gain: &mut B::Floats,
     ) {
-        let (gain, floats) = (&self.weights[id], &mut dx.floats);
-        match &mut dx.rows {
-            Some(rows) => {
-                backend.rmsnorm_backward_quantize(dh, x, gain, rstd, store, (floats, rows), d_gain);
-            }
-            None => backend.rmsnorm_backward(dh, x, gain, rstd, store, floats, d_gain),
-        }
+        let Gradient { floats, rows } = dx;
+        backend.rmsnorm_backward(dh, x, &self.weights[id], rstd, store, floats, rows.as_mut(), d_gain);
     }
 
     /// `input = norm(act(gate) · up)` with the gain `gain`, or without a norm.
@@ -138,7 +133,7 @@ impl<B: Backend> Model<B> {
             (None, Some((gain, rstd, d_gain))) => {
                 let Gated { a, d_a } = gated;
                 backend.glu(gate, gate_up, width, a);
-                backend.rmsnorm_backward(dh, a, gain, rstd, Store::Replace, d_a, d_gain);
+                backend.rmsnorm_backward(dh, a, gain, rstd, Store::Replace, d_a, None, d_gain);
                 backend.glu_backward(gate, gate_up, d_a, width, floats);
             }
             (None, None) => backend.glu_backward(gate, gate_up, dh, width, floats),

@@ -21,7 +21,7 @@ pub struct Audit {
     pub predicted: u64,
     /// Tokens of the training text.
     pub tokens: u64,
-    /// The fewest and the most times a token was predicted.
+    /// The fewest and the most times a token was predicted; the first of the text never is.
     pub times: (u64, u64),
     /// Documents of which all tokens but the first of the text were predicted, some, and none.
     pub documents: [u64; 3],
@@ -107,14 +107,13 @@ fn replay(corpus: &Corpus, options: &PlanOptions, records: &[Value]) -> Result<A
             }
         }
         let losses = logged(record);
-        let skipped = record.get("skipped").is_some();
-        if !skipped && !losses.iter().map(|(cluster, _)| *cluster).eq(here.iter().copied()) {
-            let mut found: Vec<u32> = losses.iter().map(|(cluster, _)| *cluster).collect();
-            found.sort_unstable();
-            if !found.into_iter().eq(here) {
-                differing += 1;
-                first_differing = first_differing.or(Some(steps));
-            }
+        if record.get("skipped").is_some() {
+            // A step that was not finite says nothing about its windows, and nothing is learnt from it.
+            continue;
+        }
+        if losses.iter().map(|(cluster, _)| *cluster).collect::<BTreeSet<u32>>() != here {
+            differing += 1;
+            first_differing = first_differing.or(Some(steps));
         }
         if let Some(mixer) = &mut mixer {
             mixer.learn(losses);
@@ -194,9 +193,13 @@ impl Times {
         self.within(start, tokens).filter(|(_, count)| *count > 0).map(|(tokens, _)| tokens).sum()
     }
 
-    /// The fewest and the most times.
+    /// The fewest and the most times of any token but the first.
     fn range(&self) -> (u64, u64) {
-        let counts = || self.within(0, self.len).filter(|(tokens, _)| *tokens > 0).map(|(_, count)| count);
+        let counts = || {
+            self.within(1, self.len.saturating_sub(1))
+                .filter(|(tokens, _)| *tokens > 0)
+                .map(|(_, count)| count)
+        };
         (counts().min().unwrap_or(0), counts().max().unwrap_or(0))
     }
 }
