@@ -9,10 +9,10 @@ use tritrain_backend::{
 };
 use tritrain_kernels::{Floats, limit::Kind};
 use tritrain_optim::{OptimConfig, Rates};
-use tritrain_train::Learner;
+use tritrain_train::{Learner, Setup};
 use tritrain_trit::rng::Stream;
 
-use crate::{BenchError, ModelShape};
+use crate::{BenchError, ModelShape, shape::SEED};
 
 /// An operation with its operands.
 pub(crate) struct Work<'a> {
@@ -331,9 +331,10 @@ fn step<'a>(cpu: &'a Cpu, shape: &'a ModelShape) -> Work<'a> {
     let Sizes { tokens, dim, ffn, vocab, .. } = shape.into();
     let model = &shape.model;
     let optim = OptimConfig::default();
-    let mut learner = Learner::new(cpu, model, &optim, (vocab, shape.batch), false, &shape.weights());
+    let setup = Setup { vocab, batch: shape.batch, recompute: false, seed: SEED };
+    let mut learner = Learner::new(cpu, model, &optim, setup, &|id| shape.weights(id));
     let (inputs, targets) = (shape.tokens(tokens, 0), shape.tokens(tokens, 1));
-    let rates = Rates { matrices: optim.rate, embedding: optim.embedding_rate };
+    let rates = Rates { matrices: optim.rate, embedding: optim.embedding_rate, radius: f32::INFINITY };
     let block = (model.qkv_rows() + dim + 3 * ffn) * dim;
     let (matrices, head) = (model.layers * tokens * block, tokens * vocab * dim);
     let macs = [

@@ -300,6 +300,9 @@ pub(crate) struct BenchStep {
     /// As run.recompute: keep the inputs of blocks and compute the rest again.
     #[arg(long)]
     pub(crate) recompute: bool,
+    /// Change one option of the optimizer, for example --set optim.latent=trits4; may be repeated.
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub(crate) set: Vec<String>,
     /// Show where the time goes, by operation.
     #[arg(long)]
     pub(crate) profile: bool,

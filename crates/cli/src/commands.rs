@@ -6,7 +6,7 @@ use serde_json::json;
 use tritrain_backend::{Backend, Cpu};
 use tritrain_data::{Corpus, Source, clusters::Clusters};
 use tritrain_files::{Disk, Storage};
-use tritrain_model::{Activations, Keep, Model, Precision, Sampling, TensorKind};
+use tritrain_model::{Activations, Keep, Precision, Sampling, TensorKind};
 use tritrain_train::{
     CLUSTERS, Comparison, Config, Curve, Evaluation, Event, Loaded, Run, STOPPED, Signals, Workplace,
     evaluate_text, generate, load,
@@ -164,7 +164,7 @@ fn continue_prompt(args: &args::Generate) -> Result<ExitCode> {
     check_sampling(args)?;
     let loaded = load(&Disk, &args.model)?;
     let backend = Cpu::new(args.threads)?;
-    let model = Model::new(&backend, &loaded.config, loaded.vocab, &loaded.weights, false);
+    let model = loaded.model(&backend);
     let mut prompt = vec![loaded.tokenizer.eos()];
     prompt.extend(loaded.tokenizer.encode(&args.prompt)?);
     let sampling =
@@ -267,7 +267,7 @@ fn eval(args: &args::Eval) -> Result<ExitCode> {
     const BATCH: usize = 4;
     let loaded = load(&Disk, &args.model)?;
     let backend = Cpu::new(args.threads)?;
-    let model = Model::new(&backend, &loaded.config, loaded.vocab, &loaded.weights, false);
+    let model = loaded.model(&backend);
     let mut a = Activations::new(&backend, &loaded.config, BATCH, loaded.config.context, Keep::Nothing);
     let source = Source::Paths(args.data.clone());
     let topics = topics(&loaded)?;

@@ -140,7 +140,7 @@ pub fn descend(
             let (bytes, report, sums) = unsafe { (bytes.get(row), reports.get(row), sums.get(row)) };
             let mut desk = Desk::new(desk, cols);
             let direction = &direction[row * cols..][..cols];
-            let blocks = (row * cols.next_multiple_of(RUN) / RUN * noise::SIDE) as u64;
+            let blocks = first_block(row, cols);
             match &moment {
                 Some((format, bytes, steps)) => {
                     // SAFETY: as above.
@@ -170,6 +170,35 @@ pub fn descend(
     if let Weights::Packed(w) = weights {
         w.total(cx, &scratch.sums);
     }
+}
+
+/// Rounds a matrix by chance, rows with a step each, so that the mean is right; levels reach to 2.5 standard
+/// deviations of the row, in int8 to its largest number.
+///
+/// # Panics
+/// The sizes do not fit together.
+pub fn round(cx: &Context, from: &[f32], noise: &Stream, to: &mut Packed) {
+    let [rows, cols] = to.shape();
+    assert_eq!(from.len(), rows * cols);
+    if from.is_empty() {
+        return;
+    }
+    let (format, len) = (to.format(), to.row_len());
+    let (bytes, steps) = to.parts();
+    let by_row = steps.len().div_ceil(rows);
+    let (bytes, steps) = (Parts::new(bytes, len), Parts::new(steps, by_row));
+    cx.each(rows, Desk::len(cols), |row, desk| {
+        // SAFETY: every part goes to one task.
+        let (bytes, step) = unsafe { (bytes.get(row), steps.get(row)) };
+        let mut desk = Desk::new(desk, cols);
+        noise::fill(cx.tier(), noise, first_block(row, cols), desk.noise);
+        average(cx.tier(), format, bytes, step, &from[row * cols..][..cols], 0.0, &mut desk);
+    });
+}
+
+/// The first block of random bits of a row.
+fn first_block(row: usize, cols: usize) -> u64 {
+    (row * cols.div_ceil(RUN) * noise::SIDE) as u64
 }
 
 /// Random halves of one run of blocks.

@@ -5,7 +5,7 @@ use tritrain_trit::{
     format::{Format, step},
 };
 
-use crate::{Context, Tier, lanes, lines::Lines, ternary::Source};
+use crate::{Context, Tier, lanes, lines::Lines, strips::Parts, ternary::Source};
 
 /// A matrix in a [`Format`].
 #[derive(Clone, Debug)]
@@ -98,32 +98,9 @@ impl Packed {
     /// # Errors
     /// What is wrong with them: a length, bytes that stand for no levels, a step that is no positive bf16.
     pub fn restore(&mut self, cx: &Context, bytes: &[u8], steps: &[f32]) -> Result<(), String> {
-        let (expected, found) = (self.rows * self.row_len(), bytes.len());
-        if expected != found || steps.len() != self.steps.len() {
-            return Err(format!(
-                "{found} bytes and {} steps, expected {expected} and {}",
-                steps.len(),
-                self.steps.len()
-            ));
-        }
-        if let Some(bad) = steps.iter().find(|s| !s.is_finite() || **s < 0.0 || step(**s) != **s) {
-            return Err(format!("a step of {bad}, expected a bf16 number that is not negative"));
-        }
-        let mut levels = vec![0; self.cols];
-        for (row, bytes) in bytes.chunks_exact(self.row_len().max(1)).enumerate() {
-            match self.format {
-                Format::Trits(n) => digits::unpack_row(bytes, usize::from(n), &mut levels)
-                    .map_err(|error| format!("row {row}: {error}"))?,
-                Format::Int8 if bytes.contains(&0x80) => {
-                    return Err(format!("row {row}: the level -128, expected -127 to 127"));
-                }
-                Format::Int8 => {}
-                Format::Bf16 => {
-                    if bytes.chunks_exact(2).any(|pair| pair[1] & 0x7f == 0x7f && pair[0] & 0x80 != 0) {
-                        return Err(format!("row {row}: a number that is not finite"));
-                    }
-                }
-            }
+        check(self.format, self.rows, self.cols, bytes, steps)?;
+        if steps.len() != self.steps.len() {
+            return Err(format!("{} steps, expected {}", steps.len(), self.steps.len()));
         }
         self.bytes_mut().copy_from_slice(bytes);
         self.steps.copy_from_slice(steps);
@@ -175,17 +152,18 @@ impl Packed {
     /// `to` has another length.
     pub fn get(&self, cx: &Context, to: &mut [f32]) {
         assert_eq!(to.len(), self.rows * self.cols);
-        cx.chunks(to, self.cols.max(1), |row, to| self.get_row(cx.tier(), row, to));
-    }
-
-    /// The weights of a row.
-    fn get_row(&self, tier: Tier, row: usize, to: &mut [f32]) {
-        let bytes = &self.bytes()[row * self.row_len()..][..self.row_len()];
-        load(tier, self.format, bytes, to, &mut vec![0; self.cols]);
-        if !self.steps.is_empty() {
-            let step = self.step(row);
-            to.iter_mut().for_each(|x| *x *= step);
-        }
+        let to = Parts::new(to, self.cols);
+        cx.each(to.count(), self.cols.div_ceil(4), |row, desk| {
+            // SAFETY: every part goes to one task.
+            let to = unsafe { to.get(row) };
+            let bytes = &self.bytes()[row * self.row_len()..][..self.row_len()];
+            let levels = &mut bytemuck::cast_slice_mut::<f32, i8>(desk)[..self.cols];
+            load(cx.tier(), self.format, bytes, to, levels);
+            if !self.steps.is_empty() {
+                let step = self.step(row);
+                to.iter_mut().for_each(|x| *x *= step);
+            }
+        });
     }
 
     /// Makes the sums anew.
@@ -219,6 +197,38 @@ impl Packed {
     }
 }
 
+/// Whether stored rows and steps are those of a matrix of some shape.
+///
+/// # Errors
+/// What is wrong with them: a length, bytes that stand for no levels, a step that is no positive bf16.
+pub fn check(format: Format, rows: usize, cols: usize, bytes: &[u8], steps: &[f32]) -> Result<(), String> {
+    let (row_len, found) = (format.row_len(cols), bytes.len());
+    let expected = rows * row_len;
+    if expected != found {
+        return Err(format!("{found} bytes, expected {expected}"));
+    }
+    if let Some(bad) = steps.iter().find(|s| !s.is_finite() || **s < 0.0 || step(**s) != **s) {
+        return Err(format!("a step of {bad}, expected a bf16 number that is not negative"));
+    }
+    let mut levels = vec![0; cols];
+    for (row, bytes) in bytes.chunks_exact(row_len.max(1)).enumerate() {
+        match format {
+            Format::Trits(n) => digits::unpack_row(bytes, usize::from(n), &mut levels)
+                .map_err(|error| format!("row {row}: {error}"))?,
+            Format::Int8 if bytes.contains(&0x80) => {
+                return Err(format!("row {row}: the level -128, expected -127 to 127"));
+            }
+            Format::Int8 => {}
+            Format::Bf16 => {
+                if bytes.chunks_exact(2).any(|pair| pair[1] & 0x7f == 0x7f && pair[0] & 0x80 != 0) {
+                    return Err(format!("row {row}: a number that is not finite"));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
 pub(crate) fn step_of(steps: &[f32], row: usize) -> f32 {
     steps[if steps.len() == 1 { 0 } else { row }]
 }
@@ -226,16 +236,17 @@ pub(crate) fn step_of(steps: &[f32], row: usize) -> f32 {
 /// `Σ |w|` in the blocks and lanes that `trit::ternary::absmean` defines.
 fn bf16_total(cx: &Context, bytes: &[u8]) -> f64 {
     use tritrain_trit::ternary::SUM_BLOCK;
-    let mut sums = vec![0.0f32; (bytes.len() / 2).div_ceil(SUM_BLOCK)];
-    cx.chunks(&mut sums, 1, |block, sum| {
-        let bytes = &bytes[block * 2 * SUM_BLOCK..];
-        let bytes = &bytes[..bytes.len().min(2 * SUM_BLOCK)];
-        let mut values = [0.0; SUM_BLOCK];
-        let values = &mut values[..bytes.len() / 2];
-        load_bf16(cx.tier(), bytes, values);
-        sum[0] = sum_abs(cx.tier(), values);
-    });
-    sums.into_iter().map(f64::from).sum()
+    cx.with_floats((bytes.len() / 2).div_ceil(SUM_BLOCK), |sums| {
+        cx.chunks(sums, 1, |block, sum| {
+            let bytes = &bytes[block * 2 * SUM_BLOCK..];
+            let bytes = &bytes[..bytes.len().min(2 * SUM_BLOCK)];
+            let mut values = [0.0; SUM_BLOCK];
+            let values = &mut values[..bytes.len() / 2];
+            load_bf16(cx.tier(), bytes, values);
+            sum[0] = sum_abs(cx.tier(), values);
+        });
+        sums.iter().copied().map(f64::from).sum()
+    })
 }
 
 tiered! {

@@ -19,7 +19,7 @@ pub use compare::{Comparison, Curve, pearson};
 pub use config::{Config, ConfigError, Difference, FREE, Kind, OptionInfo, Problem, Section};
 pub use error::{Error, Result};
 pub use evaluate::{ClusterLoss, DomainLoss, Evaluation, evaluate, evaluate_text};
-pub use learner::{Learner, Measured};
+pub use learner::{Learner, Measured, Setup};
 pub use load::{Loaded, load};
 pub use run::{Event, Run, StepReport, generate};
 pub use run_config::RunConfig;

@@ -2,13 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
+use tritrain_backend::{Backend, Values};
 use tritrain_data::Tokenizer;
 use tritrain_files::{
     Storage,
     checkpoint::{self, Identity},
     tensors::TensorFile,
 };
-use tritrain_model::ModelConfig;
+use tritrain_model::{Layout, Model, ModelConfig, Use};
 
 use crate::{
     Error, Result,
@@ -23,11 +24,27 @@ pub struct Loaded {
     /// Tokens in its vocabulary.
     pub vocab: usize,
     /// Its weights, in layout order.
-    pub weights: Vec<Vec<f32>>,
+    pub weights: Vec<Values<'static>>,
     /// The tokenizer beside it.
     pub tokenizer: Tokenizer,
     /// The file the weights came from.
     pub path: PathBuf,
+}
+
+impl Loaded {
+    /// The model on a device, for evaluation and generation.
+    pub fn model<B: Backend>(&self, backend: &B) -> Model<B> {
+        Model::new(backend, &self.config, self.vocab, &|id| self.weights[id].clone(), Use::Inference)
+    }
+
+    /// The token embedding, `[vocab][dim]`.
+    pub fn embedding(&self) -> &[f32] {
+        match self.weights.get(Layout::new(&self.config, self.vocab).embedding) {
+            Some(Values::Floats(vectors)) => vectors,
+            // Only matrices are stored in fewer bits, and every layout has an embedding.
+            Some(Values::Packed(_)) | None => &[],
+        }
+    }
 }
 
 /// Reads a model from a run folder (its best checkpoint, else its newest), a `step-N` folder or a
