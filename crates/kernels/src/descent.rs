@@ -19,7 +19,7 @@ use tritrain_trit::{
 
 use crate::{
     Context, Tier, elementwise, lanes, noise,
-    packed::{Packed, least_level, load, row_sums, step_of, store_bf16, store_levels},
+    packed::{EXACT, Packed, digits_len, least_level, load, row_sums, step_of, store_bf16, store_levels},
     strips::Parts,
     update::SMALLEST,
 };
@@ -96,7 +96,7 @@ pub fn descend(
     cx: &Context,
     mut weights: Weights<'_>,
     direction: &[f32],
-    mut moment: Option<&mut Packed>,
+    moment: Option<&mut Packed>,
     with: &Descent<'_>,
     reports: &mut [RowReport],
     scratch: &mut Scratch,
@@ -129,10 +129,11 @@ pub fn descend(
         let row_len = bytes.len() / rows;
         let (bytes, reports) = (Parts::new(bytes, row_len), Parts::new(reports, 1));
         let sums = Parts::new(&mut scratch.sums, 1);
-        let mut moment = moment.as_deref_mut().map(|m| (m.format(), m.row_len(), m.parts()));
-        let moment = moment.as_mut().map(|(format, len, (bytes, steps))| {
+        let moment = moment.map(|m| {
+            let (format, len) = (m.format(), m.row_len());
+            let (bytes, steps) = m.parts();
             let by_row = steps.len().div_ceil(rows);
-            (*format, Parts::new(bytes, *len), Parts::new(steps, by_row))
+            (format, Parts::new(bytes, len), Parts::new(steps, by_row))
         });
         let desk = Desk::len(cols);
         cx.each(rows, desk, |row, desk| {
@@ -210,22 +211,25 @@ struct Desk<'a> {
     new: &'a mut [f32],
     direction: &'a mut [f32],
     levels: &'a mut [i8],
+    digits: &'a mut [u8],
     noise: &'a mut [u16],
 }
 
 impl<'a> Desk<'a> {
     /// Floats of a desk for rows of `cols`.
     fn len(cols: usize) -> usize {
-        3 * cols + cols.div_ceil(4) + cols.next_multiple_of(RUN) / 2
+        3 * cols + cols.div_ceil(4) + digits_len(cols).div_ceil(4) + cols.next_multiple_of(RUN) / 2
     }
 
     fn new(floats: &'a mut [f32], cols: usize) -> Desk<'a> {
         let (old, rest) = floats.split_at_mut(cols);
         let (new, rest) = rest.split_at_mut(cols);
         let (direction, rest) = rest.split_at_mut(cols);
-        let (levels, noise) = rest.split_at_mut(cols.div_ceil(4));
+        let (levels, rest) = rest.split_at_mut(cols.div_ceil(4));
+        let (digits, noise) = rest.split_at_mut(digits_len(cols).div_ceil(4));
         let levels = &mut bytemuck::cast_slice_mut::<f32, i8>(levels)[..cols];
-        Desk { old, new, direction, levels, noise: bytemuck::cast_slice_mut(noise) }
+        let digits = bytemuck::cast_slice_mut(digits);
+        Desk { old, new, direction, levels, digits, noise: bytemuck::cast_slice_mut(noise) }
     }
 }
 
@@ -246,7 +250,7 @@ fn average(
         halve(tier, desk.direction, desk.noise, desk.new);
         return store_bf16(tier, desk.new, bytes);
     };
-    let deviation = (row_sums(tier, desk.direction)[1] / desk.direction.len() as f64).sqrt();
+    let deviation = (f64::from(square_sum(tier, desk.direction)) / desk.direction.len() as f64).sqrt();
     // Eight bits reach to the largest number, few digits no farther than most of them.
     let reach = match format {
         Format::Int8 => f64::from(lanes_max_abs(tier, desk.direction)),
@@ -258,7 +262,7 @@ fn average(
     let (high, noise) = (f32::from(largest), &*desk.noise);
     to_levels(tier, desk.old, desk.direction, 1.0, -inverse, noise, high, desk.new);
     unit[0] = after;
-    store_levels(tier, desk.new, format, bytes, desk.levels);
+    store_levels(tier, desk.new, format, bytes, desk.levels, desk.digits);
 }
 
 /// How a row is stored, and how it moves.
@@ -285,6 +289,7 @@ impl Row {
             None => desk.old.copy_from_slice(bytemuck::cast_slice(bytes)),
             Some(format) => load(tier, format, bytes, desk.old, desk.levels),
         }
+        let levels = self.format.is_some_and(|format| format.largest().is_some());
         let scale = f64::from(self.unit).powi(2);
         let (mut share, mut bounded, mut applied) = (1.0f32, false, 0.0);
         for attempt in 0.. {
@@ -301,7 +306,7 @@ impl Row {
                     to_levels(tier, old, u, keep, shift, noise, f32::from(largest), new);
                 }
             }
-            applied = square_distance(tier, old, new) * scale;
+            applied = square_distance(tier, old, new, levels) * scale;
             // Also false where the direction is no number.
             if applied <= budget {
                 break;
@@ -323,11 +328,19 @@ impl Row {
         match self.format {
             None => bytes.copy_from_slice(bytemuck::cast_slice(desk.new)),
             Some(Format::Bf16) => store_bf16(tier, desk.new, bytes),
-            Some(format) => store_levels(tier, desk.new, format, bytes, desk.levels),
+            Some(format) => store_levels(tier, desk.new, format, bytes, desk.levels, desk.digits),
         }
-        let direction = row_sums(tier, desk.direction)[1];
-        let weights = row_sums(tier, desk.old)[1] * scale;
-        (RowReport { applied, direction, weights, flips, zeros, bounded }, row_sums(tier, desk.new))
+        let direction = f64::from(square_sum(tier, desk.direction));
+        let weights = f64::from(square_sum(tier, desk.old)) * scale;
+        let report = RowReport { applied, direction, weights, flips, zeros, bounded };
+        let sums = if self.format.is_some() { row_sums(tier, desk.new) } else { [0.0; 2] };
+        (report, sums)
+    }
+}
+
+tiered! {
+    fn square_sum(x: &[f32]) -> f32 {
+        lanes::dot(x, x)
     }
 }
 
@@ -389,15 +402,30 @@ tiered! {
     }
 }
 
+/// `Σ (a - b)²`, exact for levels, in f64 for anything else.
+fn square_distance(tier: Tier, a: &[f32], b: &[f32], levels: bool) -> f64 {
+    if levels && a.len() <= EXACT { f64::from(distance(tier, a, b)) } else { wide_distance(tier, a, b) }
+}
+
 tiered! {
-    /// `Σ (a - b)²` in eight lanes of f64.
-    fn square_distance(a: &[f32], b: &[f32]) -> f64 {
+    fn distance(a: &[f32], b: &[f32]) -> f32 {
+        lanes::square_distance(a, b)
+    }
+}
+
+tiered! {
+    fn wide_distance(a: &[f32], b: &[f32]) -> f64 {
         let mut lanes = [0.0f64; lanes::LANES];
-        for (a, b) in a.chunks(lanes::LANES).zip(b.chunks(lanes::LANES)) {
-            for ((lane, a), b) in lanes.iter_mut().zip(a).zip(b) {
-                let difference = f64::from(*a) - f64::from(*b);
-                *lane += difference * difference;
+        let ((a, a_tail), (b, b_tail)) = (a.as_chunks::<{ lanes::LANES }>(), b.as_chunks::<{ lanes::LANES }>());
+        for (a, b) in a.iter().zip(b) {
+            for l in 0..lanes::LANES {
+                let difference = f64::from(a[l]) - f64::from(b[l]);
+                lanes[l] = difference.mul_add(difference, lanes[l]);
             }
+        }
+        for (lane, (a, b)) in lanes.iter_mut().zip(a_tail.iter().zip(b_tail)) {
+            let difference = f64::from(*a) - f64::from(*b);
+            *lane = difference.mul_add(difference, *lane);
         }
         lanes.iter().sum()
     }

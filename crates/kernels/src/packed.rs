@@ -139,7 +139,8 @@ impl Packed {
                     let level = |w: f32| (w * inverse).clamp(-high, high).round_ties_even();
                     let levels: Vec<f32> =
                         from.iter().map(|w| if inverse.is_finite() { level(*w) } else { 0.0 }).collect();
-                    store_levels(cx.tier(), &levels, format, bytes, &mut vec![0; cols]);
+                    let mut room = vec![0; digits_len(cols)];
+                    store_levels(cx.tier(), &levels, format, bytes, &mut vec![0; cols], &mut room);
                 }
             }
         });
@@ -255,43 +256,59 @@ tiered! {
     }
 }
 
+/// Columns up to which sums of squares of levels, or of their differences, are exact in 32 lanes of f32.
+pub(crate) const EXACT: usize = 8192;
+const _: () = assert!(EXACT / 32 * 254 * 254 <= 1 << 24);
+
+/// `Σ |x|` and `Σ x²` of a row, exact for levels.
+pub(crate) fn row_sums(tier: Tier, x: &[f32]) -> [f64; 2] {
+    let mut sums = [0.0; 2];
+    for x in x.chunks(EXACT) {
+        let [absolute, squares] = short_sums(tier, x);
+        sums[0] += f64::from(absolute);
+        sums[1] += f64::from(squares);
+    }
+    sums
+}
+
 tiered! {
-    /// `Σ |x|` and `Σ x²` of a row: exact for levels, eight f64 lanes for anything else.
-    pub(crate) fn row_sums(x: &[f32]) -> [f64; 2] {
-        let mut absolute = [0.0; lanes::LANES];
-        let mut squares = [0.0; lanes::LANES];
-        for x in x.chunks(lanes::LANES) {
-            for ((absolute, squares), x) in absolute.iter_mut().zip(&mut squares).zip(x) {
-                let x = f64::from(*x);
-                *absolute += x.abs();
-                *squares += x * x;
-            }
-        }
-        [absolute.iter().sum(), squares.iter().sum()]
+    fn short_sums(x: &[f32]) -> [f32; 2] {
+        [lanes::sum_of(x, f32::abs), lanes::dot(x, x)]
     }
 }
 
 /// Reads a stored row: levels, or bf16 numbers. `levels` is room for as many.
+///
+/// `bytes` may go on behind the row, which spares copies.
 pub(crate) fn load(tier: Tier, format: Format, bytes: &[u8], to: &mut [f32], levels: &mut [i8]) {
+    let len = format.row_len(to.len());
     match format {
-        Format::Bf16 => load_bf16(tier, bytes, to),
-        Format::Int8 => widen(tier, bytemuck::cast_slice(bytes), to),
+        Format::Bf16 => load_bf16(tier, &bytes[..len], to),
+        Format::Int8 => widen(tier, bytemuck::cast_slice(&bytes[..len]), to),
         Format::Trits(n) => {
             let levels = &mut levels[..to.len()];
-            load_levels(tier, bytes, usize::from(n), to.len(), 0, levels);
+            load_levels(tier, bytes, len, usize::from(n), to.len(), 0, levels);
             widen(tier, levels, to);
         }
     }
 }
 
-/// Stores a row of levels, which are integers up to the largest in magnitude. `levels` is room for as many.
-pub(crate) fn store_levels(tier: Tier, from: &[f32], format: Format, bytes: &mut [u8], levels: &mut [i8]) {
+/// Stores a row of levels, which are integers up to the largest in magnitude. `levels` is room for as many,
+/// `digits` [`digits_len`] bytes.
+pub(crate) fn store_levels(
+    tier: Tier,
+    from: &[f32],
+    format: Format,
+    bytes: &mut [u8],
+    levels: &mut [i8],
+    digits: &mut [u8],
+) {
     let levels = &mut levels[..from.len()];
     narrow(tier, from, levels);
     match format {
         Format::Bf16 => unreachable!("bf16 has no levels"),
         Format::Int8 => bytes.copy_from_slice(bytemuck::cast_slice(levels)),
-        Format::Trits(n) => pack_levels(tier, levels, usize::from(n), bytes),
+        Format::Trits(n) => pack_levels(tier, levels, usize::from(n), bytes, digits),
     }
 }
 
@@ -328,69 +345,146 @@ tiered! {
     }
 }
 
+/// Bytes worked on at once. Runs of digits end anywhere: whole blocks are written, and what is beyond a run is
+/// overwritten by the next.
+const BLOCK: usize = 32;
+
+/// Columns whose levels are made at once.
+const COLUMNS: usize = 512;
+
+/// Room for the digits of a row that is being stored.
+pub(crate) const fn digits_len(cols: usize) -> usize {
+    digits::MOST * cols + 2 * BLOCK
+}
+
 tiered! {
-    /// Levels of the columns from `first` on of a stored row of `cols`.
-    pub(crate) fn load_levels(bytes: &[u8], digits: usize, cols: usize, first: usize, to: &mut [i8]) {
-        to.fill(0);
-        let high = digits::largest(digits);
-        for plane in 0..digits {
-            let mut done = 0;
-            while done < to.len() {
-                let at = plane * cols + first + done;
-                let (position, lane) = (at / bytes.len(), at % bytes.len());
-                let run = (bytes.len() - lane).min(to.len() - done);
-                let (to, bytes) = (&mut to[done..done + run], &bytes[lane..lane + run]);
-                let power = 3u8.pow(position as u32);
-                for (to, byte) in to.iter_mut().zip(bytes) {
-                    let digit = (u16::from(byte.wrapping_mul(power)) * 3) >> 8;
-                    *to = to.wrapping_mul(3).wrapping_add(digit as i8);
+    /// Levels of the columns from `first` on of a row of `cols`, whose `len` bytes `bytes` begins with.
+    pub(crate) fn load_levels(
+        bytes: &[u8], len: usize, digits: usize, cols: usize, first: usize, to: &mut [i8],
+    ) {
+        let high = digits::largest(digits).cast_unsigned();
+        for (chunk, to) in to.chunks_mut(COLUMNS).enumerate() {
+            let mut levels = [0u8; COLUMNS];
+            for plane in 0..digits {
+                let mut plane_digits = [0u8; COLUMNS + BLOCK];
+                let from = plane * cols + first + chunk * COLUMNS;
+                let mut done = 0;
+                while done < to.len() {
+                    let (position, lane) = ((from + done) / len, (from + done) % len);
+                    let run = (len - lane).min(to.len() - done);
+                    let (bytes, out) = (&bytes[lane..], &mut plane_digits[done..]);
+                    match position {
+                        0 => take_digits::<0>(bytes, run, out),
+                        1 => take_digits::<1>(bytes, run, out),
+                        2 => take_digits::<2>(bytes, run, out),
+                        3 => take_digits::<3>(bytes, run, out),
+                        _ => take_digits::<4>(bytes, run, out),
+                    }
+                    done += run;
                 }
-                done += run;
+                for (level, digit) in levels.iter_mut().zip(&plane_digits) {
+                    *level = thrice(*level).wrapping_add(*digit);
+                }
             }
-        }
-        for to in to.iter_mut() {
-            *to = to.wrapping_sub(high);
+            for (to, level) in to.iter_mut().zip(&levels) {
+                *to = level.wrapping_sub(high).cast_signed();
+            }
         }
     }
 }
 
 tiered! {
-    fn pack_levels(levels: &[i8], digits: usize, bytes: &mut [u8]) {
+    /// Stores a row of levels; `room` is [`digits_len`] bytes of any contents.
+    fn pack_levels(levels: &[i8], digits: usize, bytes: &mut [u8], room: &mut [u8]) {
         let (cols, len) = (levels.len(), bytes.len());
-        let high = digits::largest(digits);
-        bytes.fill(0);
-        for position in 0..PER_BYTE {
-            let mut lane = 0;
-            while lane < len {
-                let at = position * len + lane;
-                if at >= digits * cols {
-                    bytes[lane..].iter_mut().for_each(|byte| *byte = *byte * 3 + 1);
-                    break;
-                }
-                let (plane, col) = (at / cols, at % cols);
-                let run = (len - lane).min(cols - col);
-                let (bytes, levels) = (&mut bytes[lane..lane + run], &levels[col..col + run]);
-                match digits - 1 - plane {
-                    0 => add_digits::<1>(levels, high, bytes),
-                    1 => add_digits::<3>(levels, high, bytes),
-                    2 => add_digits::<9>(levels, high, bytes),
-                    3 => add_digits::<27>(levels, high, bytes),
-                    _ => add_digits::<81>(levels, high, bytes),
-                }
-                lane += run;
+        let high = digits::largest(digits).cast_unsigned();
+        let levels: &[u8] = bytemuck::cast_slice(levels);
+        for plane in 0..digits {
+            let to = &mut room[plane * cols..];
+            match digits - 1 - plane {
+                0 => put_digits::<1>(levels, high, to),
+                1 => put_digits::<3>(levels, high, to),
+                2 => put_digits::<9>(levels, high, to),
+                3 => put_digits::<27>(levels, high, to),
+                _ => put_digits::<81>(levels, high, to),
             }
         }
-        for byte in bytes {
-            *byte = (u16::from(*byte) * 256).div_ceil(243) as u8;
+        // Padding is the digit zero.
+        room[digits * cols..][..2 * BLOCK].fill(1);
+        for (block, bytes) in bytes.chunks_mut(BLOCK).enumerate() {
+            let mut values = [0u8; BLOCK];
+            for position in 0..PER_BYTE {
+                let at = position * len + block * BLOCK;
+                if let Some(digits) = room[at..].first_chunk::<BLOCK>() {
+                    for i in 0..BLOCK {
+                        values[i] = thrice(values[i]).wrapping_add(digits[i]);
+                    }
+                }
+            }
+            for value in &mut values {
+                *value = (u16::from(*value) * 256).div_ceil(243) as u8;
+            }
+            match bytes.first_chunk_mut() {
+                Some(whole) => *whole = values,
+                None => bytes.copy_from_slice(&values[..bytes.len()]),
+            }
         }
     }
 }
 
+/// Three times a byte, in additions: bytes have no product of their own in any register.
 #[inline(always)]
-fn add_digits<const POWER: u8>(levels: &[i8], high: i8, bytes: &mut [u8]) {
-    for (byte, level) in bytes.iter_mut().zip(levels) {
-        let digit = level.wrapping_add(high).cast_unsigned() / POWER % 3;
-        *byte = byte.wrapping_mul(3).wrapping_add(digit);
+fn thrice(x: u8) -> u8 {
+    x.wrapping_add(x).wrapping_add(x)
+}
+
+/// A block of bytes, filled up with zeros where there are fewer.
+#[inline(always)]
+fn block(bytes: &[u8]) -> [u8; BLOCK] {
+    bytes.first_chunk().copied().unwrap_or_else(|| {
+        let mut block = [0; BLOCK];
+        block[..bytes.len()].copy_from_slice(bytes);
+        block
+    })
+}
+
+/// The digits at a position of `run` bytes, in whole blocks: thirds of 256 tell them.
+#[inline(always)]
+fn take_digits<const POSITION: usize>(bytes: &[u8], run: usize, to: &mut [u8]) {
+    for start in (0..run).step_by(BLOCK) {
+        let mut fractions = block(&bytes[start..]);
+        for fraction in &mut fractions {
+            for _ in 0..POSITION {
+                *fraction = thrice(*fraction);
+            }
+            *fraction = u8::from(*fraction >= 86) + u8::from(*fraction >= 171);
+        }
+        if let Some(to) = to[start..].first_chunk_mut() {
+            *to = fractions;
+        }
+    }
+}
+
+/// The digits of a power of levels plus the largest, in whole blocks.
+#[inline(always)]
+fn put_digits<const POWER: u8>(levels: &[u8], high: u8, to: &mut [u8]) {
+    for start in (0..levels.len()).step_by(BLOCK) {
+        let mut digits = block(&levels[start..]);
+        for digit in &mut digits {
+            let mut rest = digit.wrapping_add(high);
+            for power in [81, 27, 9, 3, 1] {
+                if power >= POWER {
+                    let (one, two) = (u8::from(rest >= power), u8::from(rest >= 2 * power));
+                    *digit = one + two;
+                    // All bits where the condition holds.
+                    let taken = (one.wrapping_neg() & power).wrapping_add(two.wrapping_neg() & power);
+                    rest = rest.wrapping_sub(taken);
+                }
+            }
+        }
+        if let Some(to) = to[start..].first_chunk_mut() {
+            *to = digits;
+        }
     }
 }
 
@@ -410,7 +504,9 @@ impl Source for Codes<'_> {
 
     fn codes(&self, tier: Tier, row: usize, column: usize, to: &mut [i8]) {
         let packed = self.latent;
-        let bytes = &packed.bytes()[row * packed.row_len()..][..packed.row_len()];
+        let len = packed.row_len();
+        // To the end of the matrix: see `load`.
+        let bytes = &packed.bytes()[row * len..];
         match packed.format {
             Format::Bf16 => signs_bf16(tier, &bytes[2 * column..], self.scale, to),
             Format::Int8 => {
@@ -418,7 +514,7 @@ impl Source for Codes<'_> {
                 signs(tier, least_level(self.scale, packed.step(row), 127), to);
             }
             Format::Trits(n) => {
-                load_levels(tier, bytes, usize::from(n), packed.cols, column, to);
+                load_levels(tier, bytes, len, usize::from(n), packed.cols, column, to);
                 let largest = digits::largest(usize::from(n));
                 signs(tier, least_level(self.scale, packed.step(row), largest), to);
             }
