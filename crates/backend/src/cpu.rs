@@ -1,6 +1,7 @@
 //! The backend on CPU kernels: buffers are vectors, operations run at once.
 
 use std::{
+    borrow::Cow,
     collections::BTreeMap,
     sync::{Mutex, PoisonError},
 };
@@ -119,6 +120,10 @@ impl Backend for Cpu {
 
     fn floats(&self, len: usize) -> Floats {
         Floats::zeros(len)
+    }
+
+    fn host<'a>(&self, from: &'a Floats) -> Cow<'a, [f32]> {
+        Cow::Borrowed(from)
     }
 
     fn resize(&self, buffer: &mut Floats, len: usize) {

@@ -3,6 +3,8 @@
 //! A training step is a list of calls on device buffers. Nothing returns a value to the host except
 //! [`Backend::download`], so a GPU can queue a whole step and be waited for once.
 
+use std::borrow::Cow;
+
 mod cpu;
 mod profile;
 mod weight;
@@ -87,6 +89,8 @@ pub trait Backend: Send + Sync {
     fn upload(&self, from: &[f32], to: &mut Self::Floats);
     /// Copies host token ids into a buffer of the same length.
     fn upload_tokens(&self, from: &[u32], to: &mut Self::Tokens);
+    /// Waits, then gives the numbers of a buffer, as they are where the host can read them.
+    fn host<'a>(&self, from: &'a Self::Floats) -> Cow<'a, [f32]>;
     /// Waits for everything queued, then copies a buffer to the host.
     fn download(&self, from: &Self::Floats, to: &mut [f32]);
     /// Waits, then gives the codes, `[outputs][inputs]` in {-1, 0, 1}, and the scale.

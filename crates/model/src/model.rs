@@ -35,8 +35,6 @@ pub struct Model<B: Backend> {
     pub(crate) layout: Layout,
     pub(crate) vocab: usize,
     weights: Vec<Weight<B>>,
-    /// Whether there are codes and no weights: of ternary matrices, for inference.
-    inference: bool,
     codes: Vec<Codes<B>>,
     /// Room for codes, by shape.
     shared: Vec<([usize; 2], Mutex<B::Ternary>)>,
@@ -64,7 +62,6 @@ impl<B: Backend> Model<B> {
             layout,
             vocab,
             weights: Vec::new(),
-            inference: purpose == Use::Inference,
             codes: Vec::new(),
             shared: Vec::new(),
             rope,
@@ -179,16 +176,10 @@ impl<B: Backend> Model<B> {
     }
 
     /// One weight tensor as it is stored; of ternary matrices made for inference, nothing.
-    pub fn values(&self, backend: &B, id: usize) -> Values<'_> {
+    pub fn values<'m>(&'m self, backend: &B, id: usize) -> Values<'m> {
         match &self.weights[id] {
             Weight::Packed(packed) => Values::Packed(backend.stored(packed)),
-            Weight::Floats(floats) => {
-                let spec = &self.layout.specs[id];
-                let dropped = self.inference && !matches!(self.codes[id], Codes::None);
-                let mut host = vec![0.0; if dropped { 0 } else { spec.len() }];
-                backend.download(floats, &mut host);
-                Values::Floats(host.into())
-            }
+            Weight::Floats(floats) => Values::Floats(backend.host(floats)),
         }
     }
 

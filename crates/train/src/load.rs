@@ -9,11 +9,11 @@ use tritrain_files::{
     checkpoint::{self, Identity},
     tensors::TensorFile,
 };
-use tritrain_model::{Layout, Model, ModelConfig, Use};
+use tritrain_model::{Model, ModelConfig, Use};
 
 use crate::{
     Error, Result,
-    save::{self, MODEL},
+    save::{MODEL, ModelFile},
 };
 
 /// A model read from disk.
@@ -23,8 +23,7 @@ pub struct Loaded {
     pub config: ModelConfig,
     /// Tokens in its vocabulary.
     pub vocab: usize,
-    /// Its weights, in layout order.
-    pub weights: Vec<Values<'static>>,
+    model: ModelFile,
     /// The tokenizer beside it.
     pub tokenizer: Tokenizer,
     /// The file the weights came from.
@@ -34,15 +33,14 @@ pub struct Loaded {
 impl Loaded {
     /// The model on a device, for evaluation and generation.
     pub fn model<B: Backend>(&self, backend: &B) -> Model<B> {
-        Model::new(backend, &self.config, self.vocab, &|id| self.weights[id].clone(), Use::Inference)
+        Model::new(backend, &self.config, self.vocab, &|id| self.model.values(id), Use::Inference)
     }
 
     /// The token embedding, `[vocab][dim]`.
-    pub fn embedding(&self) -> &[f32] {
-        match self.weights.get(Layout::new(&self.config, self.vocab).embedding) {
-            Some(Values::Floats(vectors)) => vectors,
-            // Only matrices are stored in fewer bits, and every layout has an embedding.
-            Some(Values::Packed(_)) | None => &[],
+    pub fn embedding(&self) -> Vec<f32> {
+        match self.model.values(self.model.layout.embedding) {
+            Values::Floats(vectors) => vectors.into_owned(),
+            Values::Packed(_) => Vec::new(), // cannot be: only matrices are stored in fewer bits
         }
     }
 }
@@ -64,7 +62,8 @@ pub fn load(storage: &dyn Storage, path: &Path) -> Result<Loaded> {
         false => None,
     };
     let tensors = TensorFile::parse(&file, storage.map(&file)?)?;
-    let (config, vocab, weights) = save::read_model(&tensors, &file)?;
+    let model = ModelFile::new(tensors, file.clone())?;
+    let (config, vocab) = (model.config.clone(), model.vocab);
     let absolute = std::path::absolute(folder).unwrap_or_else(|_| folder.to_path_buf());
     let mut places = absolute.ancestors().take(3).map(|dir| dir.join("tokenizer.json"));
     let Some(place) = places.find(|place| storage.exists(place).unwrap_or(false)) else {
@@ -87,7 +86,7 @@ pub fn load(storage: &dyn Storage, path: &Path) -> Result<Loaded> {
             found: format!("{} tokens: it belongs to another model", tokenizer.vocab_size()),
         });
     }
-    Ok(Loaded { config, vocab, weights, tokenizer, path: file })
+    Ok(Loaded { config, vocab, model, tokenizer, path: file })
 }
 
 /// The model file that `path` means.

@@ -140,13 +140,13 @@ impl<'a, B: Backend> Run<'a, B> {
             Some(checkpoint) => {
                 // A newer program may go on with an older checkpoint: formats carry their own version.
                 checkpoint.require(&identity, &["version"])?;
-                Some(save::restore_weights(storage, checkpoint)?.2)
+                Some(save::restore_model(storage, checkpoint)?)
             }
             None => None,
         };
         let seed = config.run.seed;
         let weights = |id: usize| match &saved {
-            Some(saved) => saved[id].clone(),
+            Some(saved) => saved.values(id),
             None => Values::Floats(initial_tensor(&config.model, &layout, seed, id).into()),
         };
         let setup = Setup { vocab, batch, recompute: config.run.recompute, seed };

@@ -67,11 +67,7 @@ pub(crate) fn save<B: Backend>(
     let moments = optimizer.state().into_iter().map(|(name, shape, part)| {
         let values = match part {
             Part::Packed(packed) => Values::Packed(backend.stored(packed)),
-            Part::Floats(buffer) => {
-                let mut host = vec![0.0; shape[0] * shape[1]];
-                backend.download(buffer, &mut host);
-                Values::Floats(host.into())
-            }
+            Part::Floats(buffer) => Values::Floats(backend.host(buffer)),
         };
         (name, shape.to_vec(), values)
     });
@@ -155,13 +151,13 @@ fn views<'a>(tensors: &'a [Named<'a>]) -> Vec<TensorView<'a>> {
 }
 
 /// Reads a tensor as [`views`] laid it out; `by_row` says whether each row has a step.
-fn read_values(
-    file: &TensorFile,
+fn read_values<'f>(
+    file: &'f TensorFile,
     path: &std::path::Path,
     name: &str,
     shape: &[usize],
     by_row: impl Fn(Format) -> bool,
-) -> Result<Values<'static>> {
+) -> Result<Values<'f>> {
     let Some(stored) = file.metadata().get(&format_key(name)) else {
         return Ok(Values::Floats(file.f32(name, shape)?.into()));
     };
@@ -171,7 +167,7 @@ fn read_values(
         found: stored.clone(),
     })?;
     let (rows, cols) = (shape[0], shape.get(1).copied().unwrap_or(1));
-    let bytes = file.typed(name, Dtype::U8, &[rows, format.row_len(cols)])?.to_vec();
+    let bytes = file.typed(name, Dtype::U8, &[rows, format.row_len(cols)])?;
     let steps = match (format.largest(), by_row(format)) {
         (None, _) => Vec::new(),
         (Some(_), true) => file.f32(&steps_name(name), &[rows])?,
@@ -186,50 +182,76 @@ fn read_values(
     Ok(Values::Packed(stored))
 }
 
-/// The weights of a model file, in layout order, with the configuration they belong to.
-pub(crate) fn read_model(
-    file: &TensorFile,
-    path: &std::path::Path,
-) -> Result<(ModelConfig, usize, Vec<Values<'static>>)> {
-    let content = |expected: &str, found: String| Error::Content {
-        path: path.to_path_buf(),
-        expected: expected.to_owned(),
-        found,
-    };
-    let entry = |key: &str| {
-        let found = file.metadata().get(key).cloned();
-        found.ok_or_else(|| {
-            content(&format!("the metadata entry {key}, which every saved model has"), "none".into())
-        })
-    };
-    let config: ModelConfig = serde_json::from_str(&entry("tritrain.model")?)
-        .map_err(|error| content("a [model] section as JSON in tritrain.model", error.to_string()))?;
-    config.check().map_err(|error| content("a model that can exist", error.to_string()))?;
-    let vocab = entry("tritrain.vocab")?;
-    let vocab: usize = vocab.parse().map_err(|_| content("a number in tritrain.vocab", vocab.clone()))?;
-    // A layer has seven tensors at least, so a hostile configuration cannot make a layout larger than
-    // the file it came with.
-    let tensors = file.names().count();
-    if config.layers > tensors {
-        return Err(content(&format!("tensors of {} layers", config.layers), format!("{tensors} tensors")));
-    }
-    let layout = Layout::new(&config, vocab);
-    let weights = layout.specs.iter().map(|spec| {
-        let shape = if spec.rows == 1 { vec![spec.cols] } else { vec![spec.rows, spec.cols] };
-        read_values(file, path, &spec.name, &shape, by_row)
-    });
-    let weights = weights.collect::<Result<_>>()?;
-    Ok((config, vocab, weights))
+/// A model file, every tensor of which is as its layout says.
+#[derive(Debug)]
+pub(crate) struct ModelFile {
+    file: TensorFile,
+    path: PathBuf,
+    pub(crate) config: ModelConfig,
+    pub(crate) vocab: usize,
+    pub(crate) layout: Layout,
 }
 
-/// The weights of a verified checkpoint.
-pub(crate) fn restore_weights(
-    storage: &dyn Storage,
-    checkpoint: &Checkpoint,
-) -> Result<(ModelConfig, usize, Vec<Values<'static>>)> {
+impl ModelFile {
+    /// Reads every tensor once.
+    pub(crate) fn new(file: TensorFile, path: PathBuf) -> Result<ModelFile> {
+        let content = |expected: &str, found: String| Error::Content {
+            path: path.clone(),
+            expected: expected.to_owned(),
+            found,
+        };
+        let entry = |key: &str| {
+            let found = file.metadata().get(key).cloned();
+            found.ok_or_else(|| {
+                content(&format!("the metadata entry {key}, which every saved model has"), "none".into())
+            })
+        };
+        let config: ModelConfig = serde_json::from_str(&entry("tritrain.model")?)
+            .map_err(|error| content("a [model] section as JSON in tritrain.model", error.to_string()))?;
+        config.check().map_err(|error| content("a model that can exist", error.to_string()))?;
+        let vocab = entry("tritrain.vocab")?;
+        let vocab: usize = vocab.parse().map_err(|_| content("a number in tritrain.vocab", vocab.clone()))?;
+        // A layer has seven tensors at least, so a hostile configuration cannot make a layout larger than
+        // the file it came with.
+        let tensors = file.names().count();
+        if config.layers > tensors {
+            let expected = format!("tensors of {} layers", config.layers);
+            return Err(content(&expected, format!("{tensors} tensors")));
+        }
+        let layout = Layout::new(&config, vocab);
+        let model = ModelFile { file, path, config, vocab, layout };
+        for id in 0..model.layout.specs.len() {
+            model.read(id)?;
+            model.release(id);
+        }
+        Ok(model)
+    }
+
+    fn read(&self, id: usize) -> Result<Values<'_>> {
+        let spec = &self.layout.specs[id];
+        let shape = if spec.rows == 1 { vec![spec.cols] } else { vec![spec.rows, spec.cols] };
+        read_values(&self.file, &self.path, &spec.name, &shape, by_row)
+    }
+
+    /// The weights of a tensor of the layout.
+    pub(crate) fn values(&self, id: usize) -> Values<'_> {
+        // Pages of the tensor before leave memory: a model is read once, in order.
+        if let Some(before) = id.checked_sub(1) {
+            self.release(before);
+        }
+        self.read(id).expect("every tensor was read") // cannot fail: the file does not change
+    }
+
+    fn release(&self, id: usize) {
+        self.file.release(&self.layout.specs[id].name);
+    }
+}
+
+/// The model of a verified checkpoint.
+pub(crate) fn restore_model(storage: &dyn Storage, checkpoint: &Checkpoint) -> Result<ModelFile> {
     let path = checkpoint.dir.join(MODEL);
     let file = TensorFile::parse(&path, checkpoint.read(storage, MODEL)?)?;
-    read_model(&file, &path)
+    ModelFile::new(file, path)
 }
 
 /// The state of a verified checkpoint; optimizer tensors go into `optimizer`.
