@@ -15,7 +15,7 @@
 //! * rounding `x'` and `c'` changes their product by at most `2.1·u·(A + R)·C ≤ 4.2·u·N·C`, and `|c'|²/2` by
 //!   `1.1·u·C²`;
 //! * `ab·(p·q)` is four roundings (one from i32), each at most `1.1·u·N·(C + T)`, and adding `h` and the bound
-//!   itself are three more of at most `1.1·u·(N·(C + T)·1.1 + N·e + C²/2)`; `h` is one of `u·C²/2`.
+//!   itself are five more at most, each of `1.1·u·(N·(C + T)·1.1 + N·e + C²/2)`; `h` is one of `u·C²/2`.
 //!
 //! So `e = (T + ρ·C)·(1 + 2^-20) + 2^-20·(C + T)` and `g = 2^-21·C²` of the largest C hold with room to spare.
 
@@ -37,15 +37,26 @@ const TASK: usize = 256;
 /// Entries that are coded at once.
 const PIECE: usize = 64;
 
-/// The codes of `dim` columns on a tier: int8, or twelve bits where a tier multiplies int16 anyway.
-pub(super) fn kind(tier: Tier, dim: usize) -> Kind {
-    let wide = matches!(Form::of(tier, Kind::Int8).left, Side::Pairs { .. });
-    if wide && dim <= MAX_TWELVE { Kind::Twelve } else { Kind::Int8 }
+/// Which codes, and how they lie in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Coding {
+    pub(super) kind: Kind,
+    pub(super) form: Form,
 }
 
-/// The form of a product of such codes.
-pub(super) fn form(tier: Tier, dim: usize) -> Form {
-    Form::of(tier, kind(tier, dim))
+impl Coding {
+    /// What the tiles of a tier multiply: int8, or twelve bits where a tier multiplies int16 anyway.
+    pub(super) fn of(tier: Tier, dim: usize) -> Coding {
+        let wide = matches!(Form::of(tier, Kind::Int8).left, Side::Pairs { .. });
+        let kind = if wide && dim <= MAX_TWELVE { Kind::Twelve } else { Kind::Int8 };
+        Coding { kind, form: Form::of(tier, kind) }
+    }
+
+    /// Twelve bits in pairs, those of a row side by side, on every tier; none for more columns than fit.
+    pub(super) fn pairs(dim: usize) -> Option<Coding> {
+        let form = Form::of(Tier::SCALAR, Kind::Twelve);
+        (dim <= MAX_TWELVE).then_some(Coding { kind: Kind::Twelve, form })
+    }
 }
 
 /// A bound of a sum of squares of `dim` terms from its value in f32, in pieces.
@@ -75,16 +86,22 @@ pub(super) struct RowCodes {
     pub(super) stride: usize,
     pub(super) codes: Vec<u8>,
     pub(super) rows: Vec<Row>,
+    coding: Option<Coding>,
 }
 
 impl RowCodes {
+    /// Which codes are there.
+    pub(super) fn coding(&self) -> Option<Coding> {
+        self.coding
+    }
+
     /// Codes of `x` `[rows][dim]` less `mean`, unless they are there.
-    pub(super) fn prepare(&mut self, cx: &Context, x: &[f32], mean: &[f32]) {
-        if !self.rows.is_empty() {
+    pub(super) fn prepare(&mut self, cx: &Context, x: &[f32], mean: &[f32], coding: Coding) {
+        if self.coding.replace(coding) == Some(coding) {
             return;
         }
         let dim = mean.len();
-        let (side, bound) = (form(cx.tier(), dim).left, kind(cx.tier(), dim).left_bound());
+        let (side, bound) = (coding.form.left, coding.kind.left_bound());
         self.stride = side.lane(dim);
         self.rows = vec![Row::default(); x.len() / dim];
         self.codes = vec![0; self.rows.len() * self.stride];
@@ -224,9 +241,9 @@ impl CentroidCodes {
     }
 
     /// Codes of `centroids` `[k][dim]`.
-    pub(super) fn prepare(&mut self, cx: &Context, centroids: &[f32]) {
+    pub(super) fn prepare(&mut self, cx: &Context, centroids: &[f32], coding: Coding) {
         let dim = self.mean.len();
-        let (form, bound) = (form(cx.tier(), dim), kind(cx.tier(), dim).right_bound());
+        let (form, bound) = (coding.form, coding.kind.right_bound());
         let padded = (centroids.len() / dim).next_multiple_of(WIDE);
         let width = form.right.width();
         self.panel = form.right.panel(dim);
