@@ -36,6 +36,8 @@ const _: () = assert!(MAX_TWELVE * 2047 * 2047 <= i32::MAX as usize);
 const TASK: usize = 256;
 /// Entries that are coded at once.
 const PIECE: usize = 64;
+/// Sums side by side.
+const LANES: usize = 16;
 
 /// Which codes, and how they lie in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,7 +61,8 @@ impl Coding {
     }
 }
 
-/// A bound of a sum of squares of `dim` terms from its value in f32, in pieces.
+/// A bound of a sum of squares of `dim` terms from its value in f32: chains of `PIECE / LANES` terms, one for each
+/// piece, and as many sums as there are lanes. Each term and each sum is off by 2^-24 at most.
 fn inflate(dim: usize) -> f32 {
     1.0 + (dim / PIECE + 24) as f32 * f32::EPSILON
 }
@@ -166,32 +169,43 @@ struct Coded {
 /// Codes `x - mean`, and gives `put` the index of each piece and its codes, those beyond the end zero.
 #[inline(always)]
 fn code(x: &[f32], mean: &[f32], bound: i16, mut put: impl FnMut(usize, &[i32; PIECE])) -> Coded {
-    let mut largest = 0.0f32;
+    let mut largest = [0.0f32; LANES];
     for (x, mean) in x.chunks(PIECE).zip(mean.chunks(PIECE)) {
-        let here = lanes::max_abs(&less(x, mean));
-        largest = if here > largest { here } else { largest };
+        for x in less(x, mean).as_chunks::<LANES>().0 {
+            for l in 0..LANES {
+                largest[l] = if x[l].abs() > largest[l] { x[l].abs() } else { largest[l] };
+            }
+        }
     }
-    let (scale, inverse) = scale(largest, bound);
-    let mut coded = Coded { scale, coarse: 0.0, rest: 0.0, square: 0.0, sum: 0 };
+    let (scale, inverse) = scale(lanes::max_abs(&largest), bound);
+    let (mut coarse, mut rest, mut square) = ([0.0; LANES], [0.0; LANES], [0.0; LANES]);
+    let mut sum = [0; LANES];
     for (at, (x, mean)) in x.chunks(PIECE).zip(mean.chunks(PIECE)).enumerate() {
         let x = less(x, mean);
-        let (mut codes, mut coarse, mut rest) = ([0; PIECE], [0.0; PIECE], [0.0; PIECE]);
-        for i in 0..PIECE {
-            // |x·inverse| ≤ bound·(1 + 2^-22), which rounds to at most the bound.
-            codes[i] = lanes::round(x[i] * inverse);
-            coarse[i] = scale * codes[i] as f32;
-            // One rounding, of the rest itself.
-            rest[i] = (-scale).mul_add(codes[i] as f32, x[i]);
+        let mut codes = [0; PIECE];
+        let (mut coarse_here, mut rest_here, mut square_here) = ([0.0; LANES], [0.0; LANES], [0.0; LANES]);
+        for (codes, x) in codes.as_chunks_mut::<LANES>().0.iter_mut().zip(x.as_chunks::<LANES>().0) {
+            for l in 0..LANES {
+                // |x·inverse| ≤ bound·(1 + 2^-22), which rounds to at most the bound.
+                codes[l] = lanes::round(x[l] * inverse);
+                sum[l] += codes[l];
+                let near = scale * codes[l] as f32;
+                // One rounding, of the rest itself.
+                let far = (-scale).mul_add(codes[l] as f32, x[l]);
+                coarse_here[l] = near.mul_add(near, coarse_here[l]);
+                rest_here[l] = far.mul_add(far, rest_here[l]);
+                square_here[l] = x[l].mul_add(x[l], square_here[l]);
+            }
         }
-        for q in codes {
-            coded.sum += q;
+        for l in 0..LANES {
+            coarse[l] += coarse_here[l];
+            rest[l] += rest_here[l];
+            square[l] += square_here[l];
         }
-        coded.coarse += lanes::dot(&coarse, &coarse);
-        coded.rest += lanes::dot(&rest, &rest);
-        coded.square += lanes::dot(&x, &x);
         put(at * PIECE, &codes);
     }
-    coded
+    let total = |lanes: [f32; LANES]| lanes.into_iter().sum();
+    Coded { scale, coarse: total(coarse), rest: total(rest), square: total(square), sum: sum.into_iter().sum() }
 }
 
 /// `x - mean`, zeros beyond the end.

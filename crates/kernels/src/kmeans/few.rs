@@ -71,6 +71,7 @@ struct Block {
 }
 
 /// What is found about them.
+#[derive(Default)]
 struct Found {
     /// What `S` is at most, by centroid.
     high: [Lanes; MOST],
