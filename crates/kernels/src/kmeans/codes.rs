@@ -205,7 +205,13 @@ fn code(x: &[f32], mean: &[f32], bound: i16, mut put: impl FnMut(usize, &[i32; P
         put(at * PIECE, &codes);
     }
     let total = |lanes: [f32; LANES]| lanes.into_iter().sum();
-    Coded { scale, coarse: total(coarse), rest: total(rest), square: total(square), sum: sum.into_iter().sum() }
+    Coded {
+        scale,
+        coarse: total(coarse),
+        rest: total(rest),
+        square: total(square),
+        sum: sum.into_iter().sum(),
+    }
 }
 
 /// `x - mean`, zeros beyond the end.

@@ -71,7 +71,6 @@ struct Block {
 }
 
 /// What is found about them.
-#[derive(Default)]
 struct Found {
     /// What `S` is at most, by centroid.
     high: [Lanes; MOST],
@@ -83,6 +82,27 @@ struct Found {
     /// Bounds of distances, where the label is the only candidate: to it, and to all others.
     upper: Lanes,
     lower: Lanes,
+}
+
+/// The working memory of a task.
+struct Desk {
+    by_row: Sums,
+    sums: Sums,
+    found: Found,
+}
+
+impl Desk {
+    fn new() -> Desk {
+        let found = Found {
+            high: [[0.0; BLOCK]; MOST],
+            threshold: [0.0; BLOCK],
+            top: [[0.0; BLOCK]; 2],
+            label: [0; BLOCK],
+            upper: [0.0; BLOCK],
+            lower: [0.0; BLOCK],
+        };
+        Desk { by_row: [[0; BLOCK]; MOST], sums: [[0; BLOCK]; MOST], found }
+    }
 }
 
 impl<'a> Few<'a> {
@@ -124,14 +144,15 @@ impl<'a> Few<'a> {
             }
         };
         done.skipped = rows.labels.len() - count;
+        let mut desk = Desk::new();
         for block in open[..count].chunks(BLOCK) {
-            self.block(rows, block, &mut done);
+            self.block(rows, block, &mut desk, &mut done);
         }
         done
     }
 
     /// Labels the rows at `block` of those of a task.
-    fn block(&self, rows: &mut Rows<'_>, block: &[u32], done: &mut Assigned) {
+    fn block(&self, rows: &mut Rows<'_>, block: &[u32], desk: &mut Desk, done: &mut Assigned) {
         let mut of =
             Block { scale: [0.0; BLOCK], norm: [0.0; BLOCK], share: [0.0; BLOCK], square: [0.0; BLOCK] };
         let stride = self.rows.stride;
@@ -143,15 +164,15 @@ impl<'a> Few<'a> {
             (of.scale[lane], of.norm[lane]) = (row.scale, row.norm);
             (of.share[lane], of.square[lane]) = (row.share, row.square);
         }
-        let mut sums = [[0; BLOCK]; MOST];
-        products(self.tier, &codes, &self.codes.panels.bytes()[..self.codes.panel], &mut sums);
-        let found = find(self.tier, self, &sums, &of);
+        let Desk { by_row, sums, found } = desk;
+        products(self.tier, &codes, &self.codes.panels.bytes()[..self.codes.panel], by_row, sums);
+        find(self.tier, self, sums, &of, found);
         for (lane, at) in block.iter().enumerate() {
             let at = *at as usize;
             let (mut label, mut upper, mut lower) = (found.label[lane], found.upper[lane], found.lower[lane]);
             // NaN cannot be: of two infinities one would be the norm of a row.
             if found.top[1][lane] >= found.threshold[lane] {
-                (label, upper, lower) = self.compare(rows.first + at, lane, &of, &found, done);
+                (label, upper, lower) = self.compare(rows.first + at, lane, &of, found, done);
             }
             done.moved += usize::from(rows.labels[at] != label);
             (rows.labels[at], rows.upper[at], rows.lower[at]) = (label, upper, lower);
@@ -220,15 +241,8 @@ tiered! {
 
 tiered! {
     /// Bounds of `S`, and what they say, of the rows of a block from their sums by centroid and row.
-    fn find(few: &Few<'_>, sums: &Sums, of: &Block) -> Found {
-        let mut found = Found {
-            high: [[0.0; BLOCK]; MOST],
-            threshold: [0.0; BLOCK],
-            top: [[f32::NEG_INFINITY; BLOCK]; 2],
-            label: [0; BLOCK],
-            upper: [0.0; BLOCK],
-            lower: [0.0; BLOCK],
-        };
+    fn find(few: &Few<'_>, sums: &Sums, of: &Block, found: &mut Found) {
+        let (mut top, mut label) = ([[f32::NEG_INFINITY; BLOCK]; 2], [0; BLOCK]);
         let mut error = [0.0; BLOCK];
         for r in 0..BLOCK {
             let e = of.share[r].mul_add(few.norm, few.rest) * (1.0 + MARGIN) + (few.norm + few.rest) * MARGIN;
@@ -239,41 +253,50 @@ tiered! {
             for r in 0..BLOCK {
                 let high = (sums[c][r] as f32 * of.scale[r]).mul_add(*scale, *half) + error[r];
                 found.high[c][r] = high;
-                let more = high > found.top[0][r];
-                let less = if more { found.top[0][r] } else { high };
-                found.top[1][r] = if less > found.top[1][r] { less } else { found.top[1][r] };
-                found.label[r] = if more { c as u32 } else { found.label[r] };
-                found.top[0][r] = if more { high } else { found.top[0][r] };
+                let more = high > top[0][r];
+                let less = if more { top[0][r] } else { high };
+                top[1][r] = if less > top[1][r] { less } else { top[1][r] };
+                label[r] = if more { c as u32 } else { label[r] };
+                top[0][r] = if more { high } else { top[0][r] };
             }
         }
+        (found.top, found.label) = (top, label);
         for r in 0..BLOCK {
             let square = of.square[r];
             // The largest `S` less its error; rounded twice more, which `MARGIN` covers.
-            let least = found.top[0][r] - 2.0 * error[r];
+            let least = top[0][r] - 2.0 * error[r];
             found.threshold[r] = threshold(square, least, few.codes.gap, few.error, few.dim);
             let slack = square * (few.error + MARGIN);
             let most = square + slack - 2.0 * (least - few.codes.gap) + least.abs() * MARGIN;
             found.upper[r] = root(most) * (1.0 + MARGIN);
-            found.lower[r] = few.lower(square, found.top[1][r]);
+            found.lower[r] = few.lower(square, top[1][r]);
         }
-        found
     }
 }
 
-/// Dot products of the codes of rows and of a panel, by centroid and row.
-fn products(tier: Tier, rows: &[&[u8]; BLOCK], panel: &[u8], sums: &mut Sums) {
+/// Dot products of the codes of rows and of a panel, by centroid and row; `by_row` may hold them the other way.
+fn products(tier: Tier, rows: &[&[u8]; BLOCK], panel: &[u8], by_row: &mut Sums, sums: &mut Sums) {
     let pairs = rows[0].len() / 4;
     assert!(rows.iter().all(|row| row.len() == 4 * pairs) && panel.len() >= 4 * MOST * pairs, "lengths");
     match tier.level() {
         // SAFETY: tiers of these levels exist only where the features were detected; the lengths are checked.
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512 | Level::Amx => unsafe { x86::avx512(rows, panel, pairs, sums) },
+        Level::Avx512 | Level::Amx => unsafe {
+            x86::avx512(rows, panel, pairs, by_row);
+            x86::turn(by_row, sums);
+        },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
-        Level::AvxVnni => unsafe { x86::avx_vnni(rows, panel, pairs, sums) },
+        Level::AvxVnni => unsafe {
+            x86::avx_vnni(rows, panel, pairs, by_row);
+            x86::turn(by_row, sums);
+        },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
-        Level::Avx2 => unsafe { x86::avx2(rows, panel, pairs, sums) },
+        Level::Avx2 => unsafe {
+            x86::avx2(rows, panel, pairs, by_row);
+            x86::turn(by_row, sums);
+        },
         _ => scalar(rows, panel, sums),
     }
 }
@@ -281,6 +304,7 @@ fn products(tier: Tier, rows: &[&[u8]; BLOCK], panel: &[u8], sums: &mut Sums) {
 /// The truth.
 fn scalar(rows: &[&[u8]; BLOCK], panel: &[u8], sums: &mut Sums) {
     let code = |bytes: &[u8]| i32::from(i16::from_le_bytes([bytes[0], bytes[1]]));
+    sums.as_flattened_mut().fill(0);
     for (r, row) in rows.iter().enumerate() {
         for (pair, panel) in row.chunks_exact(4).zip(panel.chunks_exact(4 * MOST)) {
             for (sums, centroid) in sums.iter_mut().zip(panel.chunks_exact(4)) {
@@ -311,8 +335,7 @@ mod x86 {
     /// # Safety
     /// Needs AVX-512 with VNNI; `pairs` of codes in each row and of sixteen lanes in the panel.
     #[target_feature(enable = "avx2,avx512f,avx512vnni")]
-    pub(super) unsafe fn avx512(rows: &[&[u8]; BLOCK], panel: &[u8], pairs: usize, sums: &mut Sums) {
-        let mut by_row = [[0; MOST]; BLOCK];
+    pub(super) unsafe fn avx512(rows: &[&[u8]; BLOCK], panel: &[u8], pairs: usize, by_row: &mut Sums) {
         for (rows, sums) in rows.as_chunks::<WIDE>().0.iter().zip(by_row.as_chunks_mut::<WIDE>().0) {
             let rows = rows.map(|row| row.as_ptr().cast::<i32>());
             let mut acc = [_mm512_setzero_si512(); WIDE];
@@ -331,33 +354,25 @@ mod x86 {
                 unsafe { _mm512_storeu_si512(sums.as_mut_ptr().cast(), acc) };
             }
         }
-        // SAFETY: AVX2 is there.
-        unsafe { turn(&by_row, sums) };
     }
 
     /// # Safety
     /// Needs AVX2 and AVX-VNNI; `pairs` of codes in each row and of sixteen lanes in the panel.
     #[target_feature(enable = "avx2,avxvnni")]
-    pub(super) unsafe fn avx_vnni(rows: &[&[u8]; BLOCK], panel: &[u8], pairs: usize, sums: &mut Sums) {
-        let mut by_row = [[0; MOST]; BLOCK];
+    pub(super) unsafe fn avx_vnni(rows: &[&[u8]; BLOCK], panel: &[u8], pairs: usize, by_row: &mut Sums) {
         // SAFETY: the caller's; in closures the instructions are those of this function.
         unsafe {
-            narrow(rows, panel, pairs, &mut by_row, |acc, a, b| _mm256_dpwssd_avx_epi32(acc, a, b));
-            turn(&by_row, sums);
+            narrow(rows, panel, pairs, by_row, |acc, a, b| _mm256_dpwssd_avx_epi32(acc, a, b));
         }
     }
 
     /// # Safety
     /// Needs AVX2; `pairs` of codes in each row and of sixteen lanes in the panel.
     #[target_feature(enable = "avx2")]
-    pub(super) unsafe fn avx2(rows: &[&[u8]; BLOCK], panel: &[u8], pairs: usize, sums: &mut Sums) {
-        let mut by_row = [[0; MOST]; BLOCK];
+    pub(super) unsafe fn avx2(rows: &[&[u8]; BLOCK], panel: &[u8], pairs: usize, by_row: &mut Sums) {
         // SAFETY: as above.
         unsafe {
-            narrow(rows, panel, pairs, &mut by_row, |acc, a, b| {
-                _mm256_add_epi32(acc, _mm256_madd_epi16(a, b))
-            });
-            turn(&by_row, sums);
+            narrow(rows, panel, pairs, by_row, |acc, a, b| _mm256_add_epi32(acc, _mm256_madd_epi16(a, b)));
         }
     }
 
@@ -368,7 +383,7 @@ mod x86 {
         rows: &[&[u8]; BLOCK],
         panel: &[u8],
         pairs: usize,
-        by_row: &mut [[i32; MOST]; BLOCK],
+        by_row: &mut Sums,
         add: impl Fn(__m256i, __m256i, __m256i) -> __m256i,
     ) {
         for (rows, sums) in rows.as_chunks::<NARROW>().0.iter().zip(by_row.as_chunks_mut::<NARROW>().0) {
@@ -398,7 +413,7 @@ mod x86 {
     /// # Safety
     /// Needs AVX2.
     #[target_feature(enable = "avx2")]
-    unsafe fn turn(from: &[[i32; MOST]; BLOCK], to: &mut Sums) {
+    pub(super) unsafe fn turn(from: &Sums, to: &mut Sums) {
         for (row, column) in [(0, 0), (0, LANES), (LANES, 0), (LANES, LANES)] {
             // SAFETY: the squares are four in the sixteen by sixteen.
             unsafe {
@@ -441,16 +456,16 @@ mod tests {
         for pairs in [0, 2, 4, 6, 64, 256] {
             let random = Stream::new(pairs as u64, 0, 0);
             let codes = |len: usize, stream: u64| -> Vec<u8> {
-                let extreme = |i: u64| if random.bits(stream + i) % 3 == 0 { -2047 } else { 2047 };
+                let extreme = |i: u64| if random.bits(stream + i).is_multiple_of(3) { -2047 } else { 2047 };
                 (0..len as u64).flat_map(|i| i16::to_le_bytes(extreme(i))).collect()
             };
             let (rows, panel) = (codes(2 * pairs * BLOCK, 0), codes(2 * pairs * MOST, 1 << 32));
             let rows: [&[u8]; BLOCK] = std::array::from_fn(|r| &rows[4 * pairs * r..][..4 * pairs]);
-            let mut expected = [[0; BLOCK]; MOST];
+            let mut expected = [[1; BLOCK]; MOST];
             scalar(&rows, &panel, &mut expected);
             for tier in Tier::tested() {
-                let mut sums = [[0; BLOCK]; MOST];
-                products(tier, &rows, &panel, &mut sums);
+                let (mut by_row, mut sums) = ([[2; BLOCK]; MOST], [[3; BLOCK]; MOST]);
+                products(tier, &rows, &panel, &mut by_row, &mut sums);
                 assert_eq!(sums, expected, "{} {pairs}", tier.name());
             }
         }
