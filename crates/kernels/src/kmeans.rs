@@ -8,6 +8,7 @@
 //! * **Screen**: rows and centroids, less the mean of all rows, are rounded to integers, and one integer product
 //!   gives every dot product within a bound that is proven, see `kmeans/codes.rs`. Only centroids that may be
 //!   nearest within that bound are compared by the definition: mostly one, which needs no comparison at all.
+//!   Among sixteen centroids or fewer the sums of a row are one register, see `kmeans/few.rs`.
 //! * **Bounds**: the screen also bounds the distance to the nearest centroid from above and to all others from
 //!   below. While centroids have moved by less than the gap, a row keeps its label unseen (Hamerly, "Making
 //!   k-means even faster", SDM 2010). Where all but a few have, it is compared with these few.
@@ -43,7 +44,8 @@ pub enum Search {
     Screen,
     /// The same for rows whose bounds do not settle their label.
     Bounds {
-        /// Whether a row that its bounds leave open is first measured to its own centroid.
+        /// Whether a row that its bounds leave open is first measured to its own centroid. Among sixteen or
+        /// fewer it never is: all of them take as little time.
         tighten: bool,
     },
 }

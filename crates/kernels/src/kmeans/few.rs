@@ -1,7 +1,7 @@
 //! The search among sixteen centroids or fewer, whose sums of a row are one or two registers.
 //!
-//! Rows and centroids are coded in twelve bits on every tier: a bound that leaves no more than one row in a
-//! hundred to the definition, from codes that stay in the second cache where rows themselves would not. The rows
+//! Rows and centroids are coded in twelve bits on every tier: a bound that leaves few rows in a hundred to the
+//! definition, from codes that stay in the second cache where rows themselves would not. The rows
 //! that bounds leave open are taken sixteen at a time; sums are made row by row, turned, and everything after that
 //! is arithmetic on sixteen rows side by side. As in [`super::screen`], but with one error for all centroids.
 
