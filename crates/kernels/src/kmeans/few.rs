@@ -1,9 +1,9 @@
 //! The search among sixteen centroids or fewer, whose sums of a row are one or two registers.
 //!
 //! Rows and centroids are coded in twelve bits on every tier: a bound that leaves few rows in a hundred to the
-//! definition, from codes that stay in the second cache where rows themselves would not. The rows
-//! that bounds leave open are taken sixteen at a time; sums are made row by row, turned, and everything after that
-//! is arithmetic on sixteen rows side by side. As in [`super::screen`], but with one error for all centroids.
+//! definition, from codes that stay in the second cache where rows themselves would not. The rows that bounds
+//! leave open are taken sixteen at a time; sums are made row by row, turned, and everything after that is
+//! arithmetic on sixteen rows side by side. As in [`super::screen`], but with one error for all centroids.
 
 use super::{
     Assigned, TASK,
@@ -11,7 +11,9 @@ use super::{
     relative_error,
     screen::{MARGIN, NEAR, Rows, threshold},
 };
-use crate::{Tier, tier::Level, tile::COLUMNS};
+#[cfg(target_arch = "x86_64")]
+use crate::tier::Level;
+use crate::{Tier, tile::COLUMNS};
 
 /// Centroids at most.
 pub(super) const MOST: usize = COLUMNS;
@@ -275,7 +277,13 @@ tiered! {
 }
 
 /// Dot products of the codes of rows and of a panel, by centroid and row; `by_row` may hold them the other way.
-fn products(tier: Tier, rows: &[&[u8]; BLOCK], panel: &[u8], by_row: &mut Sums, sums: &mut Sums) {
+fn products(
+    tier: Tier,
+    rows: &[&[u8]; BLOCK],
+    panel: &[u8],
+    #[cfg_attr(not(target_arch = "x86_64"), expect(unused))] by_row: &mut Sums,
+    sums: &mut Sums,
+) {
     let pairs = rows[0].len() / 4;
     assert!(rows.iter().all(|row| row.len() == 4 * pairs) && panel.len() >= 4 * MOST * pairs, "lengths");
     match tier.level() {
@@ -301,15 +309,19 @@ fn products(tier: Tier, rows: &[&[u8]; BLOCK], panel: &[u8], by_row: &mut Sums, 
     }
 }
 
-/// The truth.
+/// The truth, in lanes of centroids.
 fn scalar(rows: &[&[u8]; BLOCK], panel: &[u8], sums: &mut Sums) {
-    let code = |bytes: &[u8]| i32::from(i16::from_le_bytes([bytes[0], bytes[1]]));
-    sums.as_flattened_mut().fill(0);
+    let code = |low: u8, high: u8| i32::from(i16::from_le_bytes([low, high]));
     for (r, row) in rows.iter().enumerate() {
-        for (pair, panel) in row.chunks_exact(4).zip(panel.chunks_exact(4 * MOST)) {
-            for (sums, centroid) in sums.iter_mut().zip(panel.chunks_exact(4)) {
-                sums[r] += code(pair) * code(centroid) + code(&pair[2..]) * code(&centroid[2..]);
+        let mut lanes = [0; MOST];
+        for (pair, panel) in row.as_chunks::<4>().0.iter().zip(panel.as_chunks::<{ 4 * MOST }>().0) {
+            let (first, second) = (code(pair[0], pair[1]), code(pair[2], pair[3]));
+            for (sum, c) in lanes.iter_mut().zip(panel.as_chunks::<4>().0) {
+                *sum += first * code(c[0], c[1]) + second * code(c[2], c[3]);
             }
+        }
+        for (sums, sum) in sums.iter_mut().zip(lanes) {
+            sums[r] = sum;
         }
     }
 }
