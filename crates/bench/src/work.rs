@@ -5,7 +5,7 @@
 //! in a cache from before.
 
 use tritrain_backend::{
-    Apply, Backend, Cpu, Factored, Gate, Int8Rows, Products, Shape, Store, TernaryMatrix,
+    Apply, Backend, Cpu, Factored, Gate, Int8Rows, Products, Search, Shape, Store, TernaryMatrix,
 };
 use tritrain_kernels::{Floats, limit::Kind};
 use tritrain_optim::{OptimConfig, Rates};
@@ -42,7 +42,7 @@ pub(crate) type Build = for<'a> fn(&'a Cpu, &'a ModelShape) -> Work<'a>;
 pub(crate) const F32_PRODUCT: &str = "f32 product";
 
 /// Every operation, in about the order of a step.
-pub(crate) const OPERATIONS: [(&str, Build); 21] = [
+pub(crate) const OPERATIONS: [(&str, Build); 22] = [
     ("embedding", embed),
     ("RMSNorm and int8 rows", rmsnorm),
     ("ternary product", product),
@@ -62,6 +62,7 @@ pub(crate) const OPERATIONS: [(&str, Build); 21] = [
     ("factored update", factored),
     ("apply", apply),
     ("ternary codes", ternarize),
+    ("nearest centroids", nearest),
     (F32_PRODUCT, f32_product),
     ("whole step, one block", step),
 ];
@@ -323,6 +324,21 @@ fn ternarize<'a>(cpu: &'a Cpu, shape: &'a ModelShape) -> Work<'a> {
     let (latent, mut w) = (floats(outputs * dim, 0), ternary(cpu, of));
     // Packed twice: for the forward product and for the gradient of its input.
     Work::new(&[], f32s(outputs * dim) + 2 * codes(outputs * dim), move || cpu.ternarize(&latent, &mut w))
+}
+
+/// Centroids that rows are compared with.
+const CENTROIDS: usize = 256;
+
+/// An iteration of k-means without its sums. The codes of rows are there from the call before, as in a fit.
+fn nearest<'a>(cpu: &'a Cpu, shape: &'a ModelShape) -> Work<'a> {
+    let Sizes { tokens, dim, .. } = shape.into();
+    let (x, centroids) = (floats(tokens * dim, 0), floats(CENTROIDS * dim, 4));
+    let mut clusters = cpu.clusters(&x, dim);
+    // Labels and two bounds are written.
+    let bytes = int8s(tokens, dim) + f32s(CENTROIDS * dim + 3 * tokens);
+    Work::new(&[(Kind::Int8, tokens * dim * CENTROIDS)], bytes, move || {
+        cpu.assign(&x, &centroids, Search::Screen, &mut clusters);
+    })
 }
 
 /// A step of the model. At least every weight and its momentum are

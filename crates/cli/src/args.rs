@@ -153,7 +153,7 @@ pub(crate) struct Cluster {
     #[arg(long, value_enum, default_value_t = ClusterMethod::Auto)]
     pub(crate) method: ClusterMethod,
     /// Mini-batches of this many rows, read once in order: for files larger than memory.
-    #[arg(long, value_name = "ROWS", conflicts_with_all = ["init", "spherical"])]
+    #[arg(long, value_name = "ROWS", conflicts_with = "init")]
     pub(crate) batch: Option<usize>,
     /// Vectors of text: tfidf, by its words; or by the token embedding of a model (a run folder, step folder
     /// or model.safetensors).

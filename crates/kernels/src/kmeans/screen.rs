@@ -2,13 +2,13 @@
 
 use super::{
     Assigned, NONE,
-    codes::{CentroidCodes, RowCodes, form, kind},
+    codes::{CentroidCodes, Coding, RowCodes},
     extremes::{Columns, Extremes, extremes, reaching},
     relative_error,
 };
 use crate::{
     Tier,
-    outer::{Factors, Form, Side, TILE, TILE_ROWS, tiles},
+    outer::{Factors, Side, TILE, TILE_ROWS, tiles},
     strips::Rect,
     tier::Registers,
     tile::{Base, COLUMNS, Out},
@@ -35,7 +35,7 @@ pub(super) struct Rows<'a> {
 /// What all tasks read.
 pub(super) struct Screen<'a> {
     tier: Tier,
-    form: Form,
+    coding: Coding,
     x: &'a [f32],
     centroids: &'a [f32],
     dim: usize,
@@ -100,10 +100,10 @@ impl Nearest {
 }
 
 /// Distances below which squares may have lost bits to underflow: no bound settles anything there.
-const NEAR: f32 = 1e-16;
+pub(super) const NEAR: f32 = 1e-16;
 
 /// A margin around computed bounds, for what few roundings do.
-const MARGIN: f32 = 8.0 * f32::EPSILON;
+pub(super) const MARGIN: f32 = 8.0 * f32::EPSILON;
 
 impl<'a> Screen<'a> {
     pub(super) fn new(
@@ -115,7 +115,7 @@ impl<'a> Screen<'a> {
         codes: &'a CentroidCodes,
     ) -> Screen<'a> {
         let error = relative_error(dim);
-        Screen { tier, form: form(tier, dim), x, centroids, dim, rows, codes, error, ids: None }
+        Screen { tier, coding: Coding::of(tier, dim), x, centroids, dim, rows, codes, error, ids: None }
     }
 
     /// The same of some centroids alone, given in ascending order with their codes.
@@ -125,12 +125,12 @@ impl<'a> Screen<'a> {
 
     /// Rows of a block: whole panels.
     fn block(&self) -> usize {
-        BLOCK / self.form.left.width() * self.form.left.width()
+        BLOCK / self.coding.form.left.width() * self.coding.form.left.width()
     }
 
     /// Bytes of the panels of a block.
     fn left_bytes(&self) -> usize {
-        BLOCK.div_ceil(self.form.left.width()) * self.form.left.panel(self.dim)
+        BLOCK.div_ceil(self.coding.form.left.width()) * self.coding.form.left.panel(self.dim)
     }
 
     /// Centroids that are compared at once.
@@ -206,9 +206,9 @@ impl<'a> Screen<'a> {
         for (lane, at) in block.iter().enumerate() {
             let row = rows.first + at;
             let codes = &self.rows.codes[row * self.rows.stride..][..self.rows.stride];
-            lay_out(self.form.left, self.form.left.panel(self.dim), lane, codes, desk.left);
+            lay_out(self.coding.form.left, self.coding.form.left.panel(self.dim), lane, codes, desk.left);
             let row = self.rows.rows[row];
-            offsets[lane] = self.form.offset * row.sum;
+            offsets[lane] = self.coding.form.offset * row.sum;
             scales[lane] = row.scale;
             share = share.max(row.share);
         }
@@ -223,12 +223,12 @@ impl<'a> Screen<'a> {
             let width = WIDTH.min(padded - first);
             let values = &mut desk.values[..block.len() * width];
             let mut out = Rect::of(values, width);
-            for panel in (0..width / COLUMNS).step_by(self.form.panels) {
-                let columns = panel * COLUMNS..(panel + self.form.panels) * COLUMNS;
+            for panel in (0..width / COLUMNS).step_by(self.coding.form.panels) {
+                let columns = panel * COLUMNS..(panel + self.coding.form.panels) * COLUMNS;
                 let from = first + columns.start;
                 let factors = Factors {
                     left: desk.left,
-                    left_panel: self.form.left.panel(self.dim),
+                    left_panel: self.coding.form.left.panel(self.dim),
                     right: &self.codes.panels.bytes()[from / COLUMNS * self.codes.panel..],
                     right_panel: self.codes.panel,
                     inner: self.dim,
@@ -240,7 +240,7 @@ impl<'a> Screen<'a> {
                     base: Base::Nothing,
                     y: out.part(0..block.len(), columns),
                 };
-                tiles(tier, &desk.registers, kind(tier, self.dim), factors, &mut out);
+                tiles(tier, &desk.registers, self.coding.kind, factors, &mut out);
             }
             errors(tier, &self.codes.rests[first..][..width], &self.codes.norms[first..][..width], share, {
                 &mut desk.errors[..width]
@@ -370,7 +370,8 @@ tiered! {
         for ((values, at_row), nearest) in values.chunks_exact_mut(width).zip(block).zip(nearest) {
             let row = screen.rows.rows[first_row + at_row];
             nearest.extremes = nearest.extremes.and(extremes(screen.tier, values, columns, row.norm));
-            let threshold = threshold(screen, row.square, nearest.extremes.least);
+            let least = nearest.extremes.least;
+            let threshold = threshold(row.square, least, screen.codes.gap, screen.error, screen.dim);
             let bits = reaching(screen.tier, values, threshold);
             for (word, bits) in bits[..width.div_ceil(64)].iter().enumerate() {
                 let mut bits = *bits;
@@ -390,11 +391,10 @@ tiered! {
 /// By the definition a centroid can be nearer than one at the square `D` only where its own is at most
 /// `D·(1 + 2·error)`, and `S` is half of that less. Squares below 2^-126 are off by 2^-148 for each term.
 #[inline(always)]
-fn threshold(screen: &Screen<'_>, square: f32, least: f32) -> f32 {
-    let gap = screen.codes.gap;
-    let farthest = (square * (1.0 + screen.error) - 2.0 * (least - gap)).max(0.0);
-    let tiny = screen.dim as f32 * f32::from_bits(8);
-    least - 2.0 * gap - farthest * screen.error - (square + least.abs()) * MARGIN - tiny
+pub(super) fn threshold(square: f32, least: f32, gap: f32, error: f32, dim: usize) -> f32 {
+    let farthest = (square * (1.0 + error) - 2.0 * (least - gap)).max(0.0);
+    let tiny = dim as f32 * f32::from_bits(8);
+    least - 2.0 * gap - farthest * error - (square + least.abs()) * MARGIN - tiny
 }
 
 /// Takes a centroid that may be nearest.
