@@ -16,8 +16,8 @@ use tritrain_kernels::{
 use tritrain_trit::ternary::scale_from_total;
 
 use crate::{
-    Adam, Apply, Assigned, Backend, Descent, Factored, Format, Gate, Products, REPORT, RowReport, Search,
-    Shape, Sides, Spent, Store, Stored, Stream, Weight,
+    Adam, Apply, Assigned, Backend, Descent, Factored, Format, Gate, Products, Search, Shape, Sides, Spent,
+    Store, Stored, Stream, Weight,
     profile::{Profile, Span},
 };
 
@@ -32,7 +32,7 @@ pub struct Cpu {
     ternary: Mutex<ternary::Scratch>,
     outer: Mutex<outer::Scratch>,
     loss: Mutex<loss::Scratch>,
-    descent: Mutex<(descent::Scratch, Vec<descent::RowReport>)>,
+    descent: Mutex<descent::Scratch>,
 }
 
 impl Cpu {
@@ -471,27 +471,12 @@ impl Backend for Cpu {
         reports: &mut Floats,
     ) {
         let _span = self.span("descend");
-        let (weights, total) = match w {
-            Weight::Floats(w) => {
-                let total = elementwise::sum_abs(&self.cx, w);
-                (descent::Weights::Floats(w), total)
-            }
-            Weight::Packed(w) => {
-                let total = w.sums().absolute;
-                (descent::Weights::Packed(w), total)
-            }
+        let weights = match w {
+            Weight::Floats(w) => descent::Weights::Floats(w),
+            Weight::Packed(w) => descent::Weights::Packed(w),
         };
-        let scale = scale_from_total(total, u.len()).unwrap_or(f32::NAN);
-        let Descent { paces, clusters, decay, momentum, noise } = *with;
-        let with = descent::Descent { paces, clusters, decay, momentum, scale, noise };
         let mut scratch = self.descent.lock().unwrap_or_else(PoisonError::into_inner);
-        let (scratch, rows) = &mut *scratch;
-        let (out, _) = reports.as_chunks_mut::<REPORT>();
-        rows.resize(out.len(), descent::RowReport::default());
-        descent::descend(&self.cx, weights, u, moment, &with, rows, scratch);
-        for (row, out) in rows.iter().zip(out) {
-            RowReport::write(row, out);
-        }
+        descent::descend(&self.cx, weights, u, moment, with, reports, &mut scratch);
     }
 
     fn max_abs(&self, x: &Floats) -> f32 {

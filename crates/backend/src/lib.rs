@@ -14,14 +14,14 @@ pub use profile::Spent;
 pub use tritrain_kernels::{
     Store, Tier,
     attention::{Shape, rope_table},
-    descent::Pace,
+    descent::{Descent, Pace, REPORT, RowReport},
     gate::Gate,
     kmeans::{Assigned, Search},
     loss::Products,
     update::{Adam, Apply, Factored},
 };
 pub use tritrain_trit::{format::Format, rng::Stream};
-pub use weight::{Descent, REPORT, RowReport, Sides, Stored, Values, Weight, by_row};
+pub use weight::{Sides, Stored, Values, Weight, by_row};
 
 /// Device buffers and the operations on them.
 ///
@@ -299,7 +299,7 @@ pub trait Backend: Send + Sync {
         momentum: &mut Self::Floats,
         with: Factored,
     );
-    /// `w -= rate · (u + decay · w)`; see [`Apply`] for relative rates.
+    /// `w -= rate · (u + decay · w)`.
     fn apply(&self, w: &mut Self::Floats, u: &Self::Floats, with: Apply);
     /// Moves a matrix against the direction `u`, row by row, rounded into its format and within its trust
     /// region; see the kernel `descent`. `moment` keeps a momentum of `u`; `reports` `[rows][REPORT]`.

@@ -2,10 +2,10 @@
 
 use std::borrow::Cow;
 
-use tritrain_kernels::{descent, packed};
-use tritrain_trit::{format::Format, rng::Stream};
+use tritrain_kernels::packed;
+use tritrain_trit::format::Format;
 
-use crate::{Backend, Pace};
+use crate::Backend;
 
 /// A parameter tensor on a device.
 pub enum Weight<B: Backend> {
@@ -68,54 +68,6 @@ impl Stored<'_> {
     /// What is wrong with it.
     pub fn check(&self, rows: usize, cols: usize) -> Result<(), String> {
         packed::check(self.format, rows, cols, &self.bytes, &self.steps)
-    }
-}
-
-/// How a matrix moves: see the kernel's.
-#[derive(Clone, Copy, Debug)]
-pub struct Descent<'a> {
-    /// By cluster of rows.
-    pub paces: &'a [Pace],
-    /// The cluster of each row; empty where all are of the first.
-    pub clusters: &'a [u8],
-    /// Decoupled weight decay, per unit of learning rate.
-    pub decay: f32,
-    /// Momentum on the direction, where there is room for it.
-    pub momentum: f32,
-    /// Random bits for rounding weights, and momentum.
-    pub noise: (Stream, Stream),
-}
-
-/// Numbers that [`Backend::descend`] reports of a row.
-pub const REPORT: usize = 6;
-
-/// What became of a row, as [`Backend::descend`] reports it.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct RowReport {
-    /// `‖Δw‖²`, as applied.
-    pub applied: f32,
-    /// `‖u‖²` of the direction, momentum included.
-    pub direction: f32,
-    /// `‖w‖²` before.
-    pub weights: f32,
-    /// Codes that changed.
-    pub flips: f32,
-    /// Codes that are zero afterwards.
-    pub zeros: f32,
-    /// One where the bound made the step shorter.
-    pub bounded: f32,
-}
-
-impl RowReport {
-    /// From its numbers.
-    pub fn read([applied, direction, weights, flips, zeros, bounded]: [f32; REPORT]) -> RowReport {
-        RowReport { applied, direction, weights, flips, zeros, bounded }
-    }
-
-    pub(crate) fn write(row: &descent::RowReport, to: &mut [f32; REPORT]) {
-        let descent::RowReport { applied, direction, weights, flips, zeros, bounded } = *row;
-        let bounded = f32::from(u8::from(bounded));
-        *to = [applied as f32, direction as f32, weights as f32, flips as f32, zeros as f32, bounded];
     }
 }
 

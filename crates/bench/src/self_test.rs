@@ -264,12 +264,7 @@ fn adam(cx: &Context, random: &Random) -> Vec<u32> {
 fn applied(cx: &Context, random: &Random) -> Vec<u32> {
     let len = 1 + random.below(0, 500);
     let (mut w, u) = (random.floats(0, len), random.floats(1, len));
-    update::apply(
-        cx,
-        &mut w,
-        &u,
-        update::Apply { rate: 0.01, decay: 0.1, relative: random.below(2, 2) == 1 },
-    );
+    update::apply(cx, &mut w, &u, update::Apply { rate: 0.01, decay: 0.1 });
     bits(&w).collect()
 }
 

@@ -60,8 +60,7 @@ pub fn step(
     let backend = if profile { backend.profiled() } else { backend };
     let setup = Setup { vocab: shape.vocab, batch: shape.batch, recompute, seed: SEED };
     let mut learner = Learner::new(&backend, &shape.model, optim, setup, &|id| shape.weights(id));
-    let radius = if optim.radius > 0.0 { optim.radius } else { f32::INFINITY };
-    let rates = Rates { matrices: optim.rate, embedding: optim.embedding_rate, radius };
+    let rates = Rates { matrices: optim.rate, embedding: optim.embedding_rate, radius: optim.bound() };
     let count = shape.batch * shape.model.context;
     let mut times = Vec::with_capacity(steps);
     for step in 0..WARMUP + steps.max(1) {

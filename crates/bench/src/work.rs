@@ -315,7 +315,7 @@ fn apply<'a>(cpu: &'a Cpu, shape: &'a ModelShape) -> Work<'a> {
     let Sizes { dim, outputs, .. } = shape.into();
     let (mut w, u) = (floats(outputs * dim, 0), floats(outputs * dim, 1));
     // So slow that thousands of calls in one direction stay finite.
-    let with = Apply { rate: 1e-6, decay: OptimConfig::default().weight_decay, relative: true };
+    let with = Apply { rate: 1e-6, decay: OptimConfig::default().weight_decay };
     Work::new(&[], f32s(3 * outputs * dim), move || cpu.apply(&mut w, &u, with))
 }
 
@@ -350,7 +350,7 @@ fn step<'a>(cpu: &'a Cpu, shape: &'a ModelShape) -> Work<'a> {
     let setup = Setup { vocab, batch: shape.batch, recompute: false, seed: SEED };
     let mut learner = Learner::new(cpu, model, &optim, setup, &|id| shape.weights(id));
     let (inputs, targets) = (shape.tokens(tokens, 0), shape.tokens(tokens, 1));
-    let rates = Rates { matrices: optim.rate, embedding: optim.embedding_rate, radius: f32::INFINITY };
+    let rates = Rates { matrices: optim.rate, embedding: optim.embedding_rate, radius: optim.bound() };
     let block = (model.qkv_rows() + dim + 3 * ffn) * dim;
     let (matrices, head) = (model.layers * tokens * block, tokens * vocab * dim);
     let macs = [

@@ -15,13 +15,15 @@
 use tritrain_trit::{
     format::{Format, step},
     rng::Stream,
+    ternary::scale_from_total,
 };
 
 use crate::{
     Context, Tier, elementwise, lanes, noise,
-    packed::{EXACT, Packed, digits_len, least_level, load, row_sums, step_of, store_bf16, store_levels},
+    packed::{
+        EXACT, Packed, Sums, digits_len, least_level, load, row_sums, step_of, store_bf16, store_levels,
+    },
     strips::Parts,
-    update::SMALLEST,
 };
 
 /// How the rows of a cluster move.
@@ -44,27 +46,40 @@ pub struct Descent<'a> {
     pub decay: f32,
     /// Momentum on the direction, where there is room for it.
     pub momentum: f32,
-    /// Scale of the codes as they are, to count those that change.
-    pub scale: f32,
     /// Random bits of the weights, and of the momentum.
     pub noise: (Stream, Stream),
 }
 
-/// What [`descend`] says of every row.
+/// Numbers of a [`RowReport`].
+pub const REPORT: usize = 6;
+
+/// What [`descend`] says of a row.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct RowReport {
     /// `‖Δw‖²`, as applied.
-    pub applied: f64,
+    pub applied: f32,
     /// `‖u‖²` of the direction, momentum included.
-    pub direction: f64,
+    pub direction: f32,
     /// `‖w‖²` before.
-    pub weights: f64,
-    /// Codes that changed.
-    pub flips: u32,
+    pub weights: f32,
+    /// Codes that changed, by the scale before.
+    pub flips: f32,
     /// Codes that are zero afterwards.
-    pub zeros: u32,
-    /// Whether the bound made the step shorter.
-    pub bounded: bool,
+    pub zeros: f32,
+    /// One where the bound made the step shorter.
+    pub bounded: f32,
+}
+
+impl RowReport {
+    /// From its numbers.
+    pub fn read([applied, direction, weights, flips, zeros, bounded]: [f32; REPORT]) -> RowReport {
+        RowReport { applied, direction, weights, flips, zeros, bounded }
+    }
+
+    fn numbers(self) -> [f32; REPORT] {
+        let RowReport { applied, direction, weights, flips, zeros, bounded } = self;
+        [applied, direction, weights, flips, zeros, bounded]
+    }
 }
 
 /// Working memory of [`descend`], kept between calls.
@@ -87,8 +102,12 @@ const MOMENT_RANGE: f64 = 2.5;
 /// Shorter steps that are tried before a row stays where it is.
 const TRIES: usize = 16;
 
+/// Root mean square that weights are taken to have at least, so that zeros can leave zero (Adafactor,
+/// 1804.04235, ε₂ of section 8).
+pub const SMALLEST: f32 = 1e-3;
+
 /// Moves weights against a direction, `[rows][cols]`, whose momentum is kept in `moment` where there is room.
-/// Writes a report for every row.
+/// Writes a [`RowReport`] for every row, `reports` `[rows][REPORT]`.
 ///
 /// # Panics
 /// The sizes do not fit together; a cluster has no pace.
@@ -98,10 +117,10 @@ pub fn descend(
     direction: &[f32],
     moment: Option<&mut Packed>,
     with: &Descent<'_>,
-    reports: &mut [RowReport],
+    reports: &mut [f32],
     scratch: &mut Scratch,
 ) {
-    let rows = reports.len();
+    let rows = reports.len() / REPORT;
     let cols = direction.len() / rows.max(1);
     assert_eq!(direction.len(), rows * cols, "one report for every row");
     assert!(with.clusters.is_empty() || with.clusters.len() == rows, "one cluster for every row");
@@ -110,24 +129,25 @@ pub fn descend(
     let (format, bytes, steps, sums) = match weights {
         Weights::Floats(ref mut w) => {
             assert_eq!(w.len(), direction.len(), "weights and direction");
-            let squares = elementwise::sum_squares(cx, w);
-            (None, bytemuck::cast_slice_mut::<f32, u8>(w), &[][..], squares)
+            let (absolute, squares) = (elementwise::sum_abs(cx, w), elementwise::sum_squares(cx, w));
+            (None, bytemuck::cast_slice_mut::<f32, u8>(w), &[][..], Sums { absolute, squares })
         }
         Weights::Packed(ref mut w) => {
             assert_eq!(w.shape(), [rows, cols], "weights and direction");
-            let (format, squares) = (w.format(), w.sums().squares);
+            let (format, sums) = (w.format(), w.sums());
             let (bytes, steps) = w.parts();
-            (Some(format), bytes, &*steps, squares)
+            (Some(format), bytes, &*steps, sums)
         }
     };
     if direction.is_empty() {
         return;
     }
-    let rms = (sums / direction.len() as f64).sqrt().max(f64::from(SMALLEST));
+    let rms = (sums.squares / direction.len() as f64).sqrt().max(f64::from(SMALLEST));
+    let scale = scale_from_total(sums.absolute, direction.len()).unwrap_or(f32::NAN);
     scratch.sums.resize(rows, [0.0; 2]);
     {
         let row_len = bytes.len() / rows;
-        let (bytes, reports) = (Parts::new(bytes, row_len), Parts::new(reports, 1));
+        let (bytes, reports) = (Parts::new(bytes, row_len), Parts::new(reports, REPORT));
         let sums = Parts::new(&mut scratch.sums, 1);
         let moment = moment.map(|m| {
             let (format, len) = (m.format(), m.row_len());
@@ -157,15 +177,17 @@ pub fn descend(
             let pace = paces[clusters.get(row).map_or(0, |cluster| usize::from(*cluster))];
             let unit = format.and_then(Format::largest).map_or(1.0, |_| step_of(steps, row));
             let budget = (f64::from(pace.radius) * rms).powi(2) * cols as f64;
-            let half = with.scale * 0.5;
+            let half = scale * 0.5;
             let turn = match format.and_then(Format::largest) {
                 // Levels from `least` on are codes: between it and the one below there is none.
-                Some(largest) => f32::from(least_level(with.scale, unit, largest)) - 0.5,
+                Some(largest) => f32::from(least_level(scale, unit, largest)) - 0.5,
                 None if half > 0.0 => half,
                 None => f32::INFINITY,
             };
             let row = Row { format, unit, rate: pace.rate * rms as f32, decay: pace.rate * with.decay };
-            (report[0], sums[0]) = row.descend(cx.tier(), bytes, &mut desk, budget, turn);
+            let (row, by_row) = row.descend(cx.tier(), bytes, &mut desk, budget, turn);
+            report.copy_from_slice(&row.numbers());
+            sums[0] = by_row;
         });
     }
     if let Weights::Packed(w) = weights {
@@ -243,9 +265,14 @@ fn average(
     momentum: f32,
     desk: &mut Desk<'_>,
 ) {
-    load(tier, format, bytes, desk.old, desk.levels);
-    let before = unit.first().copied().unwrap_or(1.0);
-    mix(tier, desk.old, before * momentum, direction, 1.0 - momentum, desk.direction);
+    if momentum == 0.0 {
+        // What was stored has no weight, not even where it is no number.
+        desk.direction.copy_from_slice(direction);
+    } else {
+        load(tier, format, bytes, desk.old, desk.levels);
+        let before = unit.first().copied().unwrap_or(1.0);
+        mix(tier, desk.old, before * momentum, direction, 1.0 - momentum, desk.direction);
+    }
     let Some(largest) = format.largest() else {
         halve(tier, desk.direction, desk.noise, desk.new);
         return store_bf16(tier, desk.new, bytes);
@@ -330,9 +357,14 @@ impl Row {
             Some(Format::Bf16) => store_bf16(tier, desk.new, bytes),
             Some(format) => store_levels(tier, desk.new, format, bytes, desk.levels, desk.digits),
         }
-        let direction = f64::from(square_sum(tier, desk.direction));
-        let weights = f64::from(square_sum(tier, desk.old)) * scale;
-        let report = RowReport { applied, direction, weights, flips, zeros, bounded };
+        let report = RowReport {
+            applied: applied as f32,
+            direction: square_sum(tier, desk.direction),
+            weights: (f64::from(square_sum(tier, desk.old)) * scale) as f32,
+            flips: flips as f32,
+            zeros: zeros as f32,
+            bounded: f32::from(u8::from(bounded)),
+        };
         let sums = if self.format.is_some() { row_sums(tier, desk.new) } else { [0.0; 2] };
         (report, sums)
     }
@@ -404,7 +436,10 @@ tiered! {
 
 /// `Σ (a - b)²`, exact for levels, in f64 for anything else.
 fn square_distance(tier: Tier, a: &[f32], b: &[f32], levels: bool) -> f64 {
-    if levels && a.len() <= EXACT { f64::from(distance(tier, a, b)) } else { wide_distance(tier, a, b) }
+    if !levels {
+        return wide_distance(tier, a, b);
+    }
+    a.chunks(EXACT).zip(b.chunks(EXACT)).map(|(a, b)| f64::from(distance(tier, a, b))).sum()
 }
 
 tiered! {

@@ -25,7 +25,7 @@ mod sums;
 
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-use crate::{Context, lanes, strips::Parts};
+use crate::{Context, Tier, lanes, strips::Parts};
 use codes::{CentroidCodes, Coding, RowCodes};
 use few::Few;
 
@@ -207,13 +207,15 @@ pub fn assign(
         clusters.rows.prepare(cx, x, clusters.centroids.mean(), coding);
         clusters.centroids.prepare(cx, centroids, coding);
     }
+    let (tier, error) = (cx.tier(), relative_error(dim));
+    let coded = Searched { tier, x, centroids, dim, rows: &clusters.rows, codes: &clusters.centroids, error };
     if few.is_some() && search != Search::Plain {
-        let few = Few::new(cx.tier(), x, centroids, dim, &clusters.rows, &clusters.centroids);
+        let few = Few::new(coded);
         let moves = bounded.then(|| few::Moves::new(&clusters.shifts));
         let (labels, upper, lower) = (&mut clusters.labels, &mut clusters.upper, &mut clusters.lower);
         return by_tasks(cx, (labels, upper, lower), 0, |rows, _| few.task(rows, moves.as_ref()));
     }
-    let screen = screen::Screen::new(cx.tier(), x, centroids, dim, &clusters.rows, &clusters.centroids);
+    let screen = screen::Screen::new(coded);
     let tighten = search == Search::Bounds { tighten: true };
     let fast = &clusters.fast;
     let some = (!fast.ids.is_empty()).then(|| (screen.some(&fast.ids, &fast.codes), fast.others));
@@ -225,6 +227,29 @@ pub fn assign(
         Search::Plain => plain(cx.tier(), x, centroids, dim, rows),
         _ => screen.task(cx.tier(), rows, moves, scratch),
     })
+}
+
+/// What a search by codes reads.
+#[derive(Clone, Copy)]
+struct Searched<'a> {
+    tier: Tier,
+    x: &'a [f32],
+    centroids: &'a [f32],
+    dim: usize,
+    rows: &'a RowCodes,
+    codes: &'a CentroidCodes,
+    /// See [`relative_error`].
+    error: f32,
+}
+
+impl Searched<'_> {
+    /// The definition.
+    #[inline(always)]
+    fn distance(&self, row: usize, label: usize) -> f32 {
+        let [x, centroid] =
+            [(self.x, row), (self.centroids, label)].map(|(of, at)| &of[at * self.dim..][..self.dim]);
+        square_distance(self.tier, x, centroid)
+    }
 }
 
 /// Runs `task` on all rows, [`TASK`] at a time, with `scratch` floats each.

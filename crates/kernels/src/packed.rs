@@ -256,9 +256,9 @@ tiered! {
     }
 }
 
-/// Columns up to which sums of squares of levels, or of their differences, are exact in 32 lanes of f32.
-pub(crate) const EXACT: usize = 8192;
-const _: () = assert!(EXACT / 32 * 254 * 254 <= 1 << 24);
+/// Columns up to which sums of squares of levels, or of their differences, are exact in f32.
+pub(crate) const EXACT: usize = 256;
+const _: () = assert!(EXACT * 254 * 254 <= 1 << 24);
 
 /// `Σ |x|` and `Σ x²` of a row, exact for levels.
 pub(crate) fn row_sums(tier: Tier, x: &[f32]) -> [f64; 2] {

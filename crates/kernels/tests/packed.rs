@@ -2,7 +2,7 @@
 
 use tritrain_kernels::{
     Context, Floats, Tier,
-    descent::{Descent, Pace, RowReport, Scratch, Weights, descend},
+    descent::{Descent, Pace, REPORT, RowReport, Scratch, Weights, descend},
     packed::{Codes, Packed},
     ternary::{Panels, pack},
 };
@@ -37,7 +37,7 @@ fn unpacked(cx: &Context, packed: &Packed) -> Vec<f32> {
 
 fn descent<'a>(paces: &'a [Pace], clusters: &'a [u8], step: u64) -> Descent<'a> {
     let noise = (Stream::new(9, 1, step), Stream::new(9, 2, step));
-    Descent { paces, clusters, decay: 0.1, momentum: 0.8, scale: 0.02, noise }
+    Descent { paces, clusters, decay: 0.1, momentum: 0.8, noise }
 }
 
 #[test]
@@ -111,7 +111,7 @@ fn run(cx: &Context, latent: Option<Format>, moment: Option<Format>, radius: f32
     packed.set(cx, &start, 3.0);
     let mut moment = moment.map(|format| Packed::zeros(format, rows, cols, true));
     let mut scratch = Scratch::default();
-    let mut reports = vec![RowReport::default(); rows];
+    let mut reports = vec![0.0; rows * REPORT];
     let mut all = Vec::new();
     for step in 0..steps {
         let value = |packed: &Packed, floats: &Floats| match latent {
@@ -128,15 +128,16 @@ fn run(cx: &Context, latent: Option<Format>, moment: Option<Format>, radius: f32
         let with = descent(&paces, &clusters, step);
         descend(cx, weights, &u, moment.as_mut(), &with, &mut reports, &mut scratch);
         let after = value(&packed, &floats);
-        for (r, report) in reports.iter().enumerate() {
+        let rows = reports.as_chunks().0.iter().map(|row| RowReport::read(*row));
+        for (r, report) in rows.clone().enumerate() {
             let moved = before[r * cols..][..cols].iter().zip(&after[r * cols..][..cols]);
             let moved: f64 = moved.map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum();
             let radius = f64::from(paces[r % 2].radius) * mean.sqrt() * (cols as f64).sqrt();
             assert!(moved.sqrt() <= radius * (1.0 + 1e-9), "{latent:?} step {step}: {moved} {radius}");
-            assert!((moved - report.applied).abs() <= 1e-6 * moved, "{moved} {}", report.applied);
+            assert!((moved - f64::from(report.applied)).abs() <= 1e-6 * moved, "{moved} {}", report.applied);
         }
         all.extend(after.iter().map(|w| w.to_bits()));
-        all.extend(reports.iter().map(|r| r.flips + 1000 * r.zeros));
+        all.extend(rows.map(|r| (r.flips + 1000.0 * r.zeros) as u32));
     }
     if let Some(moment) = &moment {
         all.extend(unpacked(cx, moment).iter().map(|w| w.to_bits()));
@@ -184,7 +185,7 @@ fn rounding_moves_weights_by_the_step_on_average() {
         let step = packed.steps()[0];
         let paces = [Pace { rate: 0.3 * step / 1e-3, radius: f32::INFINITY }];
         let u = vec![-1.0; rows * cols];
-        let mut reports = vec![RowReport::default(); rows];
+        let mut reports = vec![0.0; rows * REPORT];
         let with = Descent { decay: 0.0, ..descent(&paces, &[], 1) };
         let weights = Weights::Packed(&mut packed);
         descend(&cx, weights, &u, None, &with, &mut reports, &mut Scratch::default());
@@ -210,12 +211,13 @@ fn a_direction_that_is_no_number_moves_nothing() {
             None => Weights::Floats(&mut floats),
             Some(_) => Weights::Packed(&mut packed),
         };
-        let mut reports = [RowReport::default(); 2];
+        let mut reports = [0.0; 2 * REPORT];
         descend(&cx, weights, &u, None, &descent(&paces, &[], 0), &mut reports, &mut Scratch::default());
         let after = if latent.is_none() { floats.to_vec() } else { unpacked(&cx, &packed) };
         let before = if latent.is_none() { &start } else { &before };
         assert_eq!(after[..10], before[..10], "{latent:?}");
-        assert!(reports[0].bounded && reports[0].applied == 0.0 && !reports[1].bounded);
+        let [first, second] = [0, 1].map(|row| RowReport::read(reports.as_chunks().0[row]));
+        assert!(first.bounded == 1.0 && first.applied == 0.0 && second.bounded == 0.0);
         assert!(after.iter().all(|w| w.is_finite()));
     }
 }

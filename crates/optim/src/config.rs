@@ -98,7 +98,7 @@ pub struct OptimConfig {
     pub range: f32,
     /// Gradients of ternary matrices until the step: "f32", "trits" or "none" (updated while backward runs).
     pub gradient: GradientKind,
-    /// First moment of ternary matrices: "f32", "bf16", "int8" or "trits1" to "trits5".
+    /// Momentum of ternary matrices in the factored direction: "f32", "bf16", "int8" or "trits1" to "trits5".
     pub moment: StorageKind,
     /// Trust region: largest norm of the update of a row, a share of that of a mean row of its matrix; 0 for none.
     #[schemars(range(min = 0.0, max = 10.0))]
@@ -126,6 +126,35 @@ pub struct OptimConfig {
     /// Learning rate at the end, as a share of the peak.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub final_rate: f32,
+}
+
+impl OptimConfig {
+    /// The trust region as [`Rates`](crate::Rates) take it: infinite for none.
+    pub fn bound(&self) -> f32 {
+        if self.radius > 0.0 { self.radius } else { f32::INFINITY }
+    }
+
+    /// Whether the options fit together.
+    ///
+    /// # Errors
+    /// An option that would have no effect beside the others, and what to do.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        if self.moment != StorageKind::F32 && self.direction != DirectionKind::Factored {
+            let reason = "is for the factored direction, and optim.direction is another: leave it \"f32\"";
+            return Err(ConfigError { option: "moment", reason });
+        }
+        Ok(())
+    }
+}
+
+/// An option that does not fit the others.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("optim.{option} {reason}")]
+pub struct ConfigError {
+    /// Name of the option in `[optim]`.
+    pub option: &'static str,
+    /// Why, and what to do.
+    pub reason: &'static str,
 }
 
 impl Default for OptimConfig {

@@ -6,7 +6,7 @@ mod optimizer;
 mod report;
 mod schedule;
 
-pub use config::{DirectionKind, GradientKind, OptimConfig, ScheduleKind, StorageKind};
+pub use config::{ConfigError, DirectionKind, GradientKind, OptimConfig, ScheduleKind, StorageKind};
 pub use guard::{Guard, Skip, Verdict};
 pub use optimizer::{Optimizer, Parameter, Part, Rates, Role, StateError};
 pub use report::Report;

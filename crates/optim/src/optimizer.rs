@@ -230,8 +230,8 @@ impl<B: Backend> Optimizer<B> {
                 }
                 return;
             }
-            Role::Embedding => Apply { rate: rates.embedding, decay, relative: false },
-            Role::Gain => Apply { rate: rates.matrices * GAIN_SHARE, decay: 0.0, relative: false },
+            Role::Embedding => Apply { rate: rates.embedding, decay },
+            Role::Gain => Apply { rate: rates.matrices * GAIN_SHARE, decay: 0.0 },
         };
         backend.apply(weight.floats_mut(), direction, with);
     }

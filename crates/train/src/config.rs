@@ -190,6 +190,9 @@ impl Config {
         if let Err(error) = self.data.check() {
             fail(format!("data.{}", error.option), error.to_string());
         }
+        if let Err(error) = self.optim.check() {
+            fail(format!("optim.{}", error.option), error.to_string());
+        }
         if let Err(error) = self.steps() {
             let set = places.get("run.tokens").or(places.get("run.steps"));
             let place = set.map_or(origin, String::as_str);

@@ -117,8 +117,9 @@ impl<B: Backend> Learner<B> {
         }
         model.block_gradients(backend, activations, &mut gathering);
         let loss = self.gradients.finish(backend, &mut self.optimizer, self.model.weights_mut(), rates);
-        let loss = loss? / inputs.len() as f32;
+        // Also where the step is left: some matrices may have moved.
         self.model.refresh(backend);
+        let loss = loss? / inputs.len() as f32;
         let read = self.gradients.read(backend);
         let (gradient_norm, direction_norm) = (read[GRADIENT].sqrt(), read[DIRECTION].sqrt());
         Ok(Measured { loss, gradient_norm, direction_norm, report: *self.optimizer.report() })

@@ -240,8 +240,8 @@ impl<'a, B: Backend> Run<'a, B> {
             let optim = &self.config().optim;
             let peak = if self.model().layout().ternary { optim.rate } else { optim.rate_f32 };
             let share = rate_at(optim, step, self.steps);
-            let radius = if optim.radius > 0.0 { optim.radius } else { f32::INFINITY };
-            Rates { matrices: peak * share, embedding: optim.embedding_rate * share, radius }
+            let (matrices, embedding) = (peak * share, optim.embedding_rate * share);
+            Rates { matrices, embedding, radius: optim.bound() }
         };
         let windows = self.plan.windows_of(step, self.state.mixer.as_mut())?;
         self.plan.read(self.corpus, &windows, &mut self.inputs, &mut self.targets)?;
@@ -445,6 +445,7 @@ mod tests {
     use tritrain_backend::Cpu;
     use tritrain_data::{Document, Preparation, Source};
     use tritrain_files::Disk;
+    use tritrain_optim::GradientKind;
 
     use super::*;
 
@@ -469,8 +470,15 @@ mod tests {
 
     #[test]
     fn a_step_that_is_not_finite_changes_no_weight() {
+        for gradient in [GradientKind::F32, GradientKind::Trits, GradientKind::None] {
+            check_guard(gradient);
+        }
+    }
+
+    fn check_guard(gradient: GradientKind) {
         let root = tempfile::tempdir().unwrap();
-        let (config, corpus) = tiny(root.path());
+        let (mut config, corpus) = tiny(root.path());
+        config.optim.gradient = gradient;
         let backend = Cpu::new(1).unwrap();
         let workplace = Workplace::start(&Disk, &root.path().join("run"), config).unwrap();
         let mut run = Run::new(&backend, &Disk, workplace, &corpus).unwrap();

@@ -1,6 +1,7 @@
 //! The configuration: messages, order of layers, round trips.
 
 use proptest::prelude::*;
+use tritrain_optim::{DirectionKind, StorageKind};
 use tritrain_train::{Config, FREE, Kind};
 
 /// The message of a file that must be refused.
@@ -9,6 +10,13 @@ fn refused(text: &str) -> String {
         Ok(_) => String::from("accepted"),
         Err(error) => error.to_string(),
     }
+}
+
+#[test]
+fn options_without_effect_are_refused() {
+    let error = Config::resolve(None, &["optim.direction=adamw", "optim.moment=trits2"]).unwrap_err();
+    assert!(error.to_string().contains("optim.moment is for the factored direction"), "{error}");
+    assert!(Config::resolve(None, &["optim.moment=trits2"]).is_ok());
 }
 
 #[test]
@@ -359,7 +367,7 @@ fn toml_string(text: &str) -> String {
     format!("\"{escaped}\"")
 }
 
-/// A configuration in which every option is valid and some shape fits.
+/// A configuration in which every option is valid, some shape fits, and every option has an effect.
 fn any_config() -> impl Strategy<Value = Config> {
     let options = Config::options().iter().flat_map(|section| &section.options);
     let values: Vec<BoxedStrategy<String>> =
@@ -374,6 +382,9 @@ fn any_config() -> impl Strategy<Value = Config> {
         config.model.ffn = config.model.ffn.next_multiple_of(256).min(262_144);
         config.model.dim = config.model.dim.min(65_536 / config.model.heads / 256 * 256 * config.model.heads);
         config.run.steps = config.run.steps.max(1);
+        if config.optim.direction != DirectionKind::Factored {
+            config.optim.moment = StorageKind::F32;
+        }
         config
     })
 }

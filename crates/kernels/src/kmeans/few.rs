@@ -6,9 +6,8 @@
 //! arithmetic on sixteen rows side by side. As in [`super::screen`], but with one error for all centroids.
 
 use super::{
-    Assigned, TASK,
-    codes::{CentroidCodes, Coding, RowCodes},
-    relative_error,
+    Assigned, Searched, TASK,
+    codes::Coding,
     screen::{MARGIN, NEAR, Rows, threshold},
 };
 #[cfg(target_arch = "x86_64")]
@@ -30,14 +29,7 @@ const _: () = assert!(BLOCK == MOST);
 
 /// What all tasks read.
 pub(super) struct Few<'a> {
-    tier: Tier,
-    x: &'a [f32],
-    centroids: &'a [f32],
-    dim: usize,
-    rows: &'a RowCodes,
-    codes: &'a CentroidCodes,
-    /// See [`relative_error`].
-    error: f32,
+    of: Searched<'a>,
     /// The largest `T` and `C` of all centroids.
     rest: f32,
     norm: f32,
@@ -113,23 +105,9 @@ impl<'a> Few<'a> {
         Coding::pairs(dim).filter(|_| k <= MOST)
     }
 
-    pub(super) fn new(
-        tier: Tier,
-        x: &'a [f32],
-        centroids: &'a [f32],
-        dim: usize,
-        rows: &'a RowCodes,
-        codes: &'a CentroidCodes,
-    ) -> Few<'a> {
+    pub(super) fn new(of: Searched<'a>) -> Few<'a> {
         let largest = |of: &[f32]| of.iter().copied().fold(0.0, f32::max);
-        let (rest, norm) = (largest(&codes.rests), largest(&codes.norms));
-        Few { tier, x, centroids, dim, rows, codes, error: relative_error(dim), rest, norm }
-    }
-
-    /// The definition.
-    fn distance(&self, row: usize, label: usize) -> f32 {
-        let part = |of: &'a [f32], at: usize| &of[at * self.dim..][..self.dim];
-        super::square_distance(self.tier, part(self.x, row), part(self.centroids, label))
+        Few { of, rest: largest(&of.codes.rests), norm: largest(&of.codes.norms) }
     }
 
     /// Labels the rows of a task. Without `moves`, bounds are unknown.
@@ -137,7 +115,7 @@ impl<'a> Few<'a> {
         let mut done = Assigned::default();
         let mut open = [0; TASK];
         let count = match moves {
-            Some(moves) => keep(self.tier, self.error, rows, moves, &mut open),
+            Some(moves) => keep(self.of.tier, self.of.error, rows, moves, &mut open),
             None => {
                 for (at, open) in (0..).zip(&mut open) {
                     *open = at;
@@ -157,18 +135,18 @@ impl<'a> Few<'a> {
     fn block(&self, rows: &mut Rows<'_>, block: &[u32], desk: &mut Desk, done: &mut Assigned) {
         let mut of =
             Block { scale: [0.0; BLOCK], norm: [0.0; BLOCK], share: [0.0; BLOCK], square: [0.0; BLOCK] };
-        let stride = self.rows.stride;
-        let mut codes = [&self.rows.codes[..stride]; BLOCK];
+        let stride = self.of.rows.stride;
+        let mut codes = [&self.of.rows.codes[..stride]; BLOCK];
         for (lane, at) in block.iter().enumerate() {
             let row = rows.first + *at as usize;
-            codes[lane] = &self.rows.codes[row * stride..][..stride];
-            let row = &self.rows.rows[row];
+            codes[lane] = &self.of.rows.codes[row * stride..][..stride];
+            let row = &self.of.rows.rows[row];
             (of.scale[lane], of.norm[lane]) = (row.scale, row.norm);
             (of.share[lane], of.square[lane]) = (row.share, row.square);
         }
         let Desk { by_row, sums, found } = desk;
-        products(self.tier, &codes, &self.codes.panels.bytes()[..self.codes.panel], by_row, sums);
-        find(self.tier, self, sums, &of, found);
+        products(self.of.tier, &codes, &self.of.codes.panels.bytes()[..self.of.codes.panel], by_row, sums);
+        find(self.of.tier, self, sums, &of, found);
         for (lane, at) in block.iter().enumerate() {
             let at = *at as usize;
             let (mut label, mut upper, mut lower) = (found.label[lane], found.upper[lane], found.lower[lane]);
@@ -192,16 +170,16 @@ impl<'a> Few<'a> {
         done: &mut Assigned,
     ) -> (u32, f32, f32) {
         let (mut label, mut least) = (0, f32::INFINITY);
-        for at in 0..self.centroids.len() / self.dim {
+        for at in 0..self.of.centroids.len() / self.of.dim {
             if found.high[at][lane] >= found.threshold[lane] {
-                let distance = self.distance(row, at);
+                let distance = self.of.distance(row, at);
                 done.compared += 1;
                 if distance < least {
                     (label, least) = (at as u32, distance);
                 }
             }
         }
-        let upper = (least + f32::MIN_POSITIVE).sqrt() * (1.0 + self.error);
+        let upper = (least + f32::MIN_POSITIVE).sqrt() * (1.0 + self.of.error);
         let other = if label == found.label[lane] { found.top[1][lane] } else { found.top[0][lane] };
         (label, upper, self.lower(of.square[lane], other))
     }
@@ -209,8 +187,8 @@ impl<'a> Few<'a> {
     /// The least distance to centroids whose `S` is at most `other`.
     #[inline(always)]
     fn lower(&self, square: f32, other: f32) -> f32 {
-        let slack = square * (self.error + MARGIN);
-        root(square - slack - 2.0 * (other + self.codes.gap) - other.abs() * MARGIN) * (1.0 - MARGIN)
+        let slack = square * (self.of.error + MARGIN);
+        root(square - slack - 2.0 * (other + self.of.codes.gap) - other.abs() * MARGIN) * (1.0 - MARGIN)
     }
 }
 
@@ -250,8 +228,8 @@ tiered! {
             let e = of.share[r].mul_add(few.norm, few.rest) * (1.0 + MARGIN) + (few.norm + few.rest) * MARGIN;
             error[r] = of.norm[r] * e;
         }
-        let columns = few.codes.scales.iter().zip(&few.codes.halves);
-        for (c, (scale, half)) in columns.enumerate().take(few.centroids.len() / few.dim) {
+        let columns = few.of.codes.scales.iter().zip(&few.of.codes.halves);
+        for (c, (scale, half)) in columns.enumerate().take(few.of.centroids.len() / few.of.dim) {
             for r in 0..BLOCK {
                 let high = (sums[c][r] as f32 * of.scale[r]).mul_add(*scale, *half) + error[r];
                 found.high[c][r] = high;
@@ -267,9 +245,9 @@ tiered! {
             let square = of.square[r];
             // The largest `S` less its error; rounded twice more, which `MARGIN` covers.
             let least = top[0][r] - 2.0 * error[r];
-            found.threshold[r] = threshold(square, least, few.codes.gap, few.error, few.dim);
-            let slack = square * (few.error + MARGIN);
-            let most = square + slack - 2.0 * (least - few.codes.gap) + least.abs() * MARGIN;
+            found.threshold[r] = threshold(square, least, few.of.codes.gap, few.of.error, few.of.dim);
+            let slack = square * (few.of.error + MARGIN);
+            let most = square + slack - 2.0 * (least - few.of.codes.gap) + least.abs() * MARGIN;
             found.upper[r] = root(most) * (1.0 + MARGIN);
             found.lower[r] = few.lower(square, top[1][r]);
         }
