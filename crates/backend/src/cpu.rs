@@ -440,6 +440,11 @@ impl Backend for Cpu {
         out[at] += elementwise::sum_squares(&self.cx, x) as f32;
     }
 
+    fn square_sums(&self, x: &Floats, out: &mut Floats) {
+        let _span = self.span("square_sums");
+        elementwise::square_sums(&self.cx, x, out);
+    }
+
     fn adam(&self, g: &mut Floats, m: &mut Floats, v: &mut Floats, with: Adam) {
         let _span = self.span("adam");
         update::adam(&self.cx, g, m, v, with);

@@ -287,6 +287,9 @@ pub trait Backend: Send + Sync {
     /// `out[at] += Σ x²`.
     fn add_sum_squares(&self, x: &Self::Floats, out: &mut Self::Floats, at: usize);
 
+    /// `out[r] = Σ x[r]²`; `x` `[rows][cols]`, `out` `[rows]`.
+    fn square_sums(&self, x: &Self::Floats, out: &mut Self::Floats);
+
     /// Turns a gradient into the Adam update in place and advances the moments.
     fn adam(&self, g: &mut Self::Floats, m: &mut Self::Floats, v: &mut Self::Floats, with: Adam);
     /// Turns the gradient of a matrix into the factored update in place and advances its state;

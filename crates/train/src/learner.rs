@@ -113,7 +113,7 @@ impl<B: Backend> Learner<B> {
         if gathering.gradients.kind == GradientKind::None {
             // The first matrix moves as soon as its gradient is there.
             finite(gathering.gradients.read(backend)[LOSS], Skip::Loss)?;
-            gathering.optimizer.begin();
+            gathering.optimizer.begin(backend);
         }
         model.block_gradients(backend, activations, &mut gathering);
         let loss = self.gradients.finish(backend, &mut self.optimizer, self.model.weights_mut(), rates);
@@ -122,7 +122,8 @@ impl<B: Backend> Learner<B> {
         let loss = loss? / inputs.len() as f32;
         let read = self.gradients.read(backend);
         let (gradient_norm, direction_norm) = (read[GRADIENT].sqrt(), read[DIRECTION].sqrt());
-        Ok(Measured { loss, gradient_norm, direction_norm, report: *self.optimizer.report() })
+        let report = self.optimizer.reports().iter().fold(Report::default(), Report::with);
+        Ok(Measured { loss, gradient_norm, direction_norm, report })
     }
 
     /// Losses of every token of the last batch, `[batch][context]`, in nats.
@@ -211,7 +212,7 @@ impl<B: Backend> Gradients<B> {
         finite(read[LOSS], Skip::Loss)?;
         finite(read[GRADIENT].sqrt(), Skip::GradientNorm)?;
         if self.kind != GradientKind::None {
-            optimizer.begin();
+            optimizer.begin(backend);
         }
         for (id, weight) in weights.iter_mut().enumerate() {
             if let (Some(packed), Some(len)) = (&self.packed[id], self.matrices[id]) {

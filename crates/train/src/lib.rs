@@ -21,7 +21,7 @@ pub use error::{Error, Result};
 pub use evaluate::{ClusterLoss, DomainLoss, Evaluation, evaluate, evaluate_text};
 pub use learner::{Learner, Measured, Setup};
 pub use load::{Loaded, load};
-pub use run::{Event, Run, StepReport, generate};
+pub use run::{Event, RowCluster, Run, StepReport, generate};
 pub use run_config::RunConfig;
 pub use signals::{STOPPED, Signals};
 pub use topics::{CLUSTERS, with_topics};
