@@ -2,7 +2,9 @@
 
 use std::borrow::Cow;
 
-use tritrain_backend::{Adam, Apply, Backend, Descent, Factored, Pace, REPORT, Stream, Values, Weight};
+use tritrain_backend::{
+    Adam, Apply, Backend, Descent, Factored, Memory, Pace, REPORT, Stream, Values, Weight,
+};
 
 use crate::{DirectionKind, OptimConfig, Report, Steer, clusters::Clusters};
 
@@ -76,20 +78,20 @@ pub enum StateError {
     },
 }
 
-enum State<B: Backend> {
+enum State<B: Memory> {
     Adam { m: B::Floats, v: B::Floats },
     Factored { row: B::Floats, col: B::Floats, momentum: B::Floats },
 }
 
 /// What a tensor's direction keeps between updates.
-struct Slot<B: Backend> {
+struct Slot<B: Memory> {
     state: State<B>,
     /// Momentum of the factored direction in few bits.
     moment: Option<B::Packed>,
 }
 
 /// A tensor of the state on its device.
-pub enum Part<'a, B: Backend> {
+pub enum Part<'a, B: Memory> {
     /// f32.
     Floats(&'a B::Floats),
     /// Few bits.
@@ -99,7 +101,7 @@ pub enum Part<'a, B: Backend> {
 }
 
 /// The state of every tensor's direction.
-pub struct Optimizer<B: Backend> {
+pub struct Optimizer<B: Memory> {
     config: OptimConfig,
     parameters: Vec<Parameter>,
     slots: Vec<Slot<B>>,
@@ -120,7 +122,7 @@ const WEIGHT_NOISE: u32 = 1 << 30;
 const MOMENT_NOISE: u32 = 1 << 31;
 const GRADIENT_NOISE: u32 = WEIGHT_NOISE | MOMENT_NOISE;
 
-impl<B: Backend> Optimizer<B> {
+impl<B: Memory> Optimizer<B> {
     /// Zero state for `parameters`, whose matrices are `ternary` or not. Rounding draws from `seed`.
     pub fn new(
         backend: &B,
@@ -166,7 +168,9 @@ impl<B: Backend> Optimizer<B> {
             parameters,
         }
     }
+}
 
+impl<B: Backend> Optimizer<B> {
     /// Updates begun so far.
     pub fn updates(&self) -> u64 {
         self.updates
