@@ -7,7 +7,7 @@ use std::{
 
 use tritrain_backend::{Backend, Cpu};
 use tritrain_data::{Corpus, Preparation, Source, clusters::Clusters};
-use tritrain_files::{Storage, tokens::Split};
+use tritrain_files::{Storage, give_back_memory, tokens::Split};
 use tritrain_train::{CLUSTERS, Config, with_topics};
 
 use crate::{
@@ -105,6 +105,7 @@ pub(crate) fn corpus(
     if let Some((_, bar)) = &bar {
         bar.clear();
     }
+    give_back_memory();
     show::note(&format!(
         "data: {} training and {} validation tokens, vocabulary {}",
         show::short(corpus.len(Split::Train)),
