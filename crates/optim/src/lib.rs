@@ -1,6 +1,7 @@
 //! From gradients to updated weights: directions, schedules, the guard against bad steps.
 
 mod config;
+mod direction;
 mod guard;
 mod optimizer;
 mod report;

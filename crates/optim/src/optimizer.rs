@@ -1,13 +1,11 @@
 //! Directions: what turns one gradient per tensor into one update per tensor.
 
-use tritrain_backend::{
-    Adam, Apply, Backend, Descent, Factored, Pace, REPORT, RowReport, Stream, Values, Weight,
+use tritrain_backend::{Apply, Backend, Descent, Pace, REPORT, RowReport, Stream, Values, Weight};
+
+use crate::{
+    OptimConfig, Report,
+    direction::{PartMut, Slot},
 };
-
-use crate::{DirectionKind, OptimConfig, Report};
-
-/// Added to the root of Adam's second moment.
-const ADAM_EPS: f32 = 1e-8;
 
 /// Learning rate of gains, as a share of that of matrices. Larger shares trained worse.
 const GAIN_SHARE: f32 = 1.0 / 16.0;
@@ -76,18 +74,6 @@ pub enum StateError {
     },
 }
 
-enum State<B: Backend> {
-    Adam { m: B::Floats, v: B::Floats },
-    Factored { row: B::Floats, col: B::Floats, momentum: B::Floats },
-}
-
-/// What a tensor's direction keeps between updates.
-struct Slot<B: Backend> {
-    state: State<B>,
-    /// Momentum of the factored direction in few bits.
-    moment: Option<B::Packed>,
-}
-
 /// A tensor of the state on its device.
 pub enum Part<'a, B: Backend> {
     /// f32.
@@ -124,26 +110,7 @@ impl<B: Backend> Optimizer<B> {
         ternary: bool,
         seed: u64,
     ) -> Optimizer<B> {
-        let slots = parameters.iter().map(|parameter| {
-            let (rows, cols, len) = (parameter.rows, parameter.cols, parameter.rows * parameter.cols);
-            match (parameter.role, config.direction) {
-                (Role::Gain, _) | (_, DirectionKind::Adamw) => {
-                    let state = State::Adam { m: backend.floats(len), v: backend.floats(len) };
-                    Slot { state, moment: None }
-                }
-                (role, DirectionKind::Factored) => {
-                    let packed = config.moment.format().filter(|_| ternary && role == Role::Matrix);
-                    let moment = packed.filter(|_| config.momentum > 0.0);
-                    let floats = config.momentum > 0.0 && moment.is_none();
-                    let state = State::Factored {
-                        row: backend.floats(rows),
-                        col: backend.floats(cols),
-                        momentum: backend.floats(if floats { len } else { 0 }),
-                    };
-                    Slot { state, moment: moment.map(|format| backend.packed(format, rows, cols, true)) }
-                }
-            }
-        });
+        let slots = parameters.iter().map(|parameter| Slot::new(backend, config, parameter, ternary));
         let slots = slots.collect();
         let matrices = parameters.iter().filter(|parameter| parameter.role == Role::Matrix);
         let most = matrices.map(|parameter| parameter.rows).max().unwrap_or(0) * REPORT;
@@ -187,18 +154,8 @@ impl<B: Backend> Optimizer<B> {
     pub fn direct(&mut self, backend: &B, id: usize, grad: &mut B::Floats) {
         let step = self.updates;
         assert!(step > 0, "an update begins before its directions");
-        // Adafactor's decay, 1 - t^-0.8 (1804.04235, section 7.2), up to the configured memory.
-        let beta2 = (1.0 - (step as f64).powf(-0.8)).min(f64::from(self.config.beta2)) as f32;
-        match &mut self.slots[id].state {
-            State::Adam { m, v } => {
-                let (beta1, beta2) = (self.config.beta1, self.config.beta2);
-                backend.adam(grad, m, v, Adam { beta1, beta2, step, eps: ADAM_EPS });
-            }
-            State::Factored { row, col, momentum } => {
-                let with = Factored { beta2, momentum: self.config.momentum };
-                backend.factored(grad, row, col, momentum, with);
-            }
-        }
+        let noise = Stream::new(self.seed, MOMENT_NOISE | id as u32, step);
+        self.slots[id].direct(backend, &self.config, self.parameters[id].rows, (step, noise), grad);
     }
 
     /// Moves tensor `id` against its direction.
@@ -223,7 +180,7 @@ impl<B: Backend> Optimizer<B> {
                 let with = Descent { paces: &paces, clusters: &[], decay, momentum, noise };
                 let len = parameter.rows * REPORT;
                 backend.resize(&mut self.rows, len);
-                backend.descend(weight, direction, self.slots[id].moment.as_mut(), &with, &mut self.rows);
+                backend.descend(weight, direction, self.slots[id].late_moment(), &with, &mut self.rows);
                 backend.download(&self.rows, &mut self.rows_here[..len]);
                 for row in self.rows_here[..len].as_chunks().0 {
                     self.report.add(&RowReport::read(*row), parameter.cols);
@@ -239,25 +196,8 @@ impl<B: Backend> Optimizer<B> {
     /// Names, shapes and places of the state, for a checkpoint.
     pub fn state(&self) -> Vec<(String, [usize; 2], Part<'_, B>)> {
         let tensors = self.parameters.iter().zip(&self.slots).flat_map(|(parameter, slot)| {
-            let (rows, cols) = (parameter.rows, parameter.cols);
-            let mut parts = match &slot.state {
-                State::Adam { m, v } => {
-                    vec![("m", [rows, cols], Part::Floats(m)), ("v", [rows, cols], Part::Floats(v))]
-                }
-                State::Factored { row, col, momentum } => {
-                    let mut parts =
-                        vec![("row", [rows, 1], Part::Floats(row)), ("col", [1, cols], Part::Floats(col))];
-                    if self.config.momentum > 0.0 && slot.moment.is_none() {
-                        parts.push(("momentum", [rows, cols], Part::Floats(momentum)));
-                    }
-                    parts
-                }
-            };
-            if let Some(moment) = &slot.moment {
-                parts.push(("momentum", [rows, cols], Part::Packed(moment)));
-            }
-            let named = |(part, shape, place)| (format!("{}.{part}", parameter.name), shape, place);
-            parts.into_iter().map(named)
+            let parts = slot.parts(parameter.rows, parameter.cols);
+            parts.into_iter().map(|(part, shape, place)| (format!("{}.{part}", parameter.name), shape, place))
         });
         tensors.collect()
     }
@@ -274,37 +214,21 @@ impl<B: Backend> Optimizer<B> {
         read: impl Fn(&str) -> Option<Values<'a>>,
     ) -> Result<(), StateError> {
         self.updates = updates;
-        let momentum_here = self.config.momentum > 0.0;
         for (parameter, slot) in self.parameters.iter().zip(&mut self.slots) {
-            let (rows, cols) = (parameter.rows, parameter.cols);
-            let named = |part: &str| format!("{}.{part}", parameter.name);
-            let parts: Vec<(&str, usize, &mut B::Floats)> = match &mut slot.state {
-                State::Adam { m, v } => vec![("m", rows * cols, m), ("v", rows * cols, v)],
-                State::Factored { row, col, momentum } => {
-                    let mut parts = vec![("row", rows, row), ("col", cols, col)];
-                    if momentum_here && slot.moment.is_none() {
-                        parts.push(("momentum", rows * cols, momentum));
-                    }
-                    parts
-                }
+            let named = |(part, [rows, cols], _): (&str, [usize; 2], _)| {
+                (format!("{}.{part}", parameter.name), rows * cols)
             };
-            for (part, expected, buffer) in parts {
-                let name = named(part);
-                match read(&name) {
-                    Some(Values::Floats(host)) if host.len() == expected => backend.upload(&host, buffer),
-                    Some(Values::Floats(host)) => {
+            let names: Vec<_> = slot.parts(parameter.rows, parameter.cols).into_iter().map(named).collect();
+            for ((name, expected), place) in names.into_iter().zip(slot.places()) {
+                match (read(&name), place) {
+                    (Some(Values::Floats(host)), PartMut::Floats(_)) if host.len() != expected => {
                         return Err(StateError::Length { name, found: host.len(), expected });
                     }
-                    Some(Values::Packed(_)) | None => return Err(StateError::Missing { name }),
-                }
-            }
-            if let Some(moment) = &mut slot.moment {
-                let name = named("momentum");
-                match read(&name) {
-                    Some(Values::Packed(stored)) => backend
+                    (Some(Values::Floats(host)), PartMut::Floats(buffer)) => backend.upload(&host, buffer),
+                    (Some(Values::Packed(stored)), PartMut::Packed(moment)) => backend
                         .restore(&stored, moment)
                         .map_err(|reason| StateError::Stored { name, reason })?,
-                    Some(Values::Floats(_)) | None => return Err(StateError::Missing { name }),
+                    _ => return Err(StateError::Missing { name }),
                 }
             }
         }
