@@ -72,6 +72,18 @@ pub enum GradientKind {
     None,
 }
 
+/// What becomes of a tensor whose gradient is out of proportion.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum SpikeKind {
+    /// It moves as ever; a gradient that is not finite skips the step.
+    Off,
+    /// Its gradient is scaled to the usual norm; one that is not finite leaves the tensor as it is.
+    Clip,
+    /// It stays as it is for the step.
+    Skip,
+}
+
 /// How the learning rate moves over a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
@@ -123,6 +135,11 @@ pub struct OptimConfig {
     /// Decoupled weight decay on matrices and embeddings, per unit of learning rate.
     #[schemars(range(min = 0.0, max = 10.0))]
     pub weight_decay: f32,
+    /// Spikes of the gradient of a tensor: "off", "clip" or "skip".
+    pub spike: SpikeKind,
+    /// Where a spike begins, in standard deviations of the logarithm of the norm above its running mean.
+    #[schemars(range(min = 0.5, max = 100.0))]
+    pub spike_z: f32,
     /// "cosine", "wsd" or "constant" learning rate after warm-up.
     pub schedule: ScheduleKind,
     /// Share of the run spent warming up.
@@ -182,6 +199,8 @@ impl Default for OptimConfig {
             beta1: 0.9,
             beta2: 0.99,
             weight_decay: 0.0,
+            spike: SpikeKind::Clip,
+            spike_z: 4.0,
             schedule: ScheduleKind::Cosine,
             warmup: 0.05,
             decay: 0.3,

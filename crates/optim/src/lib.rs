@@ -6,9 +6,11 @@ mod guard;
 mod optimizer;
 mod report;
 mod schedule;
+mod spike;
 
-pub use config::{ConfigError, DirectionKind, GradientKind, OptimConfig, ScheduleKind, StorageKind};
+pub use config::{ConfigError, DirectionKind, GradientKind, OptimConfig, ScheduleKind, SpikeKind, StorageKind};
 pub use guard::{Guard, Skip, Verdict};
 pub use optimizer::{Optimizer, Parameter, Part, Rates, Role, StateError};
 pub use report::Report;
 pub use schedule::rate_at;
+pub use spike::{Admission, Spikes};

@@ -3,7 +3,7 @@
 use tritrain_backend::{Apply, Backend, Descent, Pace, REPORT, RowReport, Stream, Values, Weight};
 
 use crate::{
-    OptimConfig, Report,
+    Admission, OptimConfig, Report, SpikeKind, Spikes,
     direction::{PartMut, Slot},
 };
 
@@ -87,6 +87,7 @@ pub struct Optimizer<B: Backend> {
     config: OptimConfig,
     parameters: Vec<Parameter>,
     slots: Vec<Slot<B>>,
+    spikes: Spikes,
     seed: u64,
     /// Updates begun, for bias corrections, decay of the second moments and random numbers.
     updates: u64,
@@ -117,6 +118,7 @@ impl<B: Backend> Optimizer<B> {
         Optimizer {
             config: config.clone(),
             slots,
+            spikes: Spikes::new(parameters.len()),
             seed,
             updates: 0,
             report: Report::default(),
@@ -145,6 +147,45 @@ impl<B: Backend> Optimizer<B> {
     /// Random numbers for storing the gradient of tensor `id` in few bits.
     pub fn gradient_noise(&self, id: usize) -> Stream {
         Stream::new(self.seed, GRADIENT_NOISE | id as u32, self.updates)
+    }
+
+    /// Whether a gradient that is not finite concerns its tensor alone.
+    pub fn guards(&self) -> bool {
+        self.config.spike != SpikeKind::Off
+    }
+
+    /// Whether tensor `id` moves in this update, by the norm of its gradient, which is scaled where it is a spike.
+    ///
+    /// # Panics
+    /// There is no such tensor.
+    pub fn admit(&mut self, backend: &B, id: usize, norm: f32, grad: &mut B::Floats) -> bool {
+        let admission = self.spikes.admit(&self.config, id, norm);
+        self.report.tensors += 1.0;
+        if admission != Admission::Whole {
+            self.report.clipped += 1.0;
+        }
+        if let Admission::Clipped(share) = admission {
+            backend.scale(grad, share);
+        }
+        admission != Admission::Left
+    }
+
+    /// The state of the spike guard, for a checkpoint.
+    pub fn spikes(&self) -> &Spikes {
+        &self.spikes
+    }
+
+    /// Takes the state of the spike guard from a checkpoint.
+    ///
+    /// # Errors
+    /// It belongs to another number of tensors.
+    pub fn restore_spikes(&mut self, spikes: Spikes) -> Result<(), StateError> {
+        let (expected, found) = (self.spikes.len(), spikes.len());
+        if expected != found {
+            return Err(StateError::Length { name: "spikes".into(), found, expected });
+        }
+        self.spikes = spikes;
+        Ok(())
     }
 
     /// Turns the gradient of tensor `id` into its direction, in place.

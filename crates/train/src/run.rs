@@ -39,6 +39,8 @@ pub struct StepReport {
     pub update: f32,
     /// Share of the rows of matrices whose update the trust region made shorter.
     pub bounded: f32,
+    /// Share of the tensors whose gradient was a spike or not finite.
+    pub clipped: f32,
     /// Share of the ternary codes that changed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub flips: Option<f32>,
@@ -261,6 +263,7 @@ impl<'a, B: Backend> Run<'a, B> {
             mixer.learn(clusters.iter().map(|(cluster, loss)| (*cluster, f64::from(*loss))));
         }
         let (update, bounded) = (report.relative() as f32, report.bounded_share() as f32);
+        let clipped = report.clipped_share() as f32;
         let flips = self.model().layout().ternary.then_some(report.flip_rate() as f32);
         let report = StepReport {
             step,
@@ -270,6 +273,7 @@ impl<'a, B: Backend> Run<'a, B> {
             direction_norm,
             update,
             bounded,
+            clipped,
             flips,
             tokens,
             cluster,
@@ -377,6 +381,7 @@ impl<'a, B: Backend> Run<'a, B> {
             self.state.best = Some((step, loss));
         }
         self.metrics.sync()?;
+        self.state.spikes = Some(self.learner.optimizer.spikes().clone());
         let what = (&self.learner.model, &self.learner.optimizer, &self.state);
         let path = save::save(self.backend, self.storage, &self.workplace.dir, what, &self.identity)?;
         self.saved = Some(step);

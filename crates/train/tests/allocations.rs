@@ -75,13 +75,13 @@ fn settings() -> [OptimConfig; 7] {
 }
 
 fn main() {
-    a_step_allocates_nothing_after_the_first();
-    muon_takes_memory_for_its_products_alone();
-}
-
-fn a_step_allocates_nothing_after_the_first() {
     // All of them live to the end: threads of a pool that is dropped would free their memory under a step.
     let mut backends = Vec::new();
+    a_step_allocates_nothing_after_the_first(&mut backends);
+    muon_takes_memory_for_its_products_alone(&mut backends);
+}
+
+fn a_step_allocates_nothing_after_the_first(backends: &mut Vec<Cpu>) {
     for threads in [1, 2, 3] {
         for optim in settings() {
             for recompute in [false, true] {
@@ -126,9 +126,8 @@ fn check_products(found: &[Stats], products: usize, backend: &Cpu, what: &str) {
     assert!(kept <= backend.threads(), "{what}: {kept} allocations were kept");
 }
 
-fn muon_takes_memory_for_its_products_alone() {
+fn muon_takes_memory_for_its_products_alone(backends: &mut Vec<Cpu>) {
     let optim = OptimConfig { direction: DirectionKind::Muon, ..OptimConfig::default() };
-    let mut backends = Vec::new();
     for threads in [1, 3] {
         let (backend, config) = (Cpu::new(threads).unwrap(), model(Precision::Ternary));
         let found = steps(&backend, &config, &optim, false, STEPS_F32);
