@@ -6,6 +6,7 @@ mod guard;
 mod optimizer;
 mod report;
 mod schedule;
+mod setback;
 mod spike;
 
 pub use config::{ConfigError, DirectionKind, GradientKind, OptimConfig, ScheduleKind, SpikeKind, StorageKind};
@@ -13,4 +14,5 @@ pub use guard::{Guard, Skip, Verdict};
 pub use optimizer::{Optimizer, Parameter, Part, Rates, Role, StateError};
 pub use report::Report;
 pub use schedule::rate_at;
+pub use setback::{Setbacks, WINDOW as SETBACK_WINDOW};
 pub use spike::{Admission, Spikes};

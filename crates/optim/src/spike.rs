@@ -2,8 +2,9 @@
 //!
 //! For each tensor, the running mean and variance of the logarithm of its gradient's norm (ZClip, 2504.02507;
 //! by tensor as AdaGC, 2502.11034, so that matrices may move during the backward pass). A norm more than
-//! `optim.spike_z` deviations above the mean is a spike. The statistics then take the norm at which spikes
-//! begin: one spike hardly moves them, a lasting change is followed within some twenty steps.
+//! `optim.spike_z` deviations above the mean is a spike. The statistics then take a norm of two deviations above
+//! it: one spike hardly moves them, and a lasting change is followed. The clipped norm itself, which is the mean,
+//! would keep them where they are, and clip every step after such a change.
 
 use serde::{Deserialize, Serialize};
 
@@ -15,6 +16,9 @@ const WATCHED: u64 = 25;
 const NEW: f64 = 0.03;
 /// Least standard deviation of the logarithm: norms within a tenth are as good as equal.
 const LEAST: f64 = 0.1;
+
+/// Deviations above the mean of what the statistics take in place of a spike, at most.
+const TAKEN: f64 = 2.0;
 
 /// What becomes of a gradient.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -70,14 +74,14 @@ impl Spikes {
         let norms = &mut self.tensors[id];
         let log = f64::from(norm).ln();
         let deviation = norms.variance.sqrt().max(LEAST);
-        let begin = norms.mean + f64::from(config.spike_z) * deviation;
-        let spike = norms.seen >= WATCHED && log > begin;
+        let z = f64::from(config.spike_z);
+        let spike = norms.seen >= WATCHED && log > norms.mean + z * deviation;
         let admission = match config.spike {
             _ if !spike => Admission::Whole,
             SpikeKind::Clip => Admission::Clipped((norms.mean - log).exp() as f32),
             SpikeKind::Skip | SpikeKind::Off => Admission::Left,
         };
-        norms.take(if spike { begin } else { log });
+        norms.take(if spike { norms.mean + z.min(TAKEN) * deviation } else { log });
         admission
     }
 }
@@ -149,6 +153,16 @@ mod tests {
             spikes.admit(&config, 1, 1000.0 * quiet(*step)) != Admission::Whole
         });
         let clipped = clipped.count();
-        assert!((5..30).contains(&clipped), "{clipped} steps");
+        assert!((20..100).contains(&clipped), "{clipped} steps");
+    }
+
+    #[test]
+    fn every_second_step_may_be_a_spike_for_long() {
+        let config = config(SpikeKind::Clip);
+        let mut spikes = watched(&config);
+        for step in 0..40 {
+            assert!(matches!(spikes.admit(&config, 1, 1e6), Admission::Clipped(_)), "step {step}");
+            assert_eq!(spikes.admit(&config, 1, quiet(step)), Admission::Whole, "step {step}");
+        }
     }
 }

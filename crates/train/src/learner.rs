@@ -129,6 +129,12 @@ impl<B: Backend> Learner<B> {
         Ok(Measured { loss, gradient_norm, direction_norm, report: *self.optimizer.report() })
     }
 
+    /// Multiplies the gradients of the steps to come.
+    #[cfg(test)]
+    pub(crate) fn disturb(&mut self, factor: f32) {
+        self.gradients.fault = factor;
+    }
+
     /// Losses of every token of the last batch, `[batch][context]`, in nats.
     ///
     /// # Panics
@@ -383,7 +389,7 @@ mod tests {
         for step in 0..STEPS {
             let fault = fault(step);
             let all = tokens(step, BATCH * config.context + 1, fault == Fault::Noise);
-            learner.gradients.fault = if let Fault::Gradient(factor) = fault { factor } else { 1.0 };
+            learner.disturb(if let Fault::Gradient(factor) = fault { factor } else { 1.0 });
             let share = 1.0 - step as f32 / STEPS as f32;
             let rates = Rates { matrices: optim.rate * share, embedding: 4e-3 * share, radius: f32::INFINITY };
             let (inputs, targets) = (&all[..all.len() - 1], &all[1..]);

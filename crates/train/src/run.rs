@@ -1,5 +1,7 @@
 //! The training loop.
 
+mod back;
+
 use std::{collections::BTreeMap, path::PathBuf, time::Instant};
 
 use serde::Serialize;
@@ -65,6 +67,15 @@ pub enum Event {
         step: u64,
         /// The quantity.
         what: &'static str,
+    },
+    /// Too many gradients were spikes, or the loss stayed high: the run went back to a checkpoint.
+    WentBack {
+        /// From this step.
+        from: u64,
+        /// To this one.
+        step: u64,
+        /// What all learning rates are multiplied by from there on.
+        rates: f32,
     },
     /// An evaluation on the validation split.
     Evaluated {
@@ -241,9 +252,10 @@ impl<'a, B: Backend> Run<'a, B> {
         let rates = {
             let optim = &self.config().optim;
             let peak = if self.model().layout().ternary { optim.rate } else { optim.rate_f32 };
-            let share = rate_at(optim, step, self.steps);
+            let slower = self.state.setbacks.share();
+            let share = rate_at(optim, step, self.steps) * slower;
             let (matrices, embedding) = (peak * share, optim.embedding_rate * share);
-            Rates { matrices, embedding, radius: optim.bound() }
+            Rates { matrices, embedding, radius: optim.bound() * slower }
         };
         let windows = self.plan.windows_of(step, self.state.mixer.as_mut())?;
         self.plan.read(self.corpus, &windows, &mut self.inputs, &mut self.targets)?;
@@ -284,6 +296,10 @@ impl<'a, B: Backend> Run<'a, B> {
         let tokens_per_s = self.inputs.len() as f64 / seconds;
         self.timing
             .append(&json!({ "step": report.step, "seconds": seconds, "tokens_per_s": tokens_per_s }))?;
+        let again = self.state.setbacks.step(report.loss, f64::from(report.clipped));
+        if again && self.learner.optimizer.guards() {
+            return self.go_back();
+        }
         Ok(Event::Step(report, seconds))
     }
 
@@ -438,6 +454,9 @@ fn open_logs(storage: &dyn Storage, workplace: &Workplace, state: &State) -> Res
     let path = workplace.dir.join("metrics.jsonl");
     metrics::truncate_after(storage, &path, |record| {
         let step = record.get("step").and_then(Value::as_u64).unwrap_or(u64::MAX);
+        if let Some(times) = record.get("setback").and_then(Value::as_u64) {
+            return step <= state.step && times <= u64::from(state.setbacks.times);
+        }
         let evaluated = state.evaluated.map(|(at, _)| at) == Some(step);
         step < state.step || step == state.step && (evaluated || record.get("validation_loss").is_none())
     })?;
@@ -454,7 +473,7 @@ mod tests {
 
     use super::*;
 
-    fn tiny(dir: &std::path::Path) -> (Config, Corpus) {
+    pub(super) fn tiny(dir: &std::path::Path) -> (Config, Corpus) {
         let mut config = Config::default();
         (config.model.layers, config.model.ffn, config.model.context) = (1, 256, 16);
         (config.data.vocab, config.data.validation) = (280, 0.2);

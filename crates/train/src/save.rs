@@ -11,7 +11,7 @@ use tritrain_files::{
     tensors::{Dtype, TensorFile, TensorView},
 };
 use tritrain_model::{Layout, Model, ModelConfig};
-use tritrain_optim::{Guard, Optimizer, Part, Spikes};
+use tritrain_optim::{Guard, Optimizer, Part, Setbacks, Spikes};
 
 use crate::{Error, Result};
 
@@ -40,6 +40,8 @@ pub(crate) struct State {
     /// Of the spike guard.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) spikes: Option<Spikes>,
+    #[serde(default)]
+    pub(crate) setbacks: Setbacks,
 }
 
 /// Metadata of a model file: what is needed to build the model around its tensors.
