@@ -241,10 +241,14 @@ fn reflection(stream: u32, n: usize) -> Matrix {
 /// Singular vectors stay, singular values go through the quintic, five times.
 #[test]
 fn an_orthogonal_direction_has_the_singular_vectors_of_the_matrix() {
-    for (rows, cols) in [(1, 1), (1, 9), (24, 24), (16, 70), (70, 16), (33, 1)] {
+    // Singular values that fall slowly, and ones that fall to 1e-7.
+    let shapes = [(1, 1), (1, 9), (24, 24), (16, 70), (70, 16), (33, 1)];
+    for ((rows, cols), steep) in shapes.into_iter().flat_map(|shape| [(shape, false), (shape, true)]) {
         let side = rows.min(cols);
         let (left, right) = (reflection(1, rows), reflection(2, cols));
-        let values: Vec<f64> = (0..side).map(|i| 3.0 / (1.0 + i as f64)).collect();
+        let values: Vec<f64> = (0..side)
+            .map(|i| if steep { 3.0 * 0.5f64.powi(i as i32) } else { 3.0 / (1.0 + i as f64) })
+            .collect();
         let of_values = |values: &[f64]| {
             let entry = |r: usize, c: usize| if r == c { values[r] } else { 0.0 };
             let middle = (0..rows).map(|r| (0..cols).map(|c| entry(r, c)).collect()).collect();
@@ -262,9 +266,11 @@ fn an_orthogonal_direction_has_the_singular_vectors_of_the_matrix() {
             .iter()
             .map(|s| (0..5).fold(s / norm, |s, _| 3.4445 * s - 4.775 * s.powi(3) + 2.0315 * s.powi(5)))
             .collect();
-        assert!(ends.iter().all(|end| (0.6..1.3).contains(end)), "{ends:?}");
+        assert!(steep || ends.iter().all(|end| (0.6..1.3).contains(end)), "{ends:?}");
         let ends: Vec<f64> = ends.into_iter().map(|end| end * scale).collect();
-        assert_close(&found, &of_values(&ends), 2e-5, &format!("{rows}×{cols}"));
+        // What is small in the square of the matrix has the rounding of what is large.
+        let tolerance = if steep { 2e-4 } else { 2e-5 };
+        assert_close(&found, &of_values(&ends), tolerance, &format!("{rows}×{cols}"));
     }
 }
 

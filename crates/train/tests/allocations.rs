@@ -131,8 +131,8 @@ fn muon_takes_memory_for_its_products_alone(backends: &mut Vec<Cpu>) {
     for threads in [1, 3] {
         let (backend, config) = (Cpu::new(threads).unwrap(), model(Precision::Ternary));
         let found = steps(&backend, &config, &optim, false, STEPS_F32);
-        // Of each of four matrices a block, three products in each of five iterations.
-        check_products(&found, 4 * config.layers * 3 * 5, &backend, &format!("muon, {threads} threads"));
+        // Of each of four matrices a block, four products in each of five iterations but two, and one for each side.
+        check_products(&found, 4 * config.layers * 19, &backend, &format!("muon, {threads} threads"));
         backends.push(backend);
     }
 }
