@@ -16,8 +16,8 @@ use tritrain_kernels::{
 use tritrain_trit::ternary::scale_from_total;
 
 use crate::{
-    Adam, Apply, Assigned, Backend, Descent, Factored, Format, Gate, Memory, Products, Search, Shape, Sides,
-    Spent, Store, Stored, Stream, Weight,
+    Adam, Apply, Assigned, Backend, Descent, Factored, Format, Gate, Memory, Momentum, Products, Search,
+    Shape, Sides, Spent, Store, Stored, Stream, Weight,
     profile::{Profile, Span},
 };
 
@@ -451,6 +451,26 @@ impl Backend for Cpu {
     fn adam(&self, g: &mut Floats, m: &mut Floats, v: &mut Floats, with: Adam) {
         let _span = self.span("adam");
         update::adam(&self.cx, g, m, v, with);
+    }
+
+    fn adam8(&self, g: &mut Floats, m: &mut Packed, v: &mut Packed, with: Adam, noise: &Stream) {
+        let _span = self.span("adam8");
+        update::adam8(&self.cx, g, m, v, with, noise);
+    }
+
+    fn momentum(&self, g: &mut Floats, m: &mut Floats, with: Momentum) {
+        let _span = self.span("momentum");
+        update::momentum(&self.cx, g, m, with);
+    }
+
+    fn momentum_packed(&self, g: &mut Floats, m: &mut Packed, with: Momentum, noise: &Stream) {
+        let _span = self.span("momentum_packed");
+        update::momentum_packed(&self.cx, g, m, with, noise);
+    }
+
+    fn orthogonalize(&self, x: &mut Floats, rows: usize, rms: f32) {
+        let _span = self.span("orthogonalize");
+        update::orthogonalize(&self.cx, x, rows, rms);
     }
 
     fn factored(

@@ -21,7 +21,7 @@ pub use tritrain_kernels::{
     kmeans::{Assigned, Search},
     loss::Products,
     room::{Sizes, training as working_memory},
-    update::{Adam, Apply, Factored},
+    update::{Adam, Apply, BLOCK as ADAM_BLOCK, Factored, Momentum},
 };
 pub use tritrain_trit::{format::Format, rng::Stream};
 pub use weight::{Sides, Stored, Values, Weight, by_row};
@@ -299,6 +299,22 @@ pub trait Backend: Memory {
 
     /// Turns a gradient into the Adam update in place and advances the moments.
     fn adam(&self, g: &mut Self::Floats, m: &mut Self::Floats, v: &mut Self::Floats, with: Adam);
+    /// [`Backend::adam`] with moments in int8, `[blocks of g][ADAM_BLOCK]` with a step each, rounded by chance.
+    fn adam8(
+        &self,
+        g: &mut Self::Floats,
+        m: &mut Self::Packed,
+        v: &mut Self::Packed,
+        with: Adam,
+        noise: &Stream,
+    );
+    /// Turns a gradient into what a running mean of gradients `m` sees in it, and moves the mean.
+    fn momentum(&self, g: &mut Self::Floats, m: &mut Self::Floats, with: Momentum);
+    /// [`Backend::momentum`] with the mean of a matrix in few bits, rounded by chance.
+    fn momentum_packed(&self, g: &mut Self::Floats, m: &mut Self::Packed, with: Momentum, noise: &Stream);
+    /// Draws the singular values of a matrix of `rows` rows towards one, and gives its entries a root mean square of
+    /// about `rms`; see the kernel.
+    fn orthogonalize(&self, x: &mut Self::Floats, rows: usize, rms: f32);
     /// Turns the gradient of a matrix into the factored update in place and advances its state;
     /// `row` `[rows]`, `col` `[cols]`, `momentum` as `g`, or empty for none.
     fn factored(

@@ -124,6 +124,20 @@ impl Values<'_> {
         packed
     }
 
+    /// In the place of a tensor of the same shape and format.
+    ///
+    /// # Panics
+    /// Either is another.
+    pub fn restore<B: Backend>(&self, backend: &B, (rows, cols): (usize, usize), to: &mut Weight<B>) {
+        match (self, to) {
+            (Values::Packed(stored), Weight::Packed(packed)) => {
+                backend.restore(stored, packed).expect(SHAPE);
+            }
+            (_, Weight::Packed(_)) => panic!("{SHAPE}"),
+            (_, Weight::Floats(floats)) => backend.upload(&self.numbers(backend, rows, cols), floats),
+        }
+    }
+
     /// As f32 numbers.
     ///
     /// # Panics

@@ -92,6 +92,11 @@ fn drive(backend: &Cpu, workplace: Workplace, corpus: &Corpus, signals: &Signals
                 progress
                     .note(&format!("step {step} skipped: {what} was not finite; the weights are unchanged"));
             }
+            Event::WentBack { from, step, rates } => {
+                progress.note(&format!(
+                    "step {from}: too many spikes; back at step {step}, learning rates times {rates}"
+                ));
+            }
             Event::Evaluated { step, evaluation } => {
                 progress.note(&format!("step {step}: validation {}", show::evaluation(&evaluation)));
                 outcome.curve.evaluations.push((step, evaluation.loss));

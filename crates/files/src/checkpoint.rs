@@ -26,7 +26,7 @@ use crate::tensors::{Encoder, TensorView};
 use crate::{Bytes, Difference, Error, FileSum, Result, Storage, valid_name};
 
 pub use crate::lock::{RunLock, lock};
-pub use prune::prune;
+pub use prune::{discard_after, prune};
 
 /// The newest manifest format this version reads, and the one it writes.
 pub const FORMAT: u32 = 1;
@@ -283,6 +283,23 @@ pub fn newest(storage: &dyn Storage, run: &Path) -> Result<Option<Checkpoint>> {
             Err(Error::NoneLoads { path, tried, newest: Box::new(newest) })
         }
     }
+}
+
+/// The newest checkpoint of step `step` or earlier that verifies and is healthy, else the oldest such of all.
+/// None if no checkpoint is.
+///
+/// # Errors
+/// [`Error::Io`] when the directory cannot be listed.
+pub fn before(storage: &dyn Storage, run: &Path, step: u64) -> Result<Option<Checkpoint>> {
+    let mut oldest = None;
+    for dir in candidates(storage, run)? {
+        match open_healthy(storage, &dir) {
+            Ok(checkpoint) if checkpoint.step <= step => return Ok(Some(checkpoint)),
+            Ok(checkpoint) => oldest = Some(checkpoint),
+            Err(error) => tracing::warn!(%error, "skipped checkpoint {}", dir.display()),
+        }
+    }
+    Ok(oldest)
 }
 
 /// Saves a checkpoint by the protocol in the [module](self) text and returns its directory, verified.

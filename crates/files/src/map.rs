@@ -1,5 +1,8 @@
 //! Read-only memory maps, and freed memory back to the system: the only `unsafe` of this crate.
-#![expect(unsafe_code, reason = "a memory map is unsafe to create: the file may change under it; malloc_trim is C")]
+#![expect(
+    unsafe_code,
+    reason = "a memory map is unsafe to create: the file may change under it; malloc_trim is C"
+)]
 
 use std::fs::File;
 use std::io;

@@ -220,7 +220,7 @@ pub fn round(cx: &Context, from: &[f32], noise: &Stream, to: &mut Packed) {
 }
 
 /// The first block of random bits of a row.
-fn first_block(row: usize, cols: usize) -> u64 {
+pub(crate) fn first_block(row: usize, cols: usize) -> u64 {
     (row * cols.div_ceil(RUN) * noise::SIDE) as u64
 }
 
@@ -229,12 +229,12 @@ const RUN: usize = 8 * noise::SIDE;
 
 /// What one row is worked on with.
 pub(crate) struct Desk<'a> {
-    old: &'a mut [f32],
+    pub(crate) old: &'a mut [f32],
     new: &'a mut [f32],
-    direction: &'a mut [f32],
-    levels: &'a mut [i8],
+    pub(crate) direction: &'a mut [f32],
+    pub(crate) levels: &'a mut [i8],
     digits: &'a mut [u8],
-    noise: &'a mut [u16],
+    pub(crate) noise: &'a mut [u16],
 }
 
 impl<'a> Desk<'a> {
@@ -243,7 +243,7 @@ impl<'a> Desk<'a> {
         3 * cols + cols.div_ceil(4) + digits_len(cols).div_ceil(4) + cols.next_multiple_of(RUN) / 2
     }
 
-    fn new(floats: &'a mut [f32], cols: usize) -> Desk<'a> {
+    pub(crate) fn new(floats: &'a mut [f32], cols: usize) -> Desk<'a> {
         let (old, rest) = floats.split_at_mut(cols);
         let (new, rest) = rest.split_at_mut(cols);
         let (direction, rest) = rest.split_at_mut(cols);
@@ -273,6 +273,11 @@ fn average(
         let before = unit.first().copied().unwrap_or(1.0);
         mix(tier, desk.old, before * momentum, direction, 1.0 - momentum, desk.direction);
     }
+    keep(tier, format, bytes, unit, desk);
+}
+
+/// Stores `desk.direction`, rounded by chance.
+pub(crate) fn keep(tier: Tier, format: Format, bytes: &mut [u8], unit: &mut [f32], desk: &mut Desk<'_>) {
     let Some(largest) = format.largest() else {
         halve(tier, desk.direction, desk.noise, desk.new);
         return store_bf16(tier, desk.new, bytes);
@@ -377,7 +382,7 @@ tiered! {
 }
 
 tiered! {
-    fn mix(m: &[f32], a: f32, u: &[f32], b: f32, to: &mut [f32]) {
+    pub(crate) fn mix(m: &[f32], a: f32, u: &[f32], b: f32, to: &mut [f32]) {
         for ((to, m), u) in to.iter_mut().zip(m).zip(u) {
             *to = a * m + b * u;
         }

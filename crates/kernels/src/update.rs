@@ -1,5 +1,13 @@
 //! Optimizer loops: gradients become updates in place, updates are applied to weights.
 
+mod adam8;
+mod momentum;
+mod orthogonal;
+
+pub use adam8::{BLOCK, adam8};
+pub use momentum::{Momentum, momentum, momentum_packed};
+pub use orthogonal::orthogonalize;
+
 use crate::{
     Context, elementwise,
     lanes::{self, LANES},
@@ -21,14 +29,21 @@ pub struct Adam {
     pub eps: f32,
 }
 
+impl Adam {
+    /// What the moments are multiplied by, against their start at zero.
+    fn corrections(&self) -> [f32; 2] {
+        let correction = |beta: f32| (1.0 / (1.0 - f64::from(beta).powf(self.step as f64))) as f32;
+        [self.beta1, self.beta2].map(correction)
+    }
+}
+
 /// Turns the gradient into the Adam update `m̂ / (√v̂ + ε)` in place and advances both moments.
 ///
 /// # Panics
 /// The lengths differ.
 pub fn adam(cx: &Context, g: &mut [f32], m: &mut [f32], v: &mut [f32], adam: Adam) {
     assert!(g.len() == m.len() && g.len() == v.len());
-    let correction = |beta: f32| (1.0 / (1.0 - f64::from(beta).powf(adam.step as f64))) as f32;
-    let (c1, c2) = (correction(adam.beta1), correction(adam.beta2));
+    let [c1, c2] = adam.corrections();
     cx.chunks3((g, CHUNK), (m, CHUNK), (v, CHUNK), |_, g, m, v| {
         adam_chunk(cx.tier(), g, m, v, adam.beta1, adam.beta2, c1, c2, adam.eps);
     });

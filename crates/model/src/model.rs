@@ -175,6 +175,17 @@ impl<B: Backend> Model<B> {
         &mut self.weights
     }
 
+    /// Replaces the weights of a model in training.
+    ///
+    /// # Panics
+    /// A tensor has another shape or is stored in another format.
+    pub fn restore<'a>(&mut self, backend: &B, weights: &dyn Fn(usize) -> Values<'a>) {
+        for (id, (weight, spec)) in self.weights.iter_mut().zip(&self.layout.specs).enumerate() {
+            weights(id).restore(backend, (spec.rows, spec.cols), weight);
+        }
+        self.refresh(backend);
+    }
+
     /// One weight tensor as it is stored; of ternary matrices made for inference, nothing.
     pub fn values<'m>(&'m self, backend: &B, id: usize) -> Values<'m> {
         match &self.weights[id] {

@@ -10,8 +10,16 @@ use tritrain_backend::Format;
 pub enum DirectionKind {
     /// Adam with decoupled weight decay (Loshchilov and Hutter, 1711.05101).
     Adamw,
+    /// The same with both moments in 8 bits, in blocks of 256 (after Dettmers et al., 2110.02861).
+    Adamw8,
     /// Factored second moment, update RMS clipped at one, optional momentum (Adafactor, 1804.04235).
     Factored,
+    /// Signs of a mean of gradients and the gradient (Chen et al., 2302.06675).
+    Lion,
+    /// Signs of a mean of gradients (Bernstein et al., 1802.04434).
+    Signum,
+    /// A mean of gradients, made orthogonal by products in f32 (Jordan et al., 2024); embeddings: factored.
+    Muon,
 }
 
 /// How numbers of a ternary matrix are stored.
@@ -64,6 +72,18 @@ pub enum GradientKind {
     None,
 }
 
+/// What becomes of a tensor whose gradient is out of proportion.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum SpikeKind {
+    /// It moves as ever; a gradient that is not finite skips the step.
+    Off,
+    /// Its gradient is scaled to the usual norm; one that is not finite leaves the tensor as it is.
+    Clip,
+    /// It stays as it is for the step.
+    Skip,
+}
+
 /// How the learning rate moves over a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
@@ -80,7 +100,7 @@ pub enum ScheduleKind {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct OptimConfig {
-    /// Direction of the update for matrices and embeddings: "factored" or "adamw"; gains use AdamW.
+    /// Direction of the update: "factored", "adamw", "adamw8", "lion", "signum" or "muon"; gains use AdamW.
     pub direction: DirectionKind,
     /// Peak learning rate of ternary matrices, a share of the root mean square of each; gains: a sixteenth.
     #[schemars(range(min = 0.0, max = 1.0))]
@@ -98,7 +118,7 @@ pub struct OptimConfig {
     pub range: f32,
     /// Gradients of ternary matrices until the step: "f32", "trits" or "none" (updated while backward runs).
     pub gradient: GradientKind,
-    /// Momentum of ternary matrices in the factored direction: "f32", "bf16", "int8" or "trits1" to "trits5".
+    /// Momentum of ternary matrices, not of AdamW: "f32", "bf16", "int8" or "trits1" to "trits5".
     pub moment: StorageKind,
     /// Trust region: largest norm of the update of a row, a share of that of a mean row of its matrix; 0 for none.
     #[schemars(range(min = 0.0, max = 10.0))]
@@ -109,15 +129,20 @@ pub struct OptimConfig {
     /// Momentum of the factored direction; 0 keeps no first moment.
     #[schemars(range(min = 0.0, max = 0.9999))]
     pub momentum: f32,
-    /// First-moment decay of AdamW.
+    /// First-moment decay of the other directions; of Lion, the share of the mean in a step.
     #[schemars(range(min = 0.0, max = 0.9999))]
     pub beta1: f32,
-    /// Longest memory of the second moment, both directions.
+    /// Longest memory of the second moment, and of Lion's mean.
     #[schemars(range(min = 0.0, max = 0.999999))]
     pub beta2: f32,
     /// Decoupled weight decay on matrices and embeddings, per unit of learning rate.
     #[schemars(range(min = 0.0, max = 10.0))]
     pub weight_decay: f32,
+    /// Spikes of the gradient of a tensor: "off", "clip" or "skip".
+    pub spike: SpikeKind,
+    /// Where a spike begins, in standard deviations of the logarithm of the norm above its running mean.
+    #[schemars(range(min = 0.5, max = 100.0))]
+    pub spike_z: f32,
     /// "cosine", "wsd" or "constant" learning rate after warm-up.
     pub schedule: ScheduleKind,
     /// Share of the run spent warming up.
@@ -142,8 +167,9 @@ impl OptimConfig {
     /// # Errors
     /// An option that would have no effect beside the others, and what to do.
     pub fn check(&self) -> Result<(), ConfigError> {
-        if self.moment != StorageKind::F32 && self.direction != DirectionKind::Factored {
-            let reason = "is for the factored direction, and optim.direction is another: leave it \"f32\"";
+        let adam = matches!(self.direction, DirectionKind::Adamw | DirectionKind::Adamw8);
+        if adam && self.moment != StorageKind::F32 {
+            let reason = "has no effect on AdamW: leave it \"f32\", or set optim.direction to \"adamw8\"";
             return Err(ConfigError { option: "moment", reason });
         }
         Ok(())
@@ -177,6 +203,8 @@ impl Default for OptimConfig {
             beta1: 0.9,
             beta2: 0.99,
             weight_decay: 0.0,
+            spike: SpikeKind::Clip,
+            spike_z: 4.0,
             schedule: ScheduleKind::Cosine,
             warmup: 0.05,
             decay: 0.3,

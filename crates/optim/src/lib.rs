@@ -2,14 +2,21 @@
 
 mod clusters;
 mod config;
+mod direction;
 mod guard;
 mod optimizer;
 mod report;
 mod schedule;
+mod setback;
+mod spike;
 
 pub use clusters::Steer;
-pub use config::{ConfigError, DirectionKind, GradientKind, OptimConfig, ScheduleKind, StorageKind};
+pub use config::{
+    ConfigError, DirectionKind, GradientKind, OptimConfig, ScheduleKind, SpikeKind, StorageKind,
+};
 pub use guard::{Guard, Skip, Verdict};
 pub use optimizer::{Optimizer, Parameter, Part, Rates, Role, StateError};
 pub use report::Report;
 pub use schedule::rate_at;
+pub use setback::{Setbacks, WINDOW as SETBACK_WINDOW};
+pub use spike::{Admission, Spikes};

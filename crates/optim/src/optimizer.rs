@@ -2,14 +2,13 @@
 
 use std::borrow::Cow;
 
-use tritrain_backend::{
-    Adam, Apply, Backend, Descent, Factored, Memory, Pace, REPORT, Stream, Values, Weight,
+use tritrain_backend::{Apply, Backend, Descent, Memory, Pace, REPORT, Stream, Values, Weight};
+
+use crate::{
+    Admission, OptimConfig, Report, SpikeKind, Spikes, Steer,
+    clusters::Clusters,
+    direction::{PartMut, Slot},
 };
-
-use crate::{DirectionKind, OptimConfig, Report, Steer, clusters::Clusters};
-
-/// Added to the root of Adam's second moment.
-const ADAM_EPS: f32 = 1e-8;
 
 /// Learning rate of gains, as a share of that of matrices. Larger shares trained worse.
 const GAIN_SHARE: f32 = 1.0 / 16.0;
@@ -78,18 +77,6 @@ pub enum StateError {
     },
 }
 
-enum State<B: Memory> {
-    Adam { m: B::Floats, v: B::Floats },
-    Factored { row: B::Floats, col: B::Floats, momentum: B::Floats },
-}
-
-/// What a tensor's direction keeps between updates.
-struct Slot<B: Memory> {
-    state: State<B>,
-    /// Momentum of the factored direction in few bits.
-    moment: Option<B::Packed>,
-}
-
 /// A tensor of the state on its device.
 pub enum Part<'a, B: Memory> {
     /// f32.
@@ -105,9 +92,12 @@ pub struct Optimizer<B: Memory> {
     config: OptimConfig,
     parameters: Vec<Parameter>,
     slots: Vec<Slot<B>>,
+    spikes: Spikes,
     seed: u64,
     /// Updates begun, for bias corrections, decay of the second moments and random numbers.
     updates: u64,
+    /// Of the spike guard.
+    admitted: Report,
     clusters: Clusters,
     /// By cluster, with room for the paces that come of it.
     steers: Vec<Steer>,
@@ -131,26 +121,7 @@ impl<B: Memory> Optimizer<B> {
         ternary: bool,
         seed: u64,
     ) -> Optimizer<B> {
-        let slots = parameters.iter().map(|parameter| {
-            let (rows, cols, len) = (parameter.rows, parameter.cols, parameter.rows * parameter.cols);
-            match (parameter.role, config.direction) {
-                (Role::Gain, _) | (_, DirectionKind::Adamw) => {
-                    let state = State::Adam { m: backend.floats(len), v: backend.floats(len) };
-                    Slot { state, moment: None }
-                }
-                (role, DirectionKind::Factored) => {
-                    let packed = config.moment.format().filter(|_| ternary && role == Role::Matrix);
-                    let moment = packed.filter(|_| config.momentum > 0.0);
-                    let floats = config.momentum > 0.0 && moment.is_none();
-                    let state = State::Factored {
-                        row: backend.floats(rows),
-                        col: backend.floats(cols),
-                        momentum: backend.floats(if floats { len } else { 0 }),
-                    };
-                    Slot { state, moment: moment.map(|format| backend.packed(format, rows, cols, true)) }
-                }
-            }
-        });
+        let slots = parameters.iter().map(|parameter| Slot::new(backend, config, parameter, ternary));
         let slots = slots.collect();
         let matrices = parameters.iter().filter(|parameter| parameter.role == Role::Matrix);
         let most = matrices.map(|parameter| parameter.rows).max().unwrap_or(0) * REPORT;
@@ -158,8 +129,10 @@ impl<B: Memory> Optimizer<B> {
         Optimizer {
             config: config.clone(),
             slots,
+            spikes: Spikes::new(parameters.len()),
             seed,
             updates: 0,
+            admitted: Report::default(),
             steers: vec![Steer::default(); clusters.count()],
             paces: Vec::with_capacity(clusters.count()),
             clusters,
@@ -179,10 +152,16 @@ impl<B: Backend> Optimizer<B> {
     /// Begins an update: every tensor is then directed and applied, once each, in any order.
     pub fn begin(&mut self, backend: &B) {
         self.clusters.begin(backend, self.updates);
+        self.admitted = Report::default();
         self.updates += 1;
     }
 
-    /// What [`Optimizer::apply`] did to matrices since the update began, by cluster of rows.
+    /// What [`Optimizer::admit`] and [`Optimizer::apply`] did since the update began.
+    pub fn report(&self) -> Report {
+        self.reports().iter().fold(self.admitted, Report::with)
+    }
+
+    /// What [`Optimizer::apply`] did to matrices, by cluster of rows.
     pub fn reports(&self) -> &[Report] {
         self.clusters.reports()
     }
@@ -200,6 +179,45 @@ impl<B: Backend> Optimizer<B> {
         Stream::new(self.seed, GRADIENT_NOISE | id as u32, self.updates)
     }
 
+    /// Whether a gradient that is not finite concerns its tensor alone.
+    pub fn guards(&self) -> bool {
+        self.config.spike != SpikeKind::Off
+    }
+
+    /// Whether tensor `id` moves in this update, by the norm of its gradient, which is scaled where it is a spike.
+    ///
+    /// # Panics
+    /// There is no such tensor.
+    pub fn admit(&mut self, backend: &B, id: usize, norm: f32, grad: &mut B::Floats) -> bool {
+        let admission = self.spikes.admit(&self.config, id, norm);
+        self.admitted.tensors += 1.0;
+        if admission != Admission::Whole {
+            self.admitted.clipped += 1.0;
+        }
+        if let Admission::Clipped(share) = admission {
+            backend.scale(grad, share);
+        }
+        admission != Admission::Left
+    }
+
+    /// The state of the spike guard, for a checkpoint.
+    pub fn spikes(&self) -> &Spikes {
+        &self.spikes
+    }
+
+    /// Takes the state of the spike guard from a checkpoint.
+    ///
+    /// # Errors
+    /// It belongs to another number of tensors.
+    pub fn restore_spikes(&mut self, spikes: Spikes) -> Result<(), StateError> {
+        let (expected, found) = (self.spikes.len(), spikes.len());
+        if expected != found {
+            return Err(StateError::Length { name: "spikes".into(), found, expected });
+        }
+        self.spikes = spikes;
+        Ok(())
+    }
+
     /// Turns the gradient of tensor `id` into its direction, in place.
     ///
     /// # Panics
@@ -207,8 +225,6 @@ impl<B: Backend> Optimizer<B> {
     pub fn direct(&mut self, backend: &B, id: usize, grad: &mut B::Floats) {
         let step = self.updates;
         assert!(step > 0, "an update begins before its directions");
-        // Adafactor's decay, 1 - t^-0.8 (1804.04235, section 7.2), up to the configured memory.
-        let beta2 = (1.0 - (step as f64).powf(-0.8)).min(f64::from(self.config.beta2)) as f32;
         let parameter = &self.parameters[id];
         if parameter.role == Role::Matrix && self.clusters.measures(step) {
             backend.resize(&mut self.rows, parameter.rows);
@@ -217,16 +233,8 @@ impl<B: Backend> Optimizer<B> {
             backend.download(&self.rows, squares);
             self.clusters.gradient(id, squares, parameter.cols);
         }
-        match &mut self.slots[id].state {
-            State::Adam { m, v } => {
-                let (beta1, beta2) = (self.config.beta1, self.config.beta2);
-                backend.adam(grad, m, v, Adam { beta1, beta2, step, eps: ADAM_EPS });
-            }
-            State::Factored { row, col, momentum } => {
-                let with = Factored { beta2, momentum: self.config.momentum };
-                backend.factored(grad, row, col, momentum, with);
-            }
-        }
+        let noise = Stream::new(self.seed, MOMENT_NOISE | id as u32, step);
+        self.slots[id].direct(backend, &self.config, parameter.rows, (step, noise), grad);
     }
 
     /// Moves tensor `id` against its direction.
@@ -257,7 +265,7 @@ impl<B: Backend> Optimizer<B> {
                 let with = Descent { paces: &self.paces, clusters, decay, momentum, noise };
                 let len = parameter.rows * REPORT;
                 backend.resize(&mut self.rows, len);
-                backend.descend(weight, direction, self.slots[id].moment.as_mut(), &with, &mut self.rows);
+                backend.descend(weight, direction, self.slots[id].late_moment(), &with, &mut self.rows);
                 backend.download(&self.rows, &mut self.rows_here[..len]);
                 let measured = self.clusters.measures(self.updates);
                 self.clusters.applied(id, &self.rows_here[..len], parameter.cols, measured);
@@ -272,25 +280,8 @@ impl<B: Backend> Optimizer<B> {
     /// Names, shapes and places of the state, for a checkpoint.
     pub fn state(&self) -> Vec<(String, [usize; 2], Part<'_, B>)> {
         let tensors = self.parameters.iter().zip(&self.slots).flat_map(|(parameter, slot)| {
-            let (rows, cols) = (parameter.rows, parameter.cols);
-            let mut parts = match &slot.state {
-                State::Adam { m, v } => {
-                    vec![("m", [rows, cols], Part::Floats(m)), ("v", [rows, cols], Part::Floats(v))]
-                }
-                State::Factored { row, col, momentum } => {
-                    let mut parts =
-                        vec![("row", [rows, 1], Part::Floats(row)), ("col", [1, cols], Part::Floats(col))];
-                    if self.config.momentum > 0.0 && slot.moment.is_none() {
-                        parts.push(("momentum", [rows, cols], Part::Floats(momentum)));
-                    }
-                    parts
-                }
-            };
-            if let Some(moment) = &slot.moment {
-                parts.push(("momentum", [rows, cols], Part::Packed(moment)));
-            }
-            let named = |(part, shape, place)| (format!("{}.{part}", parameter.name), shape, place);
-            parts.into_iter().map(named)
+            let parts = slot.parts(parameter.rows, parameter.cols);
+            parts.into_iter().map(|(part, shape, place)| (format!("{}.{part}", parameter.name), shape, place))
         });
         let clusters = self.clusters.state().into_iter();
         let clusters = clusters.map(|(name, shape, values)| (name.to_owned(), shape, Part::Host(values)));
@@ -309,31 +300,20 @@ impl<B: Backend> Optimizer<B> {
         read: impl Fn(&str) -> Option<Values<'a>>,
     ) -> Result<(), StateError> {
         self.updates = updates;
-        let momentum_here = self.config.momentum > 0.0;
         for (parameter, slot) in self.parameters.iter().zip(&mut self.slots) {
-            let (rows, cols) = (parameter.rows, parameter.cols);
-            let named = |part: &str| format!("{}.{part}", parameter.name);
-            let parts: Vec<(&str, usize, &mut B::Floats)> = match &mut slot.state {
-                State::Adam { m, v } => vec![("m", rows * cols, m), ("v", rows * cols, v)],
-                State::Factored { row, col, momentum } => {
-                    let mut parts = vec![("row", rows, row), ("col", cols, col)];
-                    if momentum_here && slot.moment.is_none() {
-                        parts.push(("momentum", rows * cols, momentum));
-                    }
-                    parts
-                }
+            let named = |(part, [rows, cols], _): (&str, [usize; 2], _)| {
+                (format!("{}.{part}", parameter.name), rows * cols)
             };
-            for (part, expected, buffer) in parts {
-                let name = named(part);
-                backend.upload(&floats(read(&name), name, expected)?, buffer);
-            }
-            if let Some(moment) = &mut slot.moment {
-                let name = named("momentum");
-                match read(&name) {
-                    Some(Values::Packed(stored)) => backend
+            let names: Vec<_> = slot.parts(parameter.rows, parameter.cols).into_iter().map(named).collect();
+            for ((name, expected), place) in names.into_iter().zip(slot.places()) {
+                match (read(&name), place) {
+                    (found @ Some(Values::Floats(_)), PartMut::Floats(buffer)) => {
+                        backend.upload(&floats(found, name, expected)?, buffer);
+                    }
+                    (Some(Values::Packed(stored)), PartMut::Packed(moment)) => backend
                         .restore(&stored, moment)
                         .map_err(|reason| StateError::Stored { name, reason })?,
-                    Some(Values::Floats(_)) | None => return Err(StateError::Missing { name }),
+                    _ => return Err(StateError::Missing { name }),
                 }
             }
         }

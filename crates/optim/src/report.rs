@@ -19,6 +19,10 @@ pub struct Report {
     pub bounded: f64,
     /// Rows of all matrices.
     pub rows: f64,
+    /// Tensors whose gradient the spike guard clipped or left.
+    pub clipped: f64,
+    /// Tensors that had a gradient.
+    pub tensors: f64,
 }
 
 impl Report {
@@ -43,6 +47,8 @@ impl Report {
             numbers: self.numbers + other.numbers,
             bounded: self.bounded + other.bounded,
             rows: self.rows + other.rows,
+            clipped: self.clipped + other.clipped,
+            tensors: self.tensors + other.tensors,
         }
     }
 
@@ -54,6 +60,11 @@ impl Report {
     /// Share of the codes that changed.
     pub fn flip_rate(&self) -> f64 {
         self.flips / self.numbers.max(1.0)
+    }
+
+    /// Share of the tensors whose gradient the spike guard clipped or left.
+    pub fn clipped_share(&self) -> f64 {
+        self.clipped / self.tensors.max(1.0)
     }
 
     /// Share of the rows that the trust region made shorter.

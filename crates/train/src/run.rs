@@ -1,5 +1,7 @@
 //! The training loop.
 
+mod back;
+
 use std::{collections::BTreeMap, path::PathBuf, time::Instant};
 
 use serde::Serialize;
@@ -39,6 +41,8 @@ pub struct StepReport {
     pub update: f32,
     /// Share of the rows of matrices whose update the trust region made shorter.
     pub bounded: f32,
+    /// Share of the tensors whose gradient was a spike or not finite.
+    pub clipped: f32,
     /// Share of the ternary codes that changed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub flips: Option<f32>,
@@ -90,6 +94,15 @@ pub enum Event {
         step: u64,
         /// The quantity.
         what: &'static str,
+    },
+    /// Too many gradients were spikes, or the loss stayed high: the run went back to a checkpoint.
+    WentBack {
+        /// From this step.
+        from: u64,
+        /// To this one.
+        step: u64,
+        /// What all learning rates are multiplied by from there on.
+        rates: f32,
     },
     /// An evaluation on the validation split.
     Evaluated {
@@ -266,9 +279,10 @@ impl<'a, B: Backend> Run<'a, B> {
         let rates = {
             let optim = &self.config().optim;
             let peak = if self.model().layout().ternary { optim.rate } else { optim.rate_f32 };
-            let share = rate_at(optim, step, self.steps);
+            let slower = self.state.setbacks.share();
+            let share = rate_at(optim, step, self.steps) * slower;
             let (matrices, embedding) = (peak * share, optim.embedding_rate * share);
-            Rates { matrices, embedding, radius: optim.bound() }
+            Rates { matrices, embedding, radius: optim.bound() * slower }
         };
         let windows = self.plan.windows_of(step, self.state.mixer.as_mut())?;
         self.plan.read(self.corpus, &windows, &mut self.inputs, &mut self.targets)?;
@@ -288,6 +302,7 @@ impl<'a, B: Backend> Run<'a, B> {
             mixer.learn(clusters.iter().map(|(cluster, loss)| (*cluster, f64::from(*loss))));
         }
         let (update, bounded) = (report.relative() as f32, report.bounded_share() as f32);
+        let clipped = report.clipped_share() as f32;
         let flips = self.model().layout().ternary.then_some(report.flip_rate() as f32);
         let row_clusters = match self.learner.optimizer.reports() {
             [_] => Vec::new(),
@@ -301,6 +316,7 @@ impl<'a, B: Backend> Run<'a, B> {
             direction_norm,
             update,
             bounded,
+            clipped,
             flips,
             row_clusters,
             tokens,
@@ -312,6 +328,10 @@ impl<'a, B: Backend> Run<'a, B> {
         let tokens_per_s = self.inputs.len() as f64 / seconds;
         self.timing
             .append(&json!({ "step": report.step, "seconds": seconds, "tokens_per_s": tokens_per_s }))?;
+        let again = self.state.setbacks.step(report.loss, f64::from(report.clipped));
+        if again && self.learner.optimizer.guards() {
+            return self.go_back();
+        }
         Ok(Event::Step(report, seconds))
     }
 
@@ -409,6 +429,7 @@ impl<'a, B: Backend> Run<'a, B> {
             self.state.best = Some((step, loss));
         }
         self.metrics.sync()?;
+        self.state.spikes = Some(self.learner.optimizer.spikes().clone());
         let what = (&self.learner.model, &self.learner.optimizer, &self.state);
         let path = save::save(self.backend, self.storage, &self.workplace.dir, what, &self.identity)?;
         self.saved = Some(step);
@@ -465,6 +486,9 @@ fn open_logs(storage: &dyn Storage, workplace: &Workplace, state: &State) -> Res
     let path = workplace.dir.join("metrics.jsonl");
     metrics::truncate_after(storage, &path, |record| {
         let step = record.get("step").and_then(Value::as_u64).unwrap_or(u64::MAX);
+        if let Some(times) = record.get("setback").and_then(Value::as_u64) {
+            return step <= state.step && times <= u64::from(state.setbacks.times);
+        }
         let evaluated = state.evaluated.map(|(at, _)| at) == Some(step);
         step < state.step || step == state.step && (evaluated || record.get("validation_loss").is_none())
     })?;
@@ -481,7 +505,7 @@ mod tests {
 
     use super::*;
 
-    fn tiny(dir: &std::path::Path) -> (Config, Corpus) {
+    pub(super) fn tiny(dir: &std::path::Path) -> (Config, Corpus) {
         let mut config = Config::default();
         (config.model.layers, config.model.ffn, config.model.context) = (1, 256, 16);
         (config.data.vocab, config.data.validation) = (280, 0.2);

@@ -11,7 +11,7 @@ use tritrain_files::{
     tensors::{Dtype, TensorFile, TensorView},
 };
 use tritrain_model::{Layout, Model, ModelConfig};
-use tritrain_optim::{Guard, Optimizer, Part};
+use tritrain_optim::{Guard, Optimizer, Part, Setbacks, Spikes};
 
 use crate::{Error, Result};
 
@@ -37,6 +37,11 @@ pub(crate) struct State {
     /// Of the adaptive plan.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) mixer: Option<Mixer>,
+    /// Of the spike guard.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) spikes: Option<Spikes>,
+    #[serde(default)]
+    pub(crate) setbacks: Setbacks,
 }
 
 /// Metadata of a model file: what is needed to build the model around its tensors.
@@ -279,8 +284,11 @@ pub(crate) fn restore_state<B: Backend>(
         let values = read_values(&file, &path, &name, &shape, |_| true)?;
         moments.insert(name, values);
     }
-    optimizer
-        .restore(backend, state.updates, |name| moments.get(name).cloned())
-        .map_err(|source| Error::State { path, source })?;
+    let restored = optimizer.restore(backend, state.updates, |name| moments.get(name).cloned());
+    let restored = restored.and_then(|()| match &state.spikes {
+        Some(spikes) => optimizer.restore_spikes(spikes.clone()),
+        None => Ok(()),
+    });
+    restored.map_err(|source| Error::State { path, source })?;
     Ok(state)
 }

@@ -58,7 +58,7 @@ fn steps(
     found
 }
 
-fn settings() -> [OptimConfig; 4] {
+fn settings() -> [OptimConfig; 7] {
     let (f32s, default) = (OptimConfig::default(), OptimConfig::default());
     let low = OptimConfig {
         latent: StorageKind::Trits3,
@@ -69,12 +69,17 @@ fn settings() -> [OptimConfig; 4] {
     };
     let (latent, gradient, moment) = (StorageKind::Bf16, GradientKind::Trits, StorageKind::Int8);
     let stored = OptimConfig { latent, gradient, moment, ..OptimConfig::default() };
-    [f32s, OptimConfig { direction: DirectionKind::Adamw, ..default }, low, stored]
+    let of = |direction| OptimConfig { direction, ..default.clone() };
+    let lion = OptimConfig { moment: StorageKind::Int8, ..of(DirectionKind::Lion) };
+    [f32s, of(DirectionKind::Adamw), of(DirectionKind::Adamw8), of(DirectionKind::Signum), lion, low, stored]
 }
 
 fn main() {
-    the_ledger_counts_what_is_allocated();
-    a_step_allocates_nothing_after_the_first();
+    // All of them live to the end: threads of a pool that is dropped would free their memory under a step.
+    let mut backends = Vec::new();
+    the_ledger_counts_what_is_allocated(&mut backends);
+    a_step_allocates_nothing_after_the_first(&mut backends);
+    muon_takes_memory_for_its_products_alone(&mut backends);
 }
 
 /// Bytes that are allocated and not freed, a learner and two of its steps long.
@@ -95,10 +100,8 @@ fn live(backend: &Cpu, optim: &OptimConfig, model: &ModelConfig, recompute: bool
     bytes_allocated - bytes_deallocated
 }
 
-fn the_ledger_counts_what_is_allocated() {
+fn the_ledger_counts_what_is_allocated(backends: &mut Vec<Cpu>) {
     let model = ModelConfig { dim: 512, ffn: 2048, layers: 4, ..model(Precision::Ternary) };
-    // All of them live to the end, as below.
-    let mut backends = Vec::new();
     for optim in settings() {
         for recompute in [false, true] {
             for threads in [1, 3] {
@@ -119,9 +122,7 @@ fn the_ledger_counts_what_is_allocated() {
     }
 }
 
-fn a_step_allocates_nothing_after_the_first() {
-    // All of them live to the end: threads of a pool that is dropped would free their memory under a step.
-    let mut backends = Vec::new();
+fn a_step_allocates_nothing_after_the_first(backends: &mut Vec<Cpu>) {
     for threads in [1, 2, 3] {
         for optim in settings() {
             for recompute in [false, true] {
@@ -145,20 +146,34 @@ fn a_step_allocates_nothing_after_the_first() {
 
 /// The `gemm` crate takes memory for packed operands in each call, and working memory once per thread.
 fn f32_products_alone_allocate(backend: &Cpu, optim: &OptimConfig, recompute: bool, what: &str) {
-    /// Calls of the crate for one product, and allocations in a call, at most.
-    const CALLS: usize = 4;
-    const IN_A_CALL: usize = 2;
     let config = model(Precision::F32);
     let found = steps(backend, &config, optim, recompute, STEPS_F32);
     // Four matrices a block and the head, three products each; of all blocks but the last, three again.
     let again = if recompute { 3 * (config.layers - 1) } else { 0 };
-    let products = 3 * (4 * config.layers + 1) + again;
+    check_products(&found, 3 * (4 * config.layers + 1) + again, backend, &format!("f32, {what}"));
+}
+
+fn check_products(found: &[Stats], products: usize, backend: &Cpu, what: &str) {
+    /// Calls of the crate for one product, and allocations in a call, at most.
+    const CALLS: usize = 4;
+    const IN_A_CALL: usize = 2;
     let mut kept = 0;
     for (step, stats) in found.iter().enumerate().skip(1) {
         let most = IN_A_CALL * CALLS * products + backend.threads();
-        assert!(stats.allocations <= most, "f32 step {step}, {what}: {stats:?}, at most {most}");
-        assert_eq!(stats.reallocations, 0, "f32 step {step}, {what}");
+        assert!(stats.allocations <= most, "{what}, step {step}: {stats:?}, at most {most}");
+        assert_eq!(stats.reallocations, 0, "{what}, step {step}");
         kept += stats.allocations - stats.deallocations;
     }
-    assert!(kept <= backend.threads(), "f32, {what}: {kept} allocations were kept");
+    assert!(kept <= backend.threads(), "{what}: {kept} allocations were kept");
+}
+
+fn muon_takes_memory_for_its_products_alone(backends: &mut Vec<Cpu>) {
+    let optim = OptimConfig { direction: DirectionKind::Muon, ..OptimConfig::default() };
+    for threads in [1, 3] {
+        let (backend, config) = (Cpu::new(threads).unwrap(), model(Precision::Ternary));
+        let found = steps(&backend, &config, &optim, false, STEPS_F32);
+        // Of each of four matrices a block, four products in each of five iterations but two, and one for each side.
+        check_products(&found, 4 * config.layers * 19, &backend, &format!("muon, {threads} threads"));
+        backends.push(backend);
+    }
 }

@@ -15,8 +15,9 @@ fn refused(text: &str) -> String {
 #[test]
 fn options_without_effect_are_refused() {
     let error = Config::resolve(None, &["optim.direction=adamw", "optim.moment=trits2"]).unwrap_err();
-    assert!(error.to_string().contains("optim.moment is for the factored direction"), "{error}");
+    assert!(error.to_string().contains("optim.moment has no effect on AdamW"), "{error}");
     assert!(Config::resolve(None, &["optim.moment=trits2"]).is_ok());
+    assert!(Config::resolve(None, &["optim.direction=muon", "optim.moment=int8"]).is_ok());
 }
 
 #[test]
@@ -32,7 +33,7 @@ fn bad_files_say_what_is_wrong_and_where() {
         (
             "[optim]\nzzz = 4",
             "run.toml:2: optim.zzz: no such option; [optim] has direction, rate, rate_f32, embedding_rate, latent, range, gradient, moment, \
-             radius, clusters, momentum, beta1, beta2, weight_decay, schedule, warmup, decay, final_rate",
+             radius, clusters, momentum, beta1, beta2, weight_decay, spike, spike_z, schedule, warmup, decay, final_rate",
         ),
         ("[modle]\ndim = 4", "run.toml:1: [modle]: no such section; did you mean [model]?"),
         ("[zzz]", "run.toml:1: [zzz]: no such section; the sections are model, data, optim, run"),
@@ -382,7 +383,7 @@ fn any_config() -> impl Strategy<Value = Config> {
         config.model.ffn = config.model.ffn.next_multiple_of(256).min(262_144);
         config.model.dim = config.model.dim.min(65_536 / config.model.heads / 256 * 256 * config.model.heads);
         config.run.steps = config.run.steps.max(1);
-        if config.optim.direction != DirectionKind::Factored {
+        if matches!(config.optim.direction, DirectionKind::Adamw | DirectionKind::Adamw8) {
             config.optim.moment = StorageKind::F32;
         }
         config

@@ -9,7 +9,7 @@ use tritrain_backend::Cpu;
 use tritrain_data::{Corpus, Document, PlanKind, Preparation, Source};
 use tritrain_files::Disk;
 use tritrain_model::Precision;
-use tritrain_optim::{GradientKind, StorageKind};
+use tritrain_optim::{DirectionKind, GradientKind, StorageKind};
 use tritrain_train::{Config, Error, Event, Run, Workplace, audit, with_topics};
 
 const STEPS: u64 = 40;
@@ -176,6 +176,34 @@ fn runs_in_few_bits_resume_and_do_not_depend_on_threads() {
         config.optim.clusters = if radius > 0.0 { 3 } else { 1 };
         let whole = whole_of(config);
         let what = format!("{latent:?} {gradient:?} {moment:?}");
+        let learnt = whole.losses[0] - whole.losses[STEPS as usize - 1];
+        assert!(learnt > 0.5, "{what}: the loss fell by {learnt}");
+        check_threads(&whole, &what);
+        let backend = Cpu::new(2).unwrap();
+        for k in [1, 13, STEPS - 1] {
+            check_resuming(&whole, &backend, k);
+        }
+    }
+}
+
+#[test]
+fn every_direction_resumes_and_does_not_depend_on_threads() {
+    use {DirectionKind as D, GradientKind as G, StorageKind as S};
+    let settings = [
+        (D::Adamw8, S::F32, S::F32, G::F32),
+        (D::Adamw8, S::Trits3, S::F32, G::None),
+        (D::Lion, S::F32, S::F32, G::F32),
+        (D::Lion, S::Int8, S::Trits3, G::None),
+        (D::Signum, S::F32, S::Int8, G::Trits),
+        (D::Muon, S::F32, S::F32, G::F32),
+        (D::Muon, S::Trits4, S::Bf16, G::None),
+    ];
+    for (direction, latent, moment, gradient) in settings {
+        let mut config = config();
+        config.optim.direction = direction;
+        (config.optim.latent, config.optim.moment, config.optim.gradient) = (latent, moment, gradient);
+        let whole = whole_of(config);
+        let what = format!("{direction:?} {latent:?} {moment:?} {gradient:?}");
         let learnt = whole.losses[0] - whole.losses[STEPS as usize - 1];
         assert!(learnt > 0.5, "{what}: the loss fell by {learnt}");
         check_threads(&whole, &what);

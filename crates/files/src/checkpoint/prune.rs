@@ -20,13 +20,30 @@ use crate::{Result, Storage};
 pub fn prune(storage: &dyn Storage, run: &Path, keep: usize, protect: &[u64]) -> Result<()> {
     let old = removable(storage, run, keep.max(1), protect)?;
     // Oldest first: whatever stops this, the newest remain.
-    for dir in old.iter().rev() {
-        let doomed = fresh(storage, dir, "tmp")?;
-        storage.rename(dir, &doomed)?;
-        storage.sync_dir(run)?;
-        storage.remove_dir_all(&doomed)?;
-    }
+    old.iter().rev().try_for_each(|dir| remove(storage, run, dir))?;
     remove_temporaries(storage, run)
+}
+
+/// Removes the checkpoints of steps after `step`, newest first. The caller holds the [`lock`](super::lock), no
+/// save is under way, and the checkpoint of `step` was verified.
+///
+/// # Errors
+/// [`Error::Io`](crate::Error::Io); what remains is still whole.
+pub fn discard_after(storage: &dyn Storage, run: &Path, step: u64) -> Result<()> {
+    for dir in candidates(storage, run)? {
+        match named(&dir) {
+            Named::Final(at) | Named::Aside(at) if at > step => remove(storage, run, &dir)?,
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn remove(storage: &dyn Storage, run: &Path, dir: &Path) -> Result<()> {
+    let doomed = fresh(storage, dir, "tmp")?;
+    storage.rename(dir, &doomed)?;
+    storage.sync_dir(run)?;
+    storage.remove_dir_all(&doomed)
 }
 
 /// What lies behind the window, newest first: empty as long as nothing newer was verified.

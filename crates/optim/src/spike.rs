@@ -1,0 +1,167 @@
+//! The spike guard: a gradient that is out of proportion does not reach the state of its tensor as it is.
+//!
+//! For each tensor, the running mean and variance of the logarithm of its gradient's norm (ZClip, 2504.02507;
+//! by tensor as AdaGC, 2502.11034, so that matrices may move during the backward pass). A norm more than
+//! `optim.spike_z` deviations above the mean is a spike. The statistics then take a norm of two deviations above
+//! it: one spike hardly moves them, and a lasting change is followed. The clipped norm itself, which is the mean,
+//! would keep them where they are, and clip every step after such a change.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{OptimConfig, SpikeKind};
+
+/// Norms of a tensor that are only watched.
+const WATCHED: u64 = 25;
+/// Weight of a new norm in the statistics; earlier, that of the mean of all.
+const NEW: f64 = 0.03;
+/// Least standard deviation of the logarithm: norms within a tenth are as good as equal.
+const LEAST: f64 = 0.1;
+
+/// Deviations above the mean of what the statistics take in place of a spike, at most.
+const TAKEN: f64 = 2.0;
+
+/// What becomes of a gradient.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Admission {
+    /// It is taken as it is.
+    Whole,
+    /// It is a spike, and is multiplied by this.
+    Clipped(f32),
+    /// It is a spike or not finite: the tensor stays as it is.
+    Left,
+}
+
+/// Norms of a tensor's gradient so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Norms {
+    seen: u64,
+    /// Of the logarithm.
+    mean: f64,
+    variance: f64,
+}
+
+/// The state of the guard. Part of the resume state.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Spikes {
+    tensors: Vec<Norms>,
+}
+
+impl Spikes {
+    /// Nothing seen of `tensors` tensors.
+    pub(crate) fn new(tensors: usize) -> Spikes {
+        Spikes { tensors: vec![Norms::default(); tensors] }
+    }
+
+    /// Tensors that it watches.
+    pub(crate) fn len(&self) -> usize {
+        self.tensors.len()
+    }
+
+    /// Judges the norm of the gradient of tensor `id`, and takes it up.
+    pub(crate) fn admit(&mut self, config: &OptimConfig, id: usize, norm: f32) -> Admission {
+        if config.spike == SpikeKind::Off {
+            return Admission::Whole;
+        }
+        if !norm.is_finite() {
+            return Admission::Left;
+        }
+        // A gradient of zero says nothing about the others.
+        if norm == 0.0 {
+            return Admission::Whole;
+        }
+        let norms = &mut self.tensors[id];
+        let log = f64::from(norm).ln();
+        let deviation = norms.variance.sqrt().max(LEAST);
+        let z = f64::from(config.spike_z);
+        let spike = norms.seen >= WATCHED && log > norms.mean + z * deviation;
+        let admission = match config.spike {
+            _ if !spike => Admission::Whole,
+            SpikeKind::Clip => Admission::Clipped((norms.mean - log).exp() as f32),
+            SpikeKind::Skip | SpikeKind::Off => Admission::Left,
+        };
+        norms.take(if spike { norms.mean + z.min(TAKEN) * deviation } else { log });
+        admission
+    }
+}
+
+impl Norms {
+    fn take(&mut self, log: f64) {
+        self.seen += 1;
+        let weight = NEW.max(1.0 / self.seen as f64);
+        let difference = log - self.mean;
+        self.mean += weight * difference;
+        self.variance = (1.0 - weight) * (self.variance + weight * difference * difference);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(spike: SpikeKind) -> OptimConfig {
+        OptimConfig { spike, spike_z: 4.0, ..OptimConfig::default() }
+    }
+
+    /// Norms around one, within a factor of 1.2.
+    fn quiet(step: u64) -> f32 {
+        1.2f32.powf(((step * 7919) % 101) as f32 / 50.0 - 1.0)
+    }
+
+    fn watched(config: &OptimConfig) -> Spikes {
+        let mut spikes = Spikes::new(2);
+        for step in 0..100 {
+            assert_eq!(spikes.admit(config, 1, quiet(step)), Admission::Whole, "step {step}");
+        }
+        spikes
+    }
+
+    #[test]
+    fn a_spike_is_scaled_to_the_usual_norm_and_leaves_the_statistics_alone() {
+        let config = config(SpikeKind::Clip);
+        let mut spikes = watched(&config);
+        let Admission::Clipped(share) = spikes.admit(&config, 1, 1000.0) else { panic!("taken") };
+        assert!((0.9..1.1).contains(&(share * 1000.0)), "{share}");
+        assert!(matches!(spikes.admit(&config, 1, 2.0), Admission::Clipped(_)), "still known");
+        for step in 0..100 {
+            assert_eq!(spikes.admit(&config, 1, quiet(step)), Admission::Whole, "step {step}");
+        }
+        // Small norms are no spikes, and the other tensor has seen nothing.
+        assert_eq!(spikes.admit(&config, 1, 1e-6), Admission::Whole);
+        assert_eq!(spikes.admit(&config, 0, 1000.0), Admission::Whole);
+    }
+
+    #[test]
+    fn a_tensor_is_left_where_so_asked_or_where_nothing_is_finite() {
+        let config = config(SpikeKind::Skip);
+        let mut spikes = watched(&config);
+        assert_eq!(spikes.admit(&config, 1, 1000.0), Admission::Left);
+        let before = spikes.clone();
+        for norm in [f32::NAN, f32::INFINITY] {
+            assert_eq!(spikes.admit(&config, 1, norm), Admission::Left);
+        }
+        assert_eq!(spikes, before);
+        assert_eq!(spikes.admit(&super::tests::config(SpikeKind::Off), 1, f32::NAN), Admission::Whole);
+    }
+
+    #[test]
+    fn a_lasting_change_is_followed() {
+        let config = config(SpikeKind::Clip);
+        let mut spikes = watched(&config);
+        let clipped =
+            (0..200).filter(|step| spikes.admit(&config, 1, 1000.0 * quiet(*step)) != Admission::Whole);
+        let clipped = clipped.count();
+        assert!((20..100).contains(&clipped), "{clipped} steps");
+    }
+
+    #[test]
+    fn every_second_step_may_be_a_spike_for_long() {
+        let config = config(SpikeKind::Clip);
+        let mut spikes = watched(&config);
+        for step in 0..40 {
+            assert!(matches!(spikes.admit(&config, 1, 1e6), Admission::Clipped(_)), "step {step}");
+            assert_eq!(spikes.admit(&config, 1, quiet(step)), Admission::Whole, "step {step}");
+        }
+    }
+}
