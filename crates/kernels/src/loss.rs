@@ -17,10 +17,11 @@ use crate::{
     Context, Store, Tier, lanes,
     matmul::{View, matmul},
     outer::{
-        self, Kind, Left, Right, left_room, product, quantise_left_rows, quantise_right_rows, right_room,
+        self, Kind, Left, Right, left_room, product_of, quantise_left_rows, quantise_right_rows, right_room,
         round_columns, weight_gradient_of,
     },
     rows,
+    strips::Rect,
 };
 
 /// Most tokens in a chunk.
@@ -109,20 +110,43 @@ tiered! {
 }
 
 impl Integers {
-    /// Rounds the head, `[vocab, dim]`.
-    fn set_head(&mut self, cx: &Context, head: &[f32], dim: usize, gradients: bool) {
-        quantise_right_rows(cx, Kind::Twelve, head, dim, &mut self.head);
+    /// Rounds the head, `[vocab, dim]`, unless only `words` of it are to be rounded at a time.
+    fn set_head(&mut self, cx: &Context, (head, dim): (&[f32], usize), words: usize, gradients: bool) {
+        let whole = words * dim >= head.len();
+        if whole {
+            quantise_right_rows(cx, Kind::Twelve, head, dim, &mut self.head);
+        }
         if gradients {
-            self.head_scales.resize(head.len() / dim, 0.0);
             let (codes, scales) = (&mut self.head_codes, &mut self.head_scales);
-            round_columns(cx, Kind::Int16, head, dim, codes, scales, &mut self.head_columns);
+            scales.resize(head.len() / dim, 0.0);
+            if whole {
+                round_columns(cx, Kind::Int16, head, dim, codes, scales, &mut self.head_columns);
+            } else {
+                rows::scales(cx, head, scales);
+            }
         }
     }
 
-    /// `logits = hidden·headᵀ`.
-    fn logits(&mut self, cx: &Context, hidden: &[f32], dim: usize, logits: &mut [f32]) {
+    /// `logits = hidden·headᵀ`, `words` of the head at a time.
+    fn logits(
+        &mut self,
+        cx: &Context,
+        hidden: &[f32],
+        (head, dim): (&[f32], usize),
+        words: usize,
+        logits: &mut [f32],
+    ) {
+        let (rows, vocab) = (hidden.len() / dim, head.len() / dim);
         quantise_left_rows(cx, Kind::Twelve, hidden, &[], dim, &mut self.hidden);
-        product(cx, Kind::Twelve, &self.hidden, &self.head, Store::Replace, logits);
+        let mut y = Rect::of(logits, vocab);
+        for (at, head) in head.chunks(words * dim).enumerate() {
+            if words < vocab {
+                quantise_right_rows(cx, Kind::Twelve, head, dim, &mut self.head);
+            }
+            let part = at * words..at * words + head.len() / dim;
+            let y = y.part(0..rows, part);
+            product_of(cx, Kind::Twelve, (&self.hidden, 0), &self.head, Store::Replace, y);
+        }
     }
 
     /// With `d_logits = p − scale·onehot`, from `p`: `d_hidden = d_logits·head` and
@@ -132,13 +156,22 @@ impl Integers {
         cx: &Context,
         p: &[f32],
         (targets, scale): (&[u32], f32),
-        (hidden, head): (&[f32], &[f32]),
-        dim: usize,
+        (hidden, head, dim): (&[f32], &[f32], usize),
+        words: usize,
         (d_hidden, d_head): (&mut [f32], &mut [f32]),
     ) {
-        let (scales, by_token) = (&self.head_scales, &mut self.probabilities);
-        quantise_left_rows(cx, Kind::Int16, p, scales, scales.len(), by_token);
-        product(cx, Kind::Int16, by_token, &self.head_columns, Store::Replace, d_hidden);
+        let (vocab, by_token) = (head.len() / dim, &mut self.probabilities);
+        quantise_left_rows(cx, Kind::Int16, p, &self.head_scales, vocab, by_token);
+        let scales = self.head_scales.chunks_mut(words);
+        for (at, (head, scales)) in head.chunks(words * dim).zip(scales).enumerate() {
+            if words < vocab {
+                let codes = &mut self.head_codes;
+                round_columns(cx, Kind::Int16, head, dim, codes, scales, &mut self.head_columns);
+            }
+            let left = (&*by_token, at * words / outer::BLOCK);
+            let store = if at == 0 { Store::Replace } else { Store::Add };
+            product_of(cx, Kind::Int16, left, &self.head_columns, store, Rect::of(d_hidden, dim));
+        }
         cx.chunks(d_hidden, ROWS * dim, |index, d_hidden| {
             for (row, target) in d_hidden.chunks_exact_mut(dim).zip(&targets[index * ROWS..]) {
                 subtract_rounded(cx.tier(), &head[*target as usize * dim..][..dim], scale, row);
@@ -169,6 +202,14 @@ fn chunk_rows(vocab: usize) -> usize {
     (SCRATCH / vocab).clamp(1, CHUNK)
 }
 
+/// Words of the head that are rounded at once: all, where many tokens share the work; few, where a large head in
+/// twelve bits and in eight would be more than everything else of it. Results are the same.
+fn words_at_once(tokens: usize, vocab: usize) -> usize {
+    /// Whole blocks of the inner index of the product with the head.
+    const FEW: usize = 16 * outer::BLOCK;
+    if tokens > 2 * chunk_rows(vocab) || vocab <= FEW { vocab } else { FEW }
+}
+
 /// Bytes of [`Scratch`] for the gradients of `tokens` tokens.
 pub(crate) fn room(tier: Tier, products: Products, tokens: usize, vocab: usize, dim: usize) -> usize {
     let rows = chunk_rows(vocab).min(tokens);
@@ -176,8 +217,9 @@ pub(crate) fn room(tier: Tier, products: Products, tokens: usize, vocab: usize, 
     if products == Products::F32 {
         return logits;
     }
-    let twelve = left_room(tier, Kind::Twelve, rows, dim) + right_room(tier, Kind::Twelve, dim, vocab, true);
-    let columns = right_room(tier, Kind::Int16, vocab, dim, false) + vocab * size_of::<f32>();
+    let words = words_at_once(tokens, vocab);
+    let twelve = left_room(tier, Kind::Twelve, rows, dim) + right_room(tier, Kind::Twelve, dim, words, true);
+    let columns = right_room(tier, Kind::Int16, words, dim, false) + vocab * size_of::<f32>();
     let rounded = outer::BLOCK.min(vocab) * dim + rows * (dim + size_of::<f32>());
     let gradient = outer::room(tier, Kind::Int16, rows, &[[vocab, dim]]);
     logits + twelve + columns + rounded + left_room(tier, Kind::Int16, rows, vocab) + gradient
@@ -221,8 +263,9 @@ pub fn head_cross_entropy(
     }
     let Scratch { logits, integers, .. } = scratch;
     let scale = gradients.is_some().then_some(1.0 / n as f32);
+    let words = words_at_once(n, vocab);
     if products == Products::Int16 {
-        integers.set_head(cx, head, dim, gradients.is_some());
+        integers.set_head(cx, (head, dim), words, gradients.is_some());
     }
     let (head_rows, head) = (head, View::new(head, vocab, dim));
     let rows = chunk_rows(vocab).min(n);
@@ -237,7 +280,7 @@ pub fn head_cross_entropy(
         let x = View::new(hidden, rows, dim);
         match products {
             Products::F32 => matmul(cx, x, head.t(), 0.0, logits),
-            Products::Int16 => integers.logits(cx, hidden, dim, logits),
+            Products::Int16 => integers.logits(cx, hidden, (head_rows, dim), words, logits),
         }
         entropy(cx, logits, targets, losses, vocab, scale);
         let Some((d_hidden, d_head)) = &mut gradients else {
@@ -255,7 +298,8 @@ pub fn head_cross_entropy(
             }
             Products::Int16 => {
                 let targets = (targets, 1.0 / n as f32);
-                integers.backward(cx, logits, targets, (hidden, head_rows), dim, (d_hidden, d_head));
+                let factors = (hidden, head_rows, dim);
+                integers.backward(cx, logits, targets, factors, words, (d_hidden, d_head));
             }
         }
     }

@@ -31,6 +31,7 @@ pub(crate) use pack::{
 use crate::{
     Context, Store, Tier,
     lines::Lines,
+    strips::Rect,
     tier::{Level, Registers},
     tile::{Base, COLUMNS, Out},
 };
@@ -142,22 +143,38 @@ pub(crate) fn weight_gradient_of(
 /// # Panics
 /// The factors have different inner lengths, or `y` is not rows × columns.
 pub(crate) fn product(cx: &Context, kind: Kind, left: &Left, right: &Right, store: Store, y: &mut [f32]) {
-    let (rows, columns, inner) = (left.rows, right.columns, left.inner);
-    assert_eq!(inner, right.inner, "inner lengths");
-    assert_eq!(y.len(), rows * columns, "y is not rows × columns");
+    assert_eq!(left.inner, right.inner, "inner lengths");
+    product_of(cx, kind, (left, 0), right, store, Rect::of(y, right.columns));
+}
+
+/// [`product`] of the inner indices of `left` from its block `from` on, as many as `right` has.
+///
+/// # Panics
+/// The left factor has fewer, or `y` is not rows × columns.
+pub(crate) fn product_of(
+    cx: &Context,
+    kind: Kind,
+    (left, from): (&Left, usize),
+    right: &Right,
+    store: Store,
+    y: Rect<'_>,
+) {
+    let (rows, columns, inner) = (left.rows, right.columns, right.inner);
+    assert!(from * BLOCK + inner <= left.inner, "inner lengths");
+    assert_eq!((y.rows(), y.columns()), (rows, columns), "y is not rows × columns");
     let form = Form::of(cx.tier(), kind);
     let (task, pass) = task(form, rows, columns);
-    let left_panel = form.left.panel(inner.min(BLOCK));
+    let left_panel = form.left.panel(left.inner.min(BLOCK));
     let right_panel = form.right.panel(inner.min(BLOCK));
-    cx.grid(y, columns, task, |(first, column), mut y| {
+    cx.grid_of(y, task, |(first, column), mut y| {
         let registers = Registers::of(cx.tier());
         let (rows, columns) = (y.rows(), y.columns());
         for block in 0..inner.div_ceil(BLOCK) {
             let panels = block * pack::padded_panels(right.columns) + column / COLUMNS;
             for start in (0..rows).step_by(pass) {
                 let rows = start..rows.min(start + pass);
-                let row = block * pack::padded_rows(left.rows) + first + start;
-                let from = row / form.left.width() * left_panel;
+                let row = (from + block) * pack::padded_rows(left.rows) + first + start;
+                let place = row / form.left.width() * left_panel;
                 for panel in (0..columns.div_ceil(COLUMNS)).step_by(form.panels) {
                     let part = panel * COLUMNS..columns.min((panel + form.panels) * COLUMNS);
                     let scales = right.scales.get((panels + panel) * COLUMNS..).unwrap_or_default();
@@ -169,7 +186,7 @@ pub(crate) fn product(cx: &Context, kind: Kind, left: &Left, right: &Right, stor
                         y: y.part(rows.clone(), part),
                     };
                     let factors = Factors {
-                        left: &left.values.bytes()[from..],
+                        left: &left.values.bytes()[place..],
                         left_panel,
                         right: &right.values.bytes()[(panels + panel) * right_panel..],
                         right_panel,

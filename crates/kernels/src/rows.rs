@@ -28,6 +28,22 @@ pub fn quantize(cx: &Context, x: &[f32], codes: &mut [i8], scales: &mut [f32]) {
     });
 }
 
+/// The scales that [`quantize`] gives the rows of `x`.
+pub(crate) fn scales(cx: &Context, x: &[f32], scales: &mut [f32]) {
+    let cols = x.len() / scales.len().max(1);
+    cx.chunks(scales, ROWS, |index, scales| {
+        for (x, scale) in x[index * ROWS * cols..].chunks_exact(cols).zip(scales) {
+            *scale = row_scale(cx.tier(), x);
+        }
+    });
+}
+
+tiered! {
+    fn row_scale(x: &[f32]) -> f32 {
+        scale(lanes::max_abs(x)).0
+    }
+}
+
 tiered! {
     /// One row; see [`quantize`].
     pub(crate) fn quantize_row(x: &[f32], to: &mut [i8]) -> f32 {

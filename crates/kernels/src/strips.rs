@@ -159,13 +159,22 @@ impl Context {
         task: (usize, usize),
         work: impl Fn((usize, usize), Rect<'_>) + Sync + Send,
     ) {
-        let rows = y.len() / width;
-        let down = rows.div_ceil(task.0);
-        let strips = Strips::new(y, width);
-        self.tasks(down * width.div_ceil(task.1), |index| {
+        self.grid_of(Rect::of(y, width), task, work);
+    }
+
+    /// [`Context::grid`] of a rectangle.
+    pub(crate) fn grid_of(
+        &self,
+        y: Rect<'_>,
+        task: (usize, usize),
+        work: impl Fn((usize, usize), Rect<'_>) + Sync + Send,
+    ) {
+        let down = y.rows.div_ceil(task.0);
+        let (strips, at) = (y.strips, (y.first, y.column));
+        self.tasks(down * y.columns.div_ceil(task.1), |index| {
             let (first, column) = (index % down * task.0, index / down * task.1);
-            let (rows, columns) = (task.0.min(rows - first), task.1.min(width - column));
-            work((first, column), Rect { strips, first, rows, column, columns });
+            let (rows, columns) = (task.0.min(y.rows - first), task.1.min(y.columns - column));
+            work((first, column), Rect { strips, first: at.0 + first, rows, column: at.1 + column, columns });
         });
     }
 }

@@ -364,3 +364,26 @@ fn no_tokens_are_nothing_to_do() {
     let found = case.run(&fastest(), Products::Int16);
     assert!(found.losses.is_empty() && found.d_head.iter().all(|v| *v == 0.0));
 }
+
+/// Few tokens meet a large head some words at a time, many the whole of it: the same tokens, the same bits.
+#[test]
+fn a_large_head_in_parts_changes_no_bit() {
+    for vocab in [8193, 20_000] {
+        let (many, few) = (Case::new((2048, vocab, 6), 3), 8);
+        for tier in Tier::available() {
+            let cx = context(tier, 2);
+            let whole = many.run(&cx, Products::Int16);
+            let part = Case {
+                hidden: many.hidden[..few * many.dim].to_vec(),
+                head: many.head.clone(),
+                targets: many.targets[..few].to_vec(),
+                dim: many.dim,
+            };
+            let part = part.run(&cx, Products::Int16);
+            assert_eq!(bits(&part.losses), bits(&whole.losses[..few]), "losses, {vocab}, {}", tier.name());
+            // Gradients of a mean over 256 times as many tokens.
+            let scaled: Vec<f32> = whole.d_hidden[..few * many.dim].iter().map(|d| d * 256.0).collect();
+            assert_eq!(bits(&part.d_hidden), bits(&scaled), "d_hidden, {vocab}, {}", tier.name());
+        }
+    }
+}
