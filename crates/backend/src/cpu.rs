@@ -16,8 +16,8 @@ use tritrain_kernels::{
 use tritrain_trit::ternary::scale_from_total;
 
 use crate::{
-    Adam, Apply, Assigned, Backend, Descent, Factored, Format, Gate, Momentum, Products, Search, Shape, Sides, Spent,
-    Store, Stored, Stream, Weight,
+    Adam, Apply, Assigned, Backend, Descent, Factored, Format, Gate, Momentum, Products, Search, Shape,
+    Sides, Spent, Store, Stored, Stream, Weight,
     profile::{Profile, Span},
 };
 

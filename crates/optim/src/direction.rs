@@ -14,9 +14,18 @@ const MUON_RMS: f32 = 0.5;
 /// Moments of a tensor, besides a momentum.
 enum State<B: Backend> {
     /// As a gain has under every direction.
-    Adam { m: B::Floats, v: B::Floats },
-    Adam8 { m: B::Packed, v: B::Packed },
-    Factored { row: B::Floats, col: B::Floats },
+    Adam {
+        m: B::Floats,
+        v: B::Floats,
+    },
+    Adam8 {
+        m: B::Packed,
+        v: B::Packed,
+    },
+    Factored {
+        row: B::Floats,
+        col: B::Floats,
+    },
     /// The momentum is all: Lion, Signum, Muon.
     Mean,
 }

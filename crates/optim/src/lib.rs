@@ -9,7 +9,9 @@ mod schedule;
 mod setback;
 mod spike;
 
-pub use config::{ConfigError, DirectionKind, GradientKind, OptimConfig, ScheduleKind, SpikeKind, StorageKind};
+pub use config::{
+    ConfigError, DirectionKind, GradientKind, OptimConfig, ScheduleKind, SpikeKind, StorageKind,
+};
 pub use guard::{Guard, Skip, Verdict};
 pub use optimizer::{Optimizer, Parameter, Part, Rates, Role, StateError};
 pub use report::Report;

@@ -149,9 +149,8 @@ mod tests {
     fn a_lasting_change_is_followed() {
         let config = config(SpikeKind::Clip);
         let mut spikes = watched(&config);
-        let clipped = (0..200).filter(|step| {
-            spikes.admit(&config, 1, 1000.0 * quiet(*step)) != Admission::Whole
-        });
+        let clipped =
+            (0..200).filter(|step| spikes.admit(&config, 1, 1000.0 * quiet(*step)) != Admission::Whole);
         let clipped = clipped.count();
         assert!((20..100).contains(&clipped), "{clipped} steps");
     }

@@ -88,8 +88,7 @@ fn replay(corpus: &Corpus, options: &PlanOptions, records: &[Value]) -> Result<A
     // Where stretches of predicted tokens begin and end.
     let mut ends: Vec<(u64, i64)> = Vec::new();
     let (mut steps, mut differing, mut first_differing) = (0, 0, None);
-    let trained =
-        records.iter().filter(|r| r.get("validation_loss").is_none() && r.get("setback").is_none());
+    let trained = records.iter().filter(|r| r.get("validation_loss").is_none() && r.get("setback").is_none());
     for record in trained {
         let seen = plan.windows_of(steps, mixer.as_mut())?;
         steps += 1;

@@ -391,7 +391,8 @@ mod tests {
             let all = tokens(step, BATCH * config.context + 1, fault == Fault::Noise);
             learner.disturb(if let Fault::Gradient(factor) = fault { factor } else { 1.0 });
             let share = 1.0 - step as f32 / STEPS as f32;
-            let rates = Rates { matrices: optim.rate * share, embedding: 4e-3 * share, radius: f32::INFINITY };
+            let rates =
+                Rates { matrices: optim.rate * share, embedding: 4e-3 * share, radius: f32::INFINITY };
             let (inputs, targets) = (&all[..all.len() - 1], &all[1..]);
             match learner.step(&backend, inputs, targets, rates) {
                 Ok(measured) => {
