@@ -159,7 +159,7 @@ fn adam_in_eight_bits_equals_its_formula() {
         let blocks = len.div_ceil(BLOCK);
         let zeros = || Packed::zeros(Format::Int8, blocks, BLOCK, true);
         // Rows whose magnitudes are far apart, and some without any gradient.
-        let scale = |i: usize| if i % 13 == 0 { 0.0 } else { 10f32.powi((i / 300 % 7) as i32 - 3) };
+        let scale = |i: usize| if i.is_multiple_of(13) { 0.0 } else { 10f32.powi((i / 300 % 7) as i32 - 3) };
         let gradient =
             |step: u32| normal(step, len).into_iter().enumerate().map(|(i, g)| g * scale(i)).collect();
         let gradients: Vec<Vec<f32>> = (0..6).map(gradient).collect();
