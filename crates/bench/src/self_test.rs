@@ -4,10 +4,10 @@ use std::time::Instant;
 
 use serde::Serialize;
 use tritrain_kernels::{
-    Context, ContextError, Store, Tier, attention, elementwise, gate, kmeans, loss, norm, outer, rows,
-    ternary, update,
+    Context, ContextError, Store, Tier, attention, elementwise, gate, kmeans, loss, norm, outer,
+    packed::Packed, rows, ternary, update,
 };
-use tritrain_trit::rng::Stream;
+use tritrain_trit::{format::Format, rng::Stream};
 
 /// How one kernel of one tier did.
 #[derive(Clone, Debug, Serialize)]
@@ -29,7 +29,7 @@ pub struct KernelCheck {
 /// A kernel on a case made from a seed: the bits of everything that it wrote.
 type Case = fn(&Context, &Random) -> Vec<u32>;
 
-const KERNELS: [(&str, Case); 16] = [
+const KERNELS: [(&str, Case); 18] = [
     ("ternary product", |cx, random| ternary_product(cx, random, 2 + random.below(0, 20))),
     ("ternary product, one row", |cx, random| ternary_product(cx, random, 1)),
     ("weight gradient", weight_gradient),
@@ -44,6 +44,8 @@ const KERNELS: [(&str, Case); 16] = [
     ("output head, some rows", head_rows),
     ("factored update", factored),
     ("AdamW update", adam),
+    ("AdamW update in 8 bits", adam8),
+    ("momentum in few bits", momentum),
     ("applied update", applied),
     ("nearest centroids and sums", centroids),
 ];
@@ -259,6 +261,37 @@ fn adam(cx: &Context, random: &Random) -> Vec<u32> {
     let with = update::Adam { beta1: 0.9, beta2: 0.99, step: 1 + random.below(3, 50) as u64, eps: 1e-8 };
     update::adam(cx, &mut g, &mut m, &mut v, with);
     bits(&g).chain(bits(&m)).chain(bits(&v)).collect()
+}
+
+/// What a matrix in few bits holds, as words.
+fn stored(packed: &Packed) -> impl Iterator<Item = u32> {
+    packed.bytes().iter().map(|byte| u32::from(*byte)).chain(bits(packed.steps()))
+}
+
+fn adam8(cx: &Context, random: &Random) -> Vec<u32> {
+    let len = 1 + random.below(0, 900);
+    let zeros = || Packed::zeros(Format::Int8, len.div_ceil(update::BLOCK), update::BLOCK, true);
+    let (mut m, mut v, mut seen) = (zeros(), zeros(), Vec::new());
+    for step in 1..=3 {
+        let mut g = random.floats(step, len);
+        let with = update::Adam { beta1: 0.9, beta2: 0.99, step, eps: 1e-8 };
+        update::adam8(cx, &mut g, &mut m, &mut v, with, &random.0);
+        seen.extend(bits(&g));
+    }
+    seen.into_iter().chain(stored(&m)).chain(stored(&v)).collect()
+}
+
+fn momentum(cx: &Context, random: &Random) -> Vec<u32> {
+    let (count, cols) = (1 + random.below(0, 20), 1 + random.below(1, 90));
+    let format = [Format::Bf16, Format::Int8, Format::Trits(2)][random.below(2, 3)];
+    let (mut m, mut seen) = (Packed::zeros(format, count, cols, true), Vec::new());
+    let with = update::Momentum { kept: 0.99, seen: 0.9, signs: random.below(3, 2) == 1 };
+    for block in 1..=3 {
+        let mut g = random.floats(block, count * cols);
+        update::momentum_packed(cx, &mut g, &mut m, with, &random.0);
+        seen.extend(bits(&g));
+    }
+    seen.into_iter().chain(stored(&m)).collect()
 }
 
 fn applied(cx: &Context, random: &Random) -> Vec<u32> {

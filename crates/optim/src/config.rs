@@ -100,7 +100,9 @@ pub enum ScheduleKind {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct OptimConfig {
-    /// Direction of the update: "factored", "adamw", "adamw8", "lion", "signum" or "muon"; gains use AdamW.
+    /// Direction of the update: "factored", "adamw", "adamw8", "lion", "signum" or "muon"; gains use AdamW. Rates
+    /// differ: of two or three each, tried on 200,000 tokens, `rate` and `embedding_rate` 0.019 and 8e-3 did best
+    /// for AdamW, 6e-3 and 2e-3 (the smallest) for Lion and Signum, 0.08 (the largest) and 8e-3 for Muon.
     pub direction: DirectionKind,
     /// Peak learning rate of ternary matrices, a share of the root mean square of each; gains: a sixteenth.
     #[schemars(range(min = 0.0, max = 1.0))]

@@ -1,6 +1,7 @@
 //! The guard: a step whose loss, gradient norm or update is not finite changes no weight.
 //!
-//! A loss or gradient that is not finite does not reach the optimizer's state either. An update that is
+//! A loss or gradient that is not finite does not reach the optimizer's state either; with a spike guard, a
+//! gradient that is not finite only leaves its own tensor as it is, unless all of them are broken. An update that is
 //! not finite comes out of that state, which by then has advanced: if it holds the broken number, every
 //! later step is skipped too and the run stops with its last checkpoint sound.
 

@@ -1,7 +1,7 @@
 //! Pruning never loses the last checkpoint that is known to be good (FAULTS.md A10).
 
 use proptest::prelude::*;
-use tritrain_files::checkpoint::{newest, open, prune, save};
+use tritrain_files::checkpoint::{before, discard_after, newest, open, prune, save};
 use tritrain_files::faulty::{Failure, PowerLoss};
 use tritrain_files::{FaultyStorage, Storage, write_atomic};
 
@@ -61,6 +61,36 @@ fn removes_what_interrupted_writes_left() {
     let left: Vec<_> = storage.list(run()).unwrap();
     let names: Vec<_> = left.iter().filter_map(|p| p.file_name()?.to_str()).collect();
     assert_eq!(names, ["config.toml", "notes.tmp-mine", "step-1", "step-notes.txt"]);
+}
+
+#[test]
+fn what_comes_after_a_step_is_discarded_newest_first() {
+    for fail_after in 0..40 {
+        for how in [Failure::Io, Failure::PowerOff] {
+            let mut storage = FaultyStorage::new();
+            for step in 1..=5 {
+                put(&storage, step, step, 300).unwrap();
+            }
+            storage.damage(&dir(3).join("state.json"), |bytes| bytes[0] ^= 1).unwrap();
+            // The newest sound one that is old enough, else the oldest sound one.
+            let found = |step: u64| before(&storage, run(), step).unwrap().map(|checkpoint| checkpoint.step);
+            assert_eq!([9, 5, 4, 3, 2, 1, 0].map(found), [5, 5, 4, 2, 2, 1, 1].map(Some));
+            storage.fail_at(storage.operations() + fail_after, how, false);
+            let discarded = discard_after(&storage, run(), 2);
+            storage.heal();
+            if discarded.is_err() && how == Failure::PowerOff {
+                storage = storage.crash(PowerLoss::Random(fail_after));
+            }
+            let left = steps(&storage);
+            assert_eq!(left, (1..=left.len() as u64).collect::<Vec<_>>(), "{how:?} after {fail_after}");
+            assert!(left.len() >= 2 && (discarded.is_err() || left == [1, 2]), "{left:?}");
+            discard_after(&storage, run(), 2).unwrap();
+            assert_eq!(steps(&storage), [1, 2]);
+        }
+    }
+    let none = FaultyStorage::new();
+    assert!(before(&none, run(), 5).unwrap().is_none());
+    discard_after(&none, run(), 5).unwrap();
 }
 
 #[derive(Debug, Clone)]
