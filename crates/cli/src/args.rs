@@ -16,7 +16,7 @@ pub(crate) struct Args {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Train a model; continue an interrupted run with --resume.
+    /// Train a model or a mixture of experts; continue an interrupted run with --resume.
     Train(Train),
     /// Continue a prompt with a trained model.
     Generate(Generate),
@@ -64,12 +64,28 @@ pub(crate) struct Train {
     /// Go on with the run in --out from its newest checkpoint.
     #[arg(long, requires = "out")]
     pub(crate) resume: bool,
+    /// Train a mixture: a shared start on all text, then this many experts, each on the text of one cluster;
+    /// short for --set run.experts=K.
+    #[arg(long, value_name = "K", conflicts_with = "resume")]
+    pub(crate) experts: Option<usize>,
 }
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Compare {
     #[command(flatten)]
     pub(crate) setup: Setup,
+}
+
+/// How experts are mixed, in the run of a mixture.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Mixing {
+    /// In a mixture, divides the squared distances of the text to the clusters: the smaller, the more the
+    /// nearest expert counts.
+    #[arg(long, default_value_t = 0.1)]
+    pub(crate) expert_temperature: f64,
+    /// In a mixture, the experts that count, the nearest first; 0 for all.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) nearest: usize,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -94,6 +110,8 @@ pub(crate) struct Generate {
     /// Tokens to make at most.
     #[arg(long, default_value_t = 200)]
     pub(crate) max_tokens: usize,
+    #[command(flatten)]
+    pub(crate) mixing: Mixing,
     /// Threads; 0 takes every core.
     #[arg(long, default_value_t = 0)]
     pub(crate) threads: usize,
@@ -112,6 +130,8 @@ pub(crate) struct Eval {
     /// Tokens to look at, at most, spread evenly over the text; 0 looks at all.
     #[arg(long, default_value_t = 0)]
     pub(crate) max_tokens: u64,
+    #[command(flatten)]
+    pub(crate) mixing: Mixing,
     /// Threads; 0 takes every core.
     #[arg(long, default_value_t = 0)]
     pub(crate) threads: usize,

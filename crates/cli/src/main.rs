@@ -8,6 +8,7 @@ mod clusters;
 mod commands;
 mod doctor;
 mod error;
+mod experts;
 mod inspect;
 mod map;
 mod plot;

@@ -20,10 +20,11 @@ use crate::{
 pub(crate) static EMBEDDED: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/corpus.jsonl.zst"));
 
 /// The configuration that file and arguments give, later ones first: `--data`, `--set`, file, default.
-/// When the run in `resumed` goes on and no file is named, its own configuration is the file.
+/// When the run in `resumed` goes on and no file is named, its own configuration is the file. Experts need as
+/// many clusters.
 ///
 /// Fails before anything is written when the text it names is not there.
-pub(crate) fn config(setup: &Setup, resumed: Option<&Path>) -> Result<Config> {
+pub(crate) fn config(setup: &Setup, resumed: Option<&Path>, experts: Option<usize>) -> Result<Config> {
     let saved = resumed.map(|dir| dir.join("config.toml")).filter(|path| path.exists());
     let file = match setup.config.clone().or(saved) {
         Some(path) => {
@@ -34,7 +35,12 @@ pub(crate) fn config(setup: &Setup, resumed: Option<&Path>) -> Result<Config> {
         None => None,
     };
     let file = file.as_ref().map(|(text, origin)| (text.as_str(), origin.as_str()));
-    let mut config = Config::resolve(file, &setup.set)?;
+    let experts = experts.map(|k| format!("run.experts={k}"));
+    let sets: Vec<&String> = setup.set.iter().chain(&experts).collect();
+    let mut config = Config::resolve(file, &sets)?;
+    if config.run.experts > 0 && config.data.clusters.is_empty() && config.data.clusters_k == 0 {
+        config.set(&format!("data.clusters_k={}", config.run.experts))?;
+    }
     if !setup.data.is_empty() {
         config.data.paths = setup.data.iter().map(|path| path.display().to_string()).collect();
     }

@@ -571,3 +571,55 @@ fn a_run_by_clusters_can_be_audited() {
     program.fails(&["audit", "nothing"], 4, &["nothing"]);
     program.fails(&["train", "--out", "no", "--set", "data.plan=sorted"], 2, &["sorted", "stratified"]);
 }
+
+/// A shared start and two experts: trained, evaluated, continued, audited; and gone on with after a signal.
+#[test]
+fn experts_are_trained_and_mixed() {
+    let program = Program::new();
+    two_topics(&program);
+    let data = ["--data", "law.jsonl", "cells.jsonl"];
+    let sets = ["--set", "run.shared=0.5", "--set", "data.validation=0.2", "--set", "run.eval_tokens=1024"];
+    let tiny = TINY.iter().filter(|set| !set.contains("eval_tokens")).flat_map(|set| ["--set", set]);
+    let tiny: Vec<&str> = tiny.chain(sets).collect();
+    let train = [&["train", "--experts", "2", "--out", "mix", "--json"][..], &data, &tiny].concat();
+    let output = program.run(&train);
+    let result = json(&output);
+    let shown = stdout(&output);
+    for part in ["mixture: ", "nearest expert: ", "shared start: ", "generate mix"] {
+        assert!(shown.contains(part), "{part:?} in {shown}");
+    }
+    let loss = |of: &serde_json::Value| of["loss"].as_f64().unwrap();
+    assert!(loss(&result) > 0.0 && loss(&result["nearest_expert"]) > 0.0, "{result}");
+    for path in ["mix/shared/step-3", "mix/expert-0", "mix/expert-1", "mix/mixture.json"] {
+        assert!(program.path().join(path).exists(), "{path}");
+    }
+    program.fails(&train, 2, &["already holds a run"]);
+    // Going on where all is done changes no part, and finds the same losses.
+    let before = tree(&program.path().join("mix"));
+    let again = json(&program.run(&["train", "--out", "mix", "--resume", "--json"]));
+    assert_eq!((&again["loss"], before), (&result["loss"], tree(&program.path().join("mix"))));
+
+    let evaluate = [&["eval", "mix", "--json"][..], &data].concat();
+    let evaluated = json(&program.run(&evaluate));
+    assert!(loss(&evaluated["shared_start"]) > 0.0 && evaluated["clusters"].as_array().unwrap().len() == 2);
+    let nearest = json(&program.run(&[&evaluate[..], &["--nearest", "1"]].concat()));
+    assert!((loss(&nearest) - loss(&evaluated["nearest_expert"])).abs() < 1e-5);
+    assert_eq!(loss(&nearest["nearest_expert"]), loss(&evaluated["nearest_expert"]));
+    let smooth = json(&program.run(&[&evaluate[..], &["--expert-temperature", "100"]].concat()));
+    assert!(loss(&smooth) != loss(&evaluated));
+    program.fails(&[&evaluate[..], &["--expert-temperature", "0"]].concat(), 2, &["--expert-temperature 0"]);
+    // A part is a run like any other.
+    assert!(json(&program.run(&[&["eval", "mix/expert-0", "--json"][..], &data].concat()))["loss"].is_f64());
+    let generate = ["generate", "mix", "--prompt", "the court", "--max-tokens", "8", "--seed", "3", "--json"];
+    let (one, two) = (json(&program.run(&generate)), json(&program.run(&generate)));
+    assert!(one["text"] == two["text"] && one["cluster"]["index"].is_u64());
+    let audit = json(&program.run(&["audit", "mix", "--json"]));
+    for part in ["shared", "expert-0", "expert-1"] {
+        assert_eq!(audit[part]["differing"], 0, "{audit}");
+    }
+    program.fails(
+        &[&["train", "--experts", "2", "--out", "no", "--set", "data.clusters_k=3"][..], &data].concat(),
+        2,
+        &["run.experts = 2: data.clusters_k = 3 must be the same"],
+    );
+}

@@ -8,7 +8,10 @@ use serde_json::Value;
 use tritrain_data::{BatchPlan, Corpus, PlanOptions, Split};
 use tritrain_files::Storage;
 
-use crate::{Config, Error, Result};
+use crate::{Config, Error, Part, Result};
+
+/// What a run has logged.
+const LOG: &str = "metrics.jsonl";
 
 /// How much of the training text some steps have seen, and how often.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -44,23 +47,50 @@ pub struct ClusterAudit {
     pub windows: u64,
 }
 
-/// Does the plan of the run in `dir` over again, as far as its log goes. Needs no source text and no model.
-///
-/// # Errors
-/// The configuration, the tokens or the log are missing or damaged.
-pub fn audit(storage: &dyn Storage, dir: &Path) -> Result<Audit> {
-    let path = dir.join("config.toml");
-    let text = String::from_utf8_lossy(&storage.read(&path)?).into_owned();
-    let config = Config::parse(&text, &path.display().to_string())?;
-    let corpus = Corpus::open(storage, dir)?.with_saved_clusters(storage, dir)?;
-    let options = PlanOptions {
+/// The plan of a part of a run.
+pub(crate) fn plan_options(config: &Config, part: &Part) -> PlanOptions {
+    PlanOptions {
         kind: config.data.plan,
+        only: part.cluster,
         repeat: config.data.repeat,
         seed: config.run.seed,
         batch: config.run.batch,
         context: config.model.context,
-    };
-    let log = dir.join("metrics.jsonl");
+    }
+}
+
+/// Does the plan of the run in `dir` over again, as far as its log goes; of a run of experts that of every part
+/// that has begun, each with its name. Needs no source text and no model.
+///
+/// # Errors
+/// The configuration, the tokens or the log are missing or damaged.
+pub fn audit(storage: &dyn Storage, dir: &Path) -> Result<Vec<(String, Audit)>> {
+    let path = dir.join("config.toml");
+    let text = String::from_utf8_lossy(&storage.read(&path)?).into_owned();
+    let config = Config::parse(&text, &path.display().to_string())?;
+    let corpus = Corpus::open(storage, dir)?.with_saved_clusters(storage, dir)?;
+    if config.run.experts == 0 {
+        let part = Part::whole(&config)?;
+        return Ok(vec![(String::new(), audit_part(storage, dir, &config, &corpus, &part)?)]);
+    }
+    let mut audits = Vec::new();
+    for part in Part::all(&config, &corpus)? {
+        let dir = dir.join(&part.name);
+        if storage.exists(&dir.join(LOG))? {
+            audits.push((part.name.clone(), audit_part(storage, &dir, &config, &corpus, &part)?));
+        }
+    }
+    Ok(audits)
+}
+
+fn audit_part(
+    storage: &dyn Storage,
+    dir: &Path,
+    config: &Config,
+    corpus: &Corpus,
+    part: &Part,
+) -> Result<Audit> {
+    let log = dir.join(LOG);
     let records = String::from_utf8_lossy(&storage.read(&log)?).into_owned();
     let records = records.lines().map(serde_json::from_str::<Value>);
     let records = records.collect::<Result<Vec<_>, _>>().map_err(|error| Error::Content {
@@ -68,7 +98,7 @@ pub fn audit(storage: &dyn Storage, dir: &Path) -> Result<Audit> {
         expected: "a JSON object in every line".into(),
         found: error.to_string(),
     })?;
-    replay(&corpus, &options, &records)
+    replay(corpus, &plan_options(config, part), &records)
 }
 
 /// Clusters and their losses that a step logged.

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use tritrain_data::clusters::Clusters;
 use tritrain_data::embed::Fit;
 use tritrain_data::{
-    BatchPlan, Corpus, Document, Error, Mixer, PlanKind, PlanOptions, Source, Split, Window,
+    BatchPlan, Corpus, Document, Error, Mixer, PlanKind, PlanOptions, Source, Split, ValidationSet, Window,
 };
 use tritrain_files::Disk;
 
@@ -59,7 +59,7 @@ fn corpus() -> (tempfile::TempDir, Corpus) {
 }
 
 fn options(kind: PlanKind, seed: u64) -> PlanOptions {
-    PlanOptions { kind, repeat: 2, seed, batch: BATCH, context: CONTEXT }
+    PlanOptions { kind, only: None, repeat: 2, seed, batch: BATCH, context: CONTEXT }
 }
 
 fn windows(plan: &mut BatchPlan, steps: std::ops::Range<u64>) -> Vec<Window> {
@@ -245,4 +245,46 @@ fn plans_by_clusters_need_clusters() {
         assert!(matches!(error, Error::Shape { what: "clusters of a plan", .. }), "{error}");
     }
     assert!(BatchPlan::new(&corpus, &options(PlanKind::Shuffle, 1)).is_ok());
+}
+
+/// Every window of the cluster comes once in a pass, none of another comes at all, and passes differ.
+#[test]
+fn a_plan_of_one_cluster_shows_it_alone() {
+    let (_dir, corpus) = corpus();
+    for kind in [PlanKind::Shuffle, PlanKind::Adaptive, PlanKind::Ordered] {
+        for cluster in 0..K as u32 {
+            let only = PlanOptions { only: Some(cluster), ..options(kind, 5) };
+            let mut plan = BatchPlan::new(&corpus, &only).unwrap();
+            assert_eq!(plan.mixer(), None);
+            let pass = plan.windows() as usize;
+            let seen = windows(&mut plan, 0..(3 * pass).div_ceil(BATCH) as u64);
+            assert_eq!(counts(&seen).into_keys().collect::<Vec<_>>(), [cluster]);
+            let starts = |part: &[Window]| part.iter().map(|window| window.start).collect::<BTreeSet<_>>();
+            let (first, second) = (&seen[..pass], &seen[pass..2 * pass]);
+            assert_eq!((starts(first).len(), starts(first)), (pass, starts(second)));
+            assert!(pass < 4 || first != second);
+            for window in &seen {
+                let labels = corpus.labels().unwrap();
+                assert_eq!(labels.majority(Split::Train, window.start, CONTEXT as u64 + 1), cluster);
+            }
+        }
+    }
+    let all: u64 = (0..K as u32)
+        .map(|cluster| {
+            let only = PlanOptions { only: Some(cluster), ..options(PlanKind::Shuffle, 5) };
+            BatchPlan::new(&corpus, &only).unwrap().windows()
+        })
+        .sum();
+    assert_eq!(all, BatchPlan::new(&corpus, &options(PlanKind::Shuffle, 5)).unwrap().windows());
+    let none = PlanOptions { only: Some(K as u32), ..options(PlanKind::Shuffle, 5) };
+    assert!(matches!(BatchPlan::new(&corpus, &none), Err(Error::NoWindow { cluster: 3, .. })));
+    let all = ValidationSet::new(&corpus, CONTEXT, 10_000).unwrap();
+    let parts: usize = (0..K as u32)
+        .map(|cluster| {
+            let part = all.clone().only(&corpus, cluster).unwrap();
+            assert!((0..part.len()).all(|window| part.cluster(&corpus, window) == Some(cluster)));
+            part.len()
+        })
+        .sum();
+    assert_eq!(parts, all.len());
 }
