@@ -179,8 +179,8 @@ pub(crate) struct Cluster {
     /// or model.safetensors).
     #[arg(long, default_value = "tfidf", value_name = "tfidf|MODEL")]
     pub(crate) embedding: String,
-    /// Find near-duplicates of text within clusters: passages with this cosine or more to one that is kept;
-    /// 0.998 for near-copies, less for what speaks of the same.
+    /// Find near-duplicates of text within clusters: passages with this cosine or more, 0.95 for example, to one
+    /// that is kept, and four fifths of their 5-word shingles in common with it.
     #[arg(long, value_name = "COSINE")]
     pub(crate) duplicates: Option<f32>,
     /// Seed of all choices.

@@ -274,6 +274,11 @@ fn show_audit(audit: &Audit) -> Result<()> {
         show::thousands(partly),
         show::thousands(never)
     ))?;
+    if audit.left_out.0 > 0 {
+        let (documents, tokens) = audit.left_out;
+        let (documents, tokens) = (show::thousands(documents), show::short(tokens));
+        show::line(&format!("of these, {documents} with {tokens} tokens are near-duplicates and left out"))?;
+    }
     for (cluster, part) in audit.clusters.iter().enumerate() {
         let (text, seen) = (100.0 * part.text, 100.0 * part.seen);
         show::line(&format!(

@@ -6,7 +6,7 @@ use std::{
 };
 
 use tritrain_backend::{Backend, Cpu};
-use tritrain_data::{Corpus, Preparation, Source, clusters::Clusters};
+use tritrain_data::{Corpus, LeftOut, Preparation, Source, clusters::Clusters};
 use tritrain_files::{Storage, tokens::Split};
 use tritrain_train::{CLUSTERS, Config, with_topics};
 
@@ -117,6 +117,25 @@ pub(crate) fn corpus(
         let parts: Vec<String> =
             named.map(|(name, tokens)| format!("{name} ({})", show::short(tokens))).collect();
         show::note(&format!("{} clusters: {}", labels.k(), parts.join(", ")));
+        if config.data.duplicates > 0.0 {
+            show_left_out(&LeftOut::open(storage, dir)?);
+        }
     }
     Ok(corpus)
+}
+
+/// What training leaves out.
+fn show_left_out(report: &LeftOut) {
+    let LeftOut { documents, tokens, cosine, resemblance, examples } = report;
+    show::note(&format!(
+        "near-duplicates (cosine {cosine}, {resemblance} of their shingles): {} of {} documents are left out, {} of {} tokens",
+        show::thousands(documents.0),
+        show::thousands(documents.1),
+        show::short(tokens.0),
+        show::short(tokens.1),
+    ));
+    for example in examples.iter().take(3) {
+        let opening: String = example.opening.chars().take(50).collect();
+        show::note(&format!("  {} for {}: {opening}", example.dropped, example.kept));
+    }
 }

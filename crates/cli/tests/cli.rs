@@ -469,7 +469,8 @@ fn text_is_clustered_described_and_saved() {
     assert_eq!((&result["nmi"], &result["purity"]), (&1.0.into(), &1.0.into()), "{result}");
     assert!(result["seconds"]["embed"].as_f64().unwrap() > 0.0);
     let shown = stdout(&output);
-    for part in ["80 passages of 80 documents", "law 100 %", "cells 100 %", "NMI 1.000", "near-duplicates:"] {
+    for part in ["80 passages of 80 documents", "law 100 %", "cells 100 %", "NMI 1.000", "near-duplicates: "]
+    {
         assert!(shown.contains(part), "{part:?} in {shown}");
     }
     let names: Vec<&str> =
@@ -622,4 +623,29 @@ fn experts_are_trained_and_mixed() {
         2,
         &["run.experts = 2: data.clusters_k = 3 must be the same"],
     );
+}
+
+/// Copies are found by `cluster`, left out of training, and the audit says so.
+#[test]
+fn near_duplicates_are_left_out() {
+    let program = Program::new();
+    let word = |n: u64, i: u64| ((i * 1000 + n).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) % 97;
+    let text = |n: u64| (0..100).map(|i| format!("word{} ", word(n, i))).collect::<String>();
+    let line = |n: u64| format!("{}\n", serde_json::json!({ "text": text(n % 30) }));
+    // Ten of the thirty come twice.
+    program.write("text.jsonl", (0..40).map(line).collect::<String>());
+    let found = json(&program.run(&["cluster", "text.jsonl", "-k", "1", "--duplicates", "0.9", "--json"]));
+    assert_eq!(found["duplicates"]["dropped"], 10, "{found}");
+    assert_eq!(found["duplicates"]["clusters"][0]["pairs"][0]["resemblance"], 1.0);
+    let train = ["train", "--data", "text.jsonl", "--out", "run", "--set", "data.duplicates=0.9"];
+    let output = program.tiny(&[&train[..], &["--set", "data.clusters_k=1"]].concat());
+    let said = stderr(&output);
+    assert!(output.status.success() && said.contains("documents are left out"), "{said}");
+    let audit = json(&program.run(&["audit", "run", "--json"]));
+    let left_out = audit["left_out"][0].as_u64().unwrap();
+    assert!((5..=10).contains(&left_out) && audit["differing"] == 0, "{audit}");
+    assert!(audit["documents"][2].as_u64() >= Some(left_out), "not seen at all: {audit}");
+    let resumed = program.run(&["train", "--out", "run", "--resume", "--set", "data.duplicates=0.5"]);
+    assert!(resumed.status.code() == Some(5) && stderr(&resumed).contains("data.duplicates is 0.5"));
+    assert!(program.run(&["train", "--out", "run", "--resume"]).status.success());
 }

@@ -38,8 +38,8 @@ pub struct BatchPlan {
     shifts: u64,
     repeat: u32,
     labels: Option<Arc<Labels>>,
-    /// What windows are laid over where that is not the split as it lies: stretches of it, with the
-    /// tokens before each.
+    /// What windows are laid over where that is not the split as it lies (another order, or without
+    /// near-duplicates): stretches of it, with the tokens before each.
     stretches: Vec<Stretch>,
     /// The one cluster that windows are taken from, and its windows.
     only: Option<(u32, Vec<u64>)>,
@@ -100,7 +100,22 @@ impl BatchPlan {
             return Err(Error::Shape { what, expected, found: format!("none for {kind:?}") });
         }
         corpus.check(context)?;
-        let (len, step) = (corpus.len(Split::Train), context as u64);
+        let stretches = match &labels {
+            Some(labels) if kind == PlanKind::Ordered && only.is_none() => {
+                stretches(corpus, labels.order().iter().copied(), labels.dropped())?
+            }
+            Some(labels) if !labels.dropped().is_empty() => {
+                let documents = corpus.tokens().manifest().train.documents;
+                stretches(corpus, 0..documents as u32, labels.dropped())?
+            }
+            _ => Vec::new(),
+        };
+        let left = stretches.last().map(|stretch| stretch.before + stretch.tokens);
+        let (len, step) = (left.unwrap_or_else(|| corpus.len(Split::Train)), context as u64);
+        if len <= step {
+            let hint = "add text, raise data.duplicates or lower model.context";
+            return Err(Error::Short { split: "training", tokens: len, context, hint });
+        }
         // The last window of an epoch ends at shift + windows·context + 1 <= len.
         let windows = ((len - step) / step).max(1);
         let fixed = kind == PlanKind::Adaptive || only.is_some();
@@ -110,10 +125,6 @@ impl BatchPlan {
             // Whole batches; fewer windows than a batch are repeated.
             PlanKind::Homogeneous => (grid / batch as u64).max(1) * batch as u64,
             _ => grid,
-        };
-        let stretches = match (&labels, kind) {
-            (Some(labels), PlanKind::Ordered) if only.is_none() => stretches(corpus, labels.order())?,
-            _ => Vec::new(),
         };
         let mut plan = BatchPlan {
             kind,
@@ -294,14 +305,14 @@ impl BatchPlan {
     }
 }
 
-/// The training documents in an order, as stretches of the split.
-fn stretches(corpus: &Corpus, order: &[u32]) -> Result<Vec<Stretch>> {
+/// The training documents in an order, without those that are `dropped`, as stretches of the split.
+fn stretches(corpus: &Corpus, order: impl Iterator<Item = u32>, dropped: &[u32]) -> Result<Vec<Stretch>> {
     let documents = corpus.tokens().documents(Split::Train);
     let places = documents.map(|document| document.map(|d| (d.start, d.tokens)));
     let places = places.collect::<Result<Vec<_>, _>>()?;
     let mut stretches: Vec<Stretch> = Vec::new();
     let mut before = 0;
-    for &document in order {
+    for document in order.filter(|document| dropped.binary_search(document).is_err()) {
         let Some(&(start, tokens)) = places.get(document as usize) else { continue };
         match stretches.last_mut() {
             Some(last) if last.start + last.tokens == start => last.tokens += tokens,

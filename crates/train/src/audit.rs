@@ -26,6 +26,8 @@ pub struct Audit {
     pub tokens: u64,
     /// The fewest and the most times a token was predicted; the first of the text never is.
     pub times: (u64, u64),
+    /// Near-duplicates left out of training: documents and tokens.
+    pub left_out: (u64, u64),
     /// Documents of which all tokens but the first of the text were predicted, some, and none.
     pub documents: [u64; 3],
     /// Shares of the clusters in the text and in the windows seen, where there are clusters.
@@ -151,9 +153,13 @@ fn replay(corpus: &Corpus, options: &PlanOptions, records: &[Value]) -> Result<A
     }
     ends.sort_unstable();
     let times = Times::new(&ends, corpus.len(Split::Train));
-    let mut documents = [0; 3];
-    for document in corpus.tokens().documents(Split::Train) {
+    let (mut documents, mut left_out) = ([0; 3], (0, 0));
+    let dropped = labels.map(|labels| labels.dropped()).unwrap_or_default();
+    for (number, document) in (0..).zip(corpus.tokens().documents(Split::Train)) {
         let document = document?;
+        if dropped.binary_search(&number).is_ok() {
+            left_out = (left_out.0 + 1, left_out.1 + document.tokens);
+        }
         // Nothing comes before the first token of the text.
         let first = u64::from(document.start == 0);
         let (start, tokens) = (document.start + first, document.tokens - first);
@@ -179,6 +185,7 @@ fn replay(corpus: &Corpus, options: &PlanOptions, records: &[Value]) -> Result<A
         predicted: times.predicted(0, tokens),
         tokens,
         times: times.range(),
+        left_out,
         documents,
         clusters: clusters.unwrap_or_default(),
         differing,
