@@ -2,9 +2,9 @@
 """Measures k-means beside scikit-learn and faiss: same rows, same first centroids, same number of threads,
 alternating, medians of pairs. Times are those of the fit alone, without reading files.
 
-  python3 bench/peers/kmeans.py --corpus DIR             # all three sets; DIR holds *.jsonl.zst with a field text
-  python3 bench/peers/kmeans.py noise small --record     # without documents
-  python3 bench/peers/kmeans.py noise --tier avx2        # everyone held to AVX2
+  python3 bench/peers/kmeans.py --corpus DIR                 # all sets; DIR holds *.jsonl.zst with a field text
+  python3 bench/peers/kmeans.py noise small blobs --record   # without documents
+  python3 bench/peers/kmeans.py noise --tier avx2            # everyone held to AVX2
 
 The first call makes a virtual environment in bench/peers/.venv with what it needs from PyPI. Rows are kept in
 target/kmeans. --record writes bench/record/kmeans-DATE.json.
@@ -20,6 +20,7 @@ SETS = {
     "noise": dict(rows=100_000, dim=64, k=256, iterations=20, tolerance=0.0, peers=["sklearn", "faiss"]),
     "documents": dict(rows=100_000, dim=64, k=256, iterations=20, tolerance=0.0, peers=["sklearn", "faiss"]),
     "small": dict(rows=10_000, dim=128, k=10, iterations=300, tolerance=1e-4, peers=["sklearn"]),
+    "blobs": dict(rows=10_000, dim=128, k=10, iterations=300, tolerance=1e-4, peers=["sklearn"]),
 }
 # Characters of a passage.
 PASSAGE = 1000
@@ -35,6 +36,10 @@ def make(name, corpus):
     random = np.random.default_rng(0)
     if name == "documents":
         rows = documents(of, corpus)
+    elif name == "blobs":
+        # As many as clusters, which a start at any rows does not find at once.
+        centers = random.uniform(-10, 10, (of["k"], of["dim"]))
+        rows = (centers[random.integers(of["k"], size=of["rows"])] + random.standard_normal((of["rows"], of["dim"]))).astype(np.float32)
     else:
         rows = random.standard_normal((of["rows"], of["dim"])).astype(np.float32)
     np.save(x, rows)

@@ -1,18 +1,23 @@
 //! The backend on CPU kernels: buffers are vectors, operations run at once.
 
 use std::{
+    borrow::Cow,
     collections::BTreeMap,
     sync::{Mutex, PoisonError},
 };
 
 use tritrain_kernels::{
-    Context, ContextError, Floats, Tier, attention, elementwise, embed, gate, kmeans, loss,
+    Context, ContextError, Floats, Tier, attention, descent, elementwise, embed, gate, kmeans, loss,
     matmul::{self, View},
-    norm, outer, rows, ternary, update,
+    norm, outer,
+    packed::{Codes, Packed},
+    rows, ternary, update,
 };
+use tritrain_trit::ternary::scale_from_total;
 
 use crate::{
-    Adam, Apply, Assigned, Backend, Factored, Gate, Products, Search, Shape, Spent, Store,
+    Adam, Apply, Assigned, Backend, Descent, Factored, Format, Gate, Products, Search, Shape, Sides, Spent,
+    Store, Stored, Stream, Weight,
     profile::{Profile, Span},
 };
 
@@ -27,6 +32,7 @@ pub struct Cpu {
     ternary: Mutex<ternary::Scratch>,
     outer: Mutex<outer::Scratch>,
     loss: Mutex<loss::Scratch>,
+    descent: Mutex<descent::Scratch>,
 }
 
 impl Cpu {
@@ -50,6 +56,7 @@ impl Cpu {
             ternary: Mutex::default(),
             outer: Mutex::default(),
             loss: Mutex::default(),
+            descent: Mutex::default(),
         })
     }
 
@@ -100,6 +107,7 @@ impl Backend for Cpu {
     type Tokens = Vec<u32>;
     type Rows = Int8Rows;
     type Ternary = TernaryMatrix;
+    type Packed = Packed;
     type Clusters = kmeans::Clusters;
 
     fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
@@ -112,6 +120,14 @@ impl Backend for Cpu {
 
     fn floats(&self, len: usize) -> Floats {
         Floats::zeros(len)
+    }
+
+    fn host<'a>(&self, from: &'a Floats) -> Cow<'a, [f32]> {
+        Cow::Borrowed(from)
+    }
+
+    fn resize(&self, buffer: &mut Floats, len: usize) {
+        buffer.resize(len);
     }
 
     fn tokens(&self, len: usize) -> Vec<u32> {
@@ -128,6 +144,39 @@ impl Backend for Cpu {
             forward: ternary::Panels::zeros(outputs, inputs),
             backward: gradient.then(|| ternary::Panels::zeros(inputs, outputs)),
         }
+    }
+
+    fn packed(&self, format: Format, rows: usize, cols: usize, by_row: bool) -> Packed {
+        Packed::zeros(format, rows, cols, by_row)
+    }
+
+    fn upload_packed(&self, from: &[f32], range: f32, to: &mut Packed) {
+        to.set(&self.cx, from, range);
+    }
+
+    fn round(&self, from: &Floats, noise: &Stream, to: &mut Packed) {
+        let _span = self.span("round");
+        descent::round(&self.cx, from, noise, to);
+    }
+
+    fn unpack(&self, from: &Packed, to: &mut Floats) {
+        let _span = self.span("unpack");
+        from.get(&self.cx, to);
+    }
+
+    fn download_packed(&self, from: &Packed, to: &mut [f32]) {
+        from.get(&self.cx, to);
+    }
+
+    fn stored<'a>(&self, from: &'a Packed) -> Stored<'a> {
+        Stored { format: from.format(), bytes: from.bytes().into(), steps: from.steps().into() }
+    }
+
+    fn restore(&self, from: &Stored<'_>, to: &mut Packed) -> Result<(), String> {
+        if from.format != to.format() {
+            return Err(format!("{:?}, expected {:?}", from.format, to.format()));
+        }
+        to.restore(&self.cx, &from.bytes, &from.steps)
     }
 
     fn upload(&self, from: &[f32], to: &mut Floats) {
@@ -222,9 +271,23 @@ impl Backend for Cpu {
     fn ternarize(&self, latent: &Floats, w: &mut TernaryMatrix) {
         let _span = self.span("ternarize");
         let total = elementwise::sum_abs(&self.cx, latent);
-        w.scale = tritrain_trit::ternary::scale_from_total(total, latent.len()).unwrap_or(f32::NAN);
-        let latent = ternary::Latent { weights: latent, scale: w.scale };
-        ternary::pack(&self.cx, latent, &mut w.forward, w.backward.as_mut());
+        w.scale = scale_from_total(total, latent.len()).unwrap_or(f32::NAN);
+        let (outputs, inputs) = (w.forward.outputs(), w.forward.inputs());
+        let weights = ternary::Rows { elements: &latent[..], cols: inputs };
+        let latent = ternary::Latent { weights, scale: w.scale };
+        ternary::pack(&self.cx, latent, (outputs, inputs), Some(&mut w.forward), w.backward.as_mut());
+    }
+
+    fn ternarize_packed(&self, latent: &Packed, w: &mut TernaryMatrix, sides: Sides) {
+        let _span = self.span("ternarize");
+        let [outputs, inputs] = latent.shape();
+        w.scale = scale_from_total(latent.sums().absolute, outputs * inputs).unwrap_or(f32::NAN);
+        let (forward, backward) = match sides {
+            Sides::Forward => (Some(&mut w.forward), None),
+            Sides::Backward => (None, w.backward.as_mut()),
+        };
+        let codes = Codes { latent, scale: w.scale };
+        ternary::pack(&self.cx, codes, (outputs, inputs), forward, backward);
     }
 
     fn ternary_matmul(&self, x: &Int8Rows, w: &TernaryMatrix, residual: Option<&Floats>, y: &mut Floats) {
@@ -397,6 +460,23 @@ impl Backend for Cpu {
     fn apply(&self, w: &mut Floats, u: &Floats, with: Apply) {
         let _span = self.span("apply");
         update::apply(&self.cx, w, u, with);
+    }
+
+    fn descend(
+        &self,
+        w: &mut Weight<Cpu>,
+        u: &Floats,
+        moment: Option<&mut Packed>,
+        with: &Descent<'_>,
+        reports: &mut Floats,
+    ) {
+        let _span = self.span("descend");
+        let weights = match w {
+            Weight::Floats(w) => descent::Weights::Floats(w),
+            Weight::Packed(w) => descent::Weights::Packed(w),
+        };
+        let mut scratch = self.descent.lock().unwrap_or_else(PoisonError::into_inner);
+        descent::descend(&self.cx, weights, u, moment, with, reports, &mut scratch);
     }
 
     fn max_abs(&self, x: &Floats) -> f32 {

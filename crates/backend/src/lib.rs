@@ -3,19 +3,25 @@
 //! A training step is a list of calls on device buffers. Nothing returns a value to the host except
 //! [`Backend::download`], so a GPU can queue a whole step and be waited for once.
 
+use std::borrow::Cow;
+
 mod cpu;
 mod profile;
+mod weight;
 
 pub use cpu::{Cpu, CpuError, Int8Rows, TernaryMatrix};
 pub use profile::Spent;
 pub use tritrain_kernels::{
     Store, Tier,
     attention::{Shape, rope_table},
+    descent::{Descent, Pace, REPORT, RowReport},
     gate::Gate,
     kmeans::{Assigned, Search},
     loss::Products,
     update::{Adam, Apply, Factored},
 };
+pub use tritrain_trit::{format::Format, rng::Stream};
+pub use weight::{Sides, Stored, Values, Weight, by_row};
 
 /// Device buffers and the operations on them.
 ///
@@ -31,6 +37,8 @@ pub trait Backend: Send + Sync {
     type Rows: Send + Sync;
     /// Ternary codes, `[outputs][inputs]`, with one scale, packed for this device.
     type Ternary: Send + Sync;
+    /// A matrix in few bits: latent weights or moments.
+    type Packed: Send + Sync;
 
     /// Rows that are being clustered: labels, and what the search for the nearest centroid keeps.
     type Clusters: Send + Sync;
@@ -48,6 +56,8 @@ pub trait Backend: Send + Sync {
 
     /// `len` zeros.
     fn floats(&self, len: usize) -> Self::Floats;
+    /// Makes a buffer one of `len` floats of unknown contents, without new memory where it had as many before.
+    fn resize(&self, buffer: &mut Self::Floats, len: usize);
     /// Room for `len` token ids.
     fn tokens(&self, len: usize) -> Self::Tokens;
     /// Room for int8 rows.
@@ -55,10 +65,32 @@ pub trait Backend: Send + Sync {
     /// Room for a ternary matrix; `gradient` when [`Backend::ternary_input_gradient`] will be called.
     fn ternary(&self, outputs: usize, inputs: usize, gradient: bool) -> Self::Ternary;
 
+    /// A matrix of zeros in few bits; `by_row` gives each row a step of its own where the format has steps.
+    fn packed(&self, format: Format, rows: usize, cols: usize, by_row: bool) -> Self::Packed;
+
+    /// Rounds host floats `[rows][cols]` to the nearest numbers that `to` can hold: levels reach to `range`
+    /// times the mean magnitude, of the matrix or of each row as `to` has steps.
+    fn upload_packed(&self, from: &[f32], range: f32, to: &mut Self::Packed);
+    /// Rounds a matrix by chance, so that the mean is right: levels reach to 2.5 standard deviations of a row, in
+    /// int8 to its largest number (TernGrad, 1705.07878, with a scale by rows).
+    fn round(&self, from: &Self::Floats, noise: &Stream, to: &mut Self::Packed);
+    /// `to = from`, as f32.
+    fn unpack(&self, from: &Self::Packed, to: &mut Self::Floats);
+    /// Waits, then copies the numbers of a packed matrix to the host.
+    fn download_packed(&self, from: &Self::Packed, to: &mut [f32]);
+    /// Waits; a packed matrix as it is stored.
+    fn stored<'a>(&self, from: &'a Self::Packed) -> Stored<'a>;
+    /// Takes a packed matrix as [`Backend::stored`] gave it.
+    ///
+    /// # Errors
+    /// What is wrong with it; `to` is then as it was.
+    fn restore(&self, from: &Stored<'_>, to: &mut Self::Packed) -> Result<(), String>;
     /// Copies host floats into a buffer of the same length.
     fn upload(&self, from: &[f32], to: &mut Self::Floats);
     /// Copies host token ids into a buffer of the same length.
     fn upload_tokens(&self, from: &[u32], to: &mut Self::Tokens);
+    /// Waits, then gives the numbers of a buffer, as they are where the host can read them.
+    fn host<'a>(&self, from: &'a Self::Floats) -> Cow<'a, [f32]>;
     /// Waits for everything queued, then copies a buffer to the host.
     fn download(&self, from: &Self::Floats, to: &mut [f32]);
     /// Waits, then gives the codes, `[outputs][inputs]` in {-1, 0, 1}, and the scale.
@@ -142,6 +174,8 @@ pub trait Backend: Send + Sync {
     /// Codes and fp16 scale of latent weights: `scale = fp16(mean|w|)`, `code = sign(w)` where
     /// `|w| > scale/2`. Weights that are not finite give the scale NaN.
     fn ternarize(&self, latent: &Self::Floats, w: &mut Self::Ternary);
+    /// [`Backend::ternarize`] of latent weights in few bits, for the products that come next.
+    fn ternarize_packed(&self, latent: &Self::Packed, w: &mut Self::Ternary, sides: Sides);
     /// `y = x·wᵀ`, exact in i32 before the scales, plus `residual`, of the size of `y`.
     fn ternary_matmul(
         &self,
@@ -265,8 +299,19 @@ pub trait Backend: Send + Sync {
         momentum: &mut Self::Floats,
         with: Factored,
     );
-    /// `w -= rate · (u + decay · w)`; see [`Apply`] for relative rates.
+    /// `w -= rate · (u + decay · w)`.
     fn apply(&self, w: &mut Self::Floats, u: &Self::Floats, with: Apply);
+    /// Moves a matrix against the direction `u`, row by row, rounded into its format and within its trust
+    /// region; see the kernel `descent`. `moment` keeps a momentum of `u`; `reports` `[rows][REPORT]`.
+    fn descend(
+        &self,
+        w: &mut Weight<Self>,
+        u: &Self::Floats,
+        moment: Option<&mut Self::Packed>,
+        with: &Descent<'_>,
+        reports: &mut Self::Floats,
+    ) where
+        Self: Sized;
 
     /// Waits; the largest magnitude in `x`, NaN if any entry is.
     fn max_abs(&self, x: &Self::Floats) -> f32;

@@ -52,7 +52,8 @@ pub fn gemm(m: usize, n: usize, k: usize, threads: usize, pairs: usize) -> Resul
     let (x8, dy8, scales) = (int8(&x), int8(&dy), vec![1.0; m]);
     let codes: Vec<i8> = w.iter().map(|w| i8::from(*w > 0.4) - i8::from(*w < -0.4)).collect();
     let (mut forward, mut backward) = (ternary::Panels::zeros(n, k), ternary::Panels::zeros(k, n));
-    ternary::pack(&cx, &codes[..], &mut forward, Some(&mut backward));
+    let source = ternary::Rows { elements: &codes[..], cols: k };
+    ternary::pack(&cx, source, (n, k), Some(&mut forward), Some(&mut backward));
     let result = |len: usize| (Floats::zeros(len), Floats::zeros(len));
     let ((mut y, mut y32), (mut dx, mut dx32), (mut dw, mut dw32)) =
         (result(m * n), result(m * k), result(n * k));

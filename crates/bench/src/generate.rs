@@ -3,7 +3,7 @@
 use serde::Serialize;
 use tritrain_backend::Cpu;
 use tritrain_kernels::Context;
-use tritrain_model::{Generator, Model};
+use tritrain_model::{Generator, Model, Use};
 
 use crate::{BenchError, ModelShape, limits::Reader, time};
 
@@ -38,7 +38,7 @@ pub fn generate(shape: &ModelShape, tokens: usize) -> Result<GenerateReport, Ben
     const RUNS: usize = 5;
     shape.check()?;
     let backend = Cpu::new(shape.threads)?;
-    let model = Model::new(&backend, &shape.model, shape.vocab, &shape.weights(), false);
+    let model = Model::new(&backend, &shape.model, shape.vocab, &|id| shape.weights(id), Use::Inference);
     let prompt = shape.tokens((shape.model.context / 2).max(1), 2);
     let tokens = tokens.clamp(1, (shape.model.context - 1).max(1));
     let bytes_per_token = shape.bytes_per_token();

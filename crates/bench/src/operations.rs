@@ -233,6 +233,7 @@ mod tests {
         assert_eq!(part("ternary product"), 1.0 / 3.0 / 2.0);
         assert_eq!(part("ternary product, one row"), 1.0 / 2.0);
         assert_eq!(part("attention"), 1.0 / 3.0);
+        assert_eq!(part("nearest centroids"), 1.0 / 3.0);
         // But for the scales of the rows.
         assert!((part("int8 rows") * 6.0 - 1.0).abs() < 1e-2);
         assert_eq!(part("head and loss"), 1024.0 / 1100.0 / 3.0);

@@ -119,7 +119,8 @@ fn ternary_product(cx: &Context, random: &Random, rows: usize) -> Vec<u32> {
     let codes: Vec<i8> =
         random.int8(0, outputs * inputs).into_iter().map(|v| (v / 43).clamp(-1, 1)).collect();
     let mut panels = ternary::Panels::zeros(outputs, inputs);
-    ternary::pack(cx, &codes[..], &mut panels, None);
+    let source = ternary::Rows { elements: &codes[..], cols: inputs };
+    ternary::pack(cx, source, (outputs, inputs), Some(&mut panels), None);
     let (x, scales) = (random.int8(1, rows * inputs), random.floats(2, rows));
     let residual = random.floats(3, rows * outputs);
     let mut y = vec![0.0; residual.len()];
@@ -187,7 +188,8 @@ fn codes(cx: &Context, random: &Random) -> Vec<u32> {
     let scale = (elementwise::sum_abs(cx, &latent) / latent.len() as f64) as f32;
     let mut panels = [ternary::Panels::zeros(outputs, inputs), ternary::Panels::zeros(inputs, outputs)];
     let [forward, transposed] = &mut panels;
-    ternary::pack(cx, ternary::Latent { weights: &latent, scale }, forward, Some(transposed));
+    let source = ternary::Latent { weights: ternary::Rows { elements: &latent, cols: inputs }, scale };
+    ternary::pack(cx, source, (outputs, inputs), Some(forward), Some(transposed));
     let codes = panels.iter().flat_map(ternary::Panels::codes).map(|code| code as u32);
     std::iter::once(scale.to_bits()).chain(codes).collect()
 }
@@ -262,12 +264,7 @@ fn adam(cx: &Context, random: &Random) -> Vec<u32> {
 fn applied(cx: &Context, random: &Random) -> Vec<u32> {
     let len = 1 + random.below(0, 500);
     let (mut w, u) = (random.floats(0, len), random.floats(1, len));
-    update::apply(
-        cx,
-        &mut w,
-        &u,
-        update::Apply { rate: 0.01, decay: 0.1, relative: random.below(2, 2) == 1 },
-    );
+    update::apply(cx, &mut w, &u, update::Apply { rate: 0.01, decay: 0.1 });
     bits(&w).collect()
 }
 

@@ -1,9 +1,7 @@
 //! Sizes of the models that are measured.
 
-use tritrain_backend::CpuError;
-use tritrain_model::{
-    ConfigError, Layout, ModelConfig, PromptError, TensorKind, TensorSpec, initial_weights,
-};
+use tritrain_backend::{CpuError, Values};
+use tritrain_model::{ConfigError, Layout, ModelConfig, PromptError, TensorKind, TensorSpec, initial_tensor};
 use tritrain_optim::Skip;
 
 /// Why something cannot be measured.
@@ -48,7 +46,7 @@ pub struct ModelShape {
 }
 
 /// Seed of the weights and tokens.
-const SEED: u64 = 1;
+pub(crate) const SEED: u64 = 1;
 
 impl ModelShape {
     /// Whether a model of these sizes exists.
@@ -88,8 +86,9 @@ impl ModelShape {
         layout.specs.iter().map(bytes).sum::<usize>() + head
     }
 
-    pub(crate) fn weights(&self) -> Vec<Vec<f32>> {
-        initial_weights(&self.model, &Layout::new(&self.model, self.vocab), SEED)
+    /// Initial weights, tensor by tensor.
+    pub(crate) fn weights(&self, id: usize) -> Values<'static> {
+        Values::Floats(initial_tensor(&self.model, &Layout::new(&self.model, self.vocab), SEED, id).into())
     }
 
     /// `count` tokens, the `stream`-th such list.

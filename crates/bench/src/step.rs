@@ -3,9 +3,9 @@
 use serde::Serialize;
 use tritrain_backend::Cpu;
 use tritrain_optim::{OptimConfig, Rates};
-use tritrain_train::Learner;
+use tritrain_train::{Learner, Setup};
 
-use crate::{BenchError, ModelShape, memory, time};
+use crate::{BenchError, ModelShape, memory, shape::SEED, time};
 
 /// What a training step takes.
 #[derive(Clone, Debug, Serialize)]
@@ -50,6 +50,7 @@ const WARMUP: usize = 2;
 /// The sizes make no model, or the backend does not start.
 pub fn step(
     shape: &ModelShape,
+    optim: &OptimConfig,
     steps: usize,
     recompute: bool,
     profile: bool,
@@ -57,10 +58,9 @@ pub fn step(
     shape.check()?;
     let backend = Cpu::new(shape.threads)?;
     let backend = if profile { backend.profiled() } else { backend };
-    let optim = OptimConfig::default();
-    let sizes = (shape.vocab, shape.batch);
-    let mut learner = Learner::new(&backend, &shape.model, &optim, sizes, recompute, &shape.weights());
-    let rates = Rates { matrices: optim.rate, embedding: optim.embedding_rate };
+    let setup = Setup { vocab: shape.vocab, batch: shape.batch, recompute, seed: SEED };
+    let mut learner = Learner::new(&backend, &shape.model, optim, setup, &|id| shape.weights(id));
+    let rates = Rates { matrices: optim.rate, embedding: optim.embedding_rate, radius: optim.bound() };
     let count = shape.batch * shape.model.context;
     let mut times = Vec::with_capacity(steps);
     for step in 0..WARMUP + steps.max(1) {

@@ -5,14 +5,14 @@
 //! in a cache from before.
 
 use tritrain_backend::{
-    Apply, Backend, Cpu, Factored, Gate, Int8Rows, Products, Shape, Store, TernaryMatrix,
+    Apply, Backend, Cpu, Factored, Gate, Int8Rows, Products, Search, Shape, Store, TernaryMatrix,
 };
 use tritrain_kernels::{Floats, limit::Kind};
 use tritrain_optim::{OptimConfig, Rates};
-use tritrain_train::Learner;
+use tritrain_train::{Learner, Setup};
 use tritrain_trit::rng::Stream;
 
-use crate::{BenchError, ModelShape};
+use crate::{BenchError, ModelShape, shape::SEED};
 
 /// An operation with its operands.
 pub(crate) struct Work<'a> {
@@ -42,7 +42,7 @@ pub(crate) type Build = for<'a> fn(&'a Cpu, &'a ModelShape) -> Work<'a>;
 pub(crate) const F32_PRODUCT: &str = "f32 product";
 
 /// Every operation, in about the order of a step.
-pub(crate) const OPERATIONS: [(&str, Build); 21] = [
+pub(crate) const OPERATIONS: [(&str, Build); 22] = [
     ("embedding", embed),
     ("RMSNorm and int8 rows", rmsnorm),
     ("ternary product", product),
@@ -62,6 +62,7 @@ pub(crate) const OPERATIONS: [(&str, Build); 21] = [
     ("factored update", factored),
     ("apply", apply),
     ("ternary codes", ternarize),
+    ("nearest centroids", nearest),
     (F32_PRODUCT, f32_product),
     ("whole step, one block", step),
 ];
@@ -314,7 +315,7 @@ fn apply<'a>(cpu: &'a Cpu, shape: &'a ModelShape) -> Work<'a> {
     let Sizes { dim, outputs, .. } = shape.into();
     let (mut w, u) = (floats(outputs * dim, 0), floats(outputs * dim, 1));
     // So slow that thousands of calls in one direction stay finite.
-    let with = Apply { rate: 1e-6, decay: OptimConfig::default().weight_decay, relative: true };
+    let with = Apply { rate: 1e-6, decay: OptimConfig::default().weight_decay };
     Work::new(&[], f32s(3 * outputs * dim), move || cpu.apply(&mut w, &u, with))
 }
 
@@ -325,15 +326,31 @@ fn ternarize<'a>(cpu: &'a Cpu, shape: &'a ModelShape) -> Work<'a> {
     Work::new(&[], f32s(outputs * dim) + 2 * codes(outputs * dim), move || cpu.ternarize(&latent, &mut w))
 }
 
+/// Centroids that rows are compared with.
+const CENTROIDS: usize = 256;
+
+/// An iteration of k-means without its sums. The codes of rows are there from the call before, as in a fit.
+fn nearest<'a>(cpu: &'a Cpu, shape: &'a ModelShape) -> Work<'a> {
+    let Sizes { tokens, dim, .. } = shape.into();
+    let (x, centroids) = (floats(tokens * dim, 0), floats(CENTROIDS * dim, 4));
+    let mut clusters = cpu.clusters(&x, dim);
+    // Labels and two bounds are written.
+    let bytes = int8s(tokens, dim) + f32s(CENTROIDS * dim + 3 * tokens);
+    Work::new(&[(Kind::Int8, tokens * dim * CENTROIDS)], bytes, move || {
+        cpu.assign(&x, &centroids, Search::Screen, &mut clusters);
+    })
+}
+
 /// A step of the model. At least every weight and its momentum are
 /// read and written.
 fn step<'a>(cpu: &'a Cpu, shape: &'a ModelShape) -> Work<'a> {
     let Sizes { tokens, dim, ffn, vocab, .. } = shape.into();
     let model = &shape.model;
     let optim = OptimConfig::default();
-    let mut learner = Learner::new(cpu, model, &optim, (vocab, shape.batch), false, &shape.weights());
+    let setup = Setup { vocab, batch: shape.batch, recompute: false, seed: SEED };
+    let mut learner = Learner::new(cpu, model, &optim, setup, &|id| shape.weights(id));
     let (inputs, targets) = (shape.tokens(tokens, 0), shape.tokens(tokens, 1));
-    let rates = Rates { matrices: optim.rate, embedding: optim.embedding_rate };
+    let rates = Rates { matrices: optim.rate, embedding: optim.embedding_rate, radius: optim.bound() };
     let block = (model.qkv_rows() + dim + 3 * ffn) * dim;
     let (matrices, head) = (model.layers * tokens * block, tokens * vocab * dim);
     let macs = [

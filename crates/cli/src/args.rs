@@ -173,7 +173,7 @@ pub(crate) struct Cluster {
     #[arg(long, value_enum, default_value_t = ClusterMethod::Auto)]
     pub(crate) method: ClusterMethod,
     /// Mini-batches of this many rows, read once in order: for files larger than memory.
-    #[arg(long, value_name = "ROWS", conflicts_with_all = ["init", "spherical"])]
+    #[arg(long, value_name = "ROWS", conflicts_with = "init")]
     pub(crate) batch: Option<usize>,
     /// Vectors of text: tfidf, by its words; or by the token embedding of a model (a run folder, step folder
     /// or model.safetensors).
@@ -320,6 +320,9 @@ pub(crate) struct BenchStep {
     /// As run.recompute: keep the inputs of blocks and compute the rest again.
     #[arg(long)]
     pub(crate) recompute: bool,
+    /// Change one option of the optimizer, for example --set optim.latent=trits4; may be repeated.
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub(crate) set: Vec<String>,
     /// Show where the time goes, by operation.
     #[arg(long)]
     pub(crate) profile: bool,

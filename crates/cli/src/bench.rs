@@ -6,6 +6,7 @@ use tritrain_bench::{
     Limits, ModelShape, OperationReport, gemm, generate, operation_names, operations, step,
 };
 use tritrain_model::{ModelConfig, Precision};
+use tritrain_train::Config;
 
 use crate::{
     args::{Bench, BenchGemm, BenchGenerate, BenchKind, BenchOperations, BenchShape, BenchSizes, BenchStep},
@@ -119,7 +120,8 @@ fn bench_gemm(args: &BenchGemm) -> Result<()> {
 
 fn bench_step(args: &BenchStep) -> Result<()> {
     let shape = model_shape(&args.shape);
-    let report = step(&shape, args.steps, args.recompute, args.profile)?;
+    let optim = Config::resolve(None, &args.set)?.optim;
+    let report = step(&shape, &optim, args.steps, args.recompute, args.profile)?;
     show::line(&format!(
         "{} parameters, batches of {} × {} tokens, {} thread(s), {}",
         show::short(report.parameters as u64),

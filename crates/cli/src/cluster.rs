@@ -180,7 +180,7 @@ fn batches(
     let points = |first: usize| {
         let rows = first..all.min(first + batch);
         let x = upload(backend, &data.read(rows.clone()));
-        Points::new(backend, x, (rows.len(), columns), false).map_err(in_file(data.path()))
+        Points::new(backend, x, (rows.len(), columns), args.spherical).map_err(in_file(data.path()))
     };
     let mut first = points(0)?;
     let suggestion = match wanted {

@@ -16,7 +16,6 @@ use tritrain_data::clusters::{
 use tritrain_data::embed::{Fit, Fitted, Passage, PassageText, Vectors, visit};
 use tritrain_files::npy::{self, Matrix, Writer};
 use tritrain_files::{Disk, NewFile, Storage, write_atomic};
-use tritrain_model::Layout;
 use tritrain_train::{Loaded, load};
 
 use crate::args::Cluster;
@@ -97,11 +96,7 @@ fn fit<'m>(args: &Cluster, source: &Source, model: Option<&'m Loaded>) -> Result
     let documents = source.open()?;
     let mut fit = match model {
         None => Fit::words(documents, args.seed)?,
-        Some(model) => {
-            let embedding = Layout::new(&model.config, model.vocab).embedding;
-            let vectors = model.weights.get(embedding).map(Vec::as_slice).unwrap_or_default();
-            Fit::tokens(documents, &model.tokenizer, vectors, model.config.dim)?
-        }
+        Some(model) => Fit::tokens(documents, &model.tokenizer, model.embedding(), model.config.dim)?,
     };
     let bar = show::Progress::new("counting", fit.documents().bytes_total(), 0);
     while fit.advance()? {

@@ -6,7 +6,7 @@ use serde_json::json;
 use tritrain_backend::{Backend, Cpu};
 use tritrain_data::{Source, Tokenizer, clusters::Clusters};
 use tritrain_files::{Disk, Storage};
-use tritrain_model::{Activations, Keep, Model, Precision, Sampling, TensorKind};
+use tritrain_model::{Activations, Keep, Precision, Sampling, TensorKind};
 use tritrain_train::{
     Audit, CLUSTERS, Comparison, Config, Continuation, Curve, Evaluation, Event, Loaded, Mixture, Next, Run,
     STOPPED, Signals, Single, Workplace, evaluate_text, generate, load,
@@ -174,7 +174,7 @@ fn continue_prompt(args: &args::Generate) -> Result<ExitCode> {
     }
     let loaded = load(&Disk, &args.model)?;
     let backend = Cpu::new(args.threads)?;
-    let model = Model::new(&backend, &loaded.config, loaded.vocab, &loaded.weights, false);
+    let model = loaded.model(&backend);
     let prompt = prompt(args, &loaded.tokenizer)?;
     let topics = topics(&loaded)?;
     let started = Instant::now();
@@ -313,7 +313,7 @@ fn eval(args: &args::Eval) -> Result<ExitCode> {
     }
     let loaded = load(&Disk, &args.model)?;
     let backend = Cpu::new(args.threads)?;
-    let model = Model::new(&backend, &loaded.config, loaded.vocab, &loaded.weights, false);
+    let model = loaded.model(&backend);
     let mut a = Activations::new(&backend, &loaded.config, BATCH, loaded.config.context, Keep::Nothing);
     let source = Source::Paths(args.data.clone());
     let topics = topics(&loaded)?;

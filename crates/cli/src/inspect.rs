@@ -11,8 +11,8 @@ use tritrain_files::{
     tensors::TensorFile,
     tokens::{Split, TokenCorpus},
 };
-use tritrain_model::{Layout, Model, ModelConfig, Precision};
-use tritrain_train::load;
+use tritrain_model::{ModelConfig, Precision};
+use tritrain_train::{Loaded, load};
 
 use crate::{
     args,
@@ -112,7 +112,7 @@ fn tensors(path: &Path) -> Result<Report> {
     let ternary = match config {
         Some(config) if config.precision == Precision::Ternary => {
             let loaded = load(&Disk, path)?;
-            codes_of(&loaded.config, loaded.vocab, &loaded.weights)?
+            codes_of(&loaded)?
         }
         _ => Vec::new(),
     };
@@ -130,11 +130,14 @@ fn tensors(path: &Path) -> Result<Report> {
         let count: usize = tensor.shape.iter().product();
         let shape = tensor.shape.iter().map(ToString::to_string).collect::<Vec<_>>().join("×");
         let dtype = format!("{:?}", tensor.dtype).to_lowercase();
-        let stored = if count == 0 { 0.0 } else { tensor.data.len() as f64 * 8.0 / count as f64 };
+        let codes = ternary.iter().find(|(matrix, ..)| matrix == name);
+        // Of latent weights in few bits the file holds rows of bytes.
+        let weights = codes.map_or(count, |(_, codes, _)| codes.len());
+        let stored = if weights == 0 { 0.0 } else { tensor.data.len() as f64 * 8.0 / weights as f64 };
         let mut line = format!("  {name:width$}  {shape:>14}  {dtype:>5}  {stored:>10.2}");
         let mut entry =
             json!({ "name": name, "shape": tensor.shape, "dtype": dtype, "bits_per_weight": stored });
-        if let Some((_, codes, scale)) = ternary.iter().find(|(matrix, ..)| matrix == name) {
+        if let Some((_, codes, scale)) = codes {
             let mut histogram = [0u64; 3];
             codes.iter().for_each(|code| histogram[(code + 1) as usize] += 1);
             let share = histogram.map(|n| n as f64 / codes.len().max(1) as f64);
@@ -157,7 +160,7 @@ fn tensors(path: &Path) -> Result<Report> {
     if ternary_weights > 0 {
         let mean = entropy_bits / ternary_weights as f64;
         lines.push(format!(
-            "ternary codes of {} weights: entropy {mean:.3} bits per weight; the file holds the f32 latent weights they come from",
+            "ternary codes of {} weights: entropy {mean:.3} bits per weight; the file holds the latent weights they come from",
             show::thousands(ternary_weights)
         ));
     }
@@ -228,11 +231,10 @@ fn log(path: &Path) -> Result<Report> {
 }
 
 /// Weights of a loaded model as they compute: codes and scale of each ternary matrix.
-fn codes_of(config: &ModelConfig, vocab: usize, weights: &[Vec<f32>]) -> Result<Vec<(String, Vec<i8>, f32)>> {
+fn codes_of(loaded: &Loaded) -> Result<Vec<(String, Vec<i8>, f32)>> {
     let backend = Cpu::new(0)?;
-    let model = Model::new(&backend, config, vocab, weights, false);
-    let layout = Layout::new(config, vocab);
-    let codes = layout.specs.iter().enumerate().filter_map(|(id, spec)| {
+    let model = loaded.model(&backend);
+    let codes = model.layout().specs.iter().enumerate().filter_map(|(id, spec)| {
         model.codes(&backend, id).map(|(codes, scale)| (spec.name.clone(), codes, scale))
     });
     Ok(codes.collect())

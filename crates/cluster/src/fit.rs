@@ -112,17 +112,18 @@ pub fn fit<B: Backend>(points: &mut Points<'_, B>, start: Start<'_>, options: &O
         }
     };
     let mut lloyd = Lloyd::new(points, &centroids, options);
-    let limit = match options.tolerance {
-        0.0 => 0.0,
-        share => share * backend.spread(&points.x, &mut points.state) / (points.rows * points.dim) as f64,
-    };
-    let (mut iterations, mut stop) = (0, Stop::Iterations);
+    let (mut iterations, mut stop, mut limit) = (0, Stop::Iterations, None);
     while iterations < options.iterations && stop == Stop::Iterations {
         iterations += 1;
         if lloyd.assign(points) == 0 {
             stop = Stop::Labels;
             break;
         }
+        // After the first labels, whose search has what the spread is summed from.
+        let limit = *limit.get_or_insert_with(|| match options.tolerance {
+            0.0 => 0.0,
+            share => share * backend.spread(&points.x, &mut points.state) / (points.rows * points.dim) as f64,
+        });
         if lloyd.update(points, &mut centroids)? <= limit {
             stop = Stop::Shift;
         }

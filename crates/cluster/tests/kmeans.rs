@@ -75,7 +75,7 @@ fn reference(x: &[f32], dim: usize, start: &[f32]) -> (Vec<u32>, Vec<f64>, f64, 
 
 #[test]
 fn a_fit_is_that_of_plain_loops() {
-    for (rows, dim, k) in [(500, 3, 4), (2000, 17, 9), (900, 70, 33), (5000, 64, 16)] {
+    for (rows, dim, k) in [(500, 3, 4), (2000, 17, 9), (900, 70, 33), (5000, 64, 16), (3000, 128, 10)] {
         let x = noise(rows * dim, 5);
         let start = &x[..k * dim];
         let (labels, centroids, inertia, iterations) = reference(&x, dim, start);
@@ -94,7 +94,12 @@ fn a_fit_is_that_of_plain_loops() {
 
 #[test]
 fn methods_tiers_and_threads_change_nothing_but_what_is_skipped() {
-    let (dim, k) = (40, 24);
+    for (dim, k) in [(40, 24), (37, 16), (128, 10), (9, 12), (600, 3)] {
+        same_fits(dim, k);
+    }
+}
+
+fn same_fits(dim: usize, k: usize) {
     let x = blobs(3000, dim, 30, 4.0, 3);
     let mut results = Vec::new();
     for tier in Tier::available() {
@@ -264,6 +269,41 @@ fn batches_lead_near_the_whole() {
     assert_eq!(labels.len(), rows);
     let other = points(&cpu, &x, 4, false);
     assert!(matches!(centroids.step(&mut other.unwrap()), Err(Error::Shape { .. })));
+}
+
+#[test]
+fn batches_of_directions_are_those_of_their_sums() {
+    let (dim, k, rows) = (8, 4, 4000);
+    let random = Stream::new(11, 1, 0);
+    // Around axis r % k, at very different lengths.
+    let value = |row: usize, j: usize| {
+        let length = 10f32.powi(random.bits((1 << 32) + row as u64) as i32 % 4);
+        length * (f32::from(u8::from(row % k == j)) + 0.1 * random.normal((row * dim + j) as u64))
+    };
+    let x: Vec<f32> = (0..rows * dim).map(|i| value(i / dim, i % dim)).collect();
+    let cpu = cpu();
+    let batch = |at: usize| points(&cpu, &x[at * 500 * dim..][..500 * dim], dim, true).unwrap();
+    let mut centroids = MiniBatch::start(&mut batch(0), k, &Options::default()).unwrap();
+    for at in 1..rows / 500 {
+        centroids.step(&mut batch(at)).unwrap();
+    }
+    assert_eq!(centroids.counts(), [1000; 4]);
+    let mut sums = [[0.0f64; 8]; 4];
+    for (row, x) in x.chunks(dim).enumerate() {
+        let length = x.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
+        for (sum, x) in sums[row % k].iter_mut().zip(x) {
+            *sum += f64::from(*x) / length;
+        }
+    }
+    for centroid in centroids.centroids().chunks(dim) {
+        let axis = (0..k).max_by(|a, b| centroid[*a].total_cmp(&centroid[*b])).unwrap();
+        let length = sums[axis].iter().map(|s| s * s).sum::<f64>().sqrt();
+        for (found, sum) in centroid.iter().zip(sums[axis]) {
+            assert!((f64::from(*found) - sum / length).abs() < 1e-6, "{found} {}", sum / length);
+        }
+    }
+    let mut rows = points(&cpu, &x[..500 * dim], dim, false).unwrap();
+    assert!(matches!(centroids.step(&mut rows), Err(Error::Shape { .. })));
 }
 
 #[test]

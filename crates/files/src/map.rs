@@ -44,6 +44,27 @@ impl Bytes {
             tracing::debug!(%error, "madvise refused");
         }
     }
+
+    /// Tells the system that a part will not be read soon: its pages leave the memory of this process. No effect
+    /// on owned bytes or where unsupported: it is advice.
+    pub fn release(&self, offset: usize, len: usize) {
+        #[cfg(unix)]
+        if let Inner::Mapped(map) = &self.0
+            && offset.checked_add(len).is_some_and(|end| end <= map.len())
+        {
+            // Whole pages: the system refuses a start inside of one.
+            const PAGE: usize = 1 << 16;
+            let start = offset.next_multiple_of(PAGE).min(offset + len);
+            // SAFETY: the map is of a file and read-only: pages that are let go are read again when needed.
+            let released = unsafe {
+                let advice = memmap2::UncheckedAdvice::DontNeed;
+                map.unchecked_advise_range(advice, start, offset + len - start)
+            };
+            if let Err(error) = released {
+                tracing::debug!(%error, "madvise refused");
+            }
+        }
+    }
 }
 
 impl Deref for Bytes {

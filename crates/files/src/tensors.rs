@@ -316,6 +316,16 @@ impl TensorFile {
         })
     }
 
+    /// Says that a tensor will not be read soon, see [`Bytes::release`].
+    pub fn release(&self, name: &str) {
+        if let Ok(index) = self.entries.binary_search_by(|entry| entry.name.as_str().cmp(name))
+            && let Some(entry) = self.entries.get(index)
+        {
+            let (start, end) = entry.info.data_offsets;
+            self.bytes.release(self.data + start, end - start);
+        }
+    }
+
     /// The values of an F32 tensor of exactly this shape.
     ///
     /// # Errors

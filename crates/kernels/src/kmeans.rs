@@ -8,6 +8,7 @@
 //! * **Screen**: rows and centroids, less the mean of all rows, are rounded to integers, and one integer product
 //!   gives every dot product within a bound that is proven, see `kmeans/codes.rs`. Only centroids that may be
 //!   nearest within that bound are compared by the definition: mostly one, which needs no comparison at all.
+//!   Among sixteen centroids or fewer the sums of a row are one register, see `kmeans/few.rs`.
 //! * **Bounds**: the screen also bounds the distance to the nearest centroid from above and to all others from
 //!   below. While centroids have moved by less than the gap, a row keeps its label unseen (Hamerly, "Making
 //!   k-means even faster", SDM 2010). Where all but a few have, it is compared with these few.
@@ -18,13 +19,15 @@
 
 mod codes;
 mod extremes;
+mod few;
 mod screen;
 mod sums;
 
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-use crate::{Context, lanes, strips::Parts};
-use codes::{CentroidCodes, RowCodes};
+use crate::{Context, Tier, lanes, strips::Parts};
+use codes::{CentroidCodes, Coding, RowCodes};
+use few::Few;
 
 /// The label of a row that no centroid was compared with.
 pub const NONE: u32 = u32::MAX;
@@ -41,7 +44,8 @@ pub enum Search {
     Screen,
     /// The same for rows whose bounds do not settle their label.
     Bounds {
-        /// Whether a row that its bounds leave open is first measured to its own centroid.
+        /// Whether a row that its bounds leave open is first measured to its own centroid. Among sixteen or
+        /// fewer it never is: all of them take as little time.
         tighten: bool,
     },
 }
@@ -162,7 +166,7 @@ impl Fast {
         for id in &self.ids {
             self.centroids.extend_from_slice(&centroids[*id as usize * dim..][..dim]);
         }
-        self.codes.prepare(cx, &self.centroids);
+        self.codes.prepare(cx, &self.centroids, Coding::of(cx.tier(), dim));
     }
 }
 
@@ -191,6 +195,7 @@ pub fn assign(
     assert!(k > 0 && u32::try_from(k).is_ok_and(|k| k < NONE), "number of centroids");
     let search = if dim > codes::MAX_DIM { Search::Plain } else { search };
     let bounded = matches!(search, Search::Bounds { .. }) && clusters.last.len() == centroids.len();
+    let few = Few::coding(dim, k);
     if bounded {
         moved_by(&clusters.last, centroids, dim, &mut clusters.shifts);
         clusters.fast.choose(cx, &clusters.shifts, centroids, dim);
@@ -198,19 +203,64 @@ pub fn assign(
     clusters.last.clear();
     clusters.last.extend_from_slice(centroids);
     if search != Search::Plain {
-        clusters.rows.prepare(cx, x, clusters.centroids.mean());
-        clusters.centroids.prepare(cx, centroids);
+        let coding = few.unwrap_or(Coding::of(cx.tier(), dim));
+        clusters.rows.prepare(cx, x, clusters.centroids.mean(), coding);
+        clusters.centroids.prepare(cx, centroids, coding);
     }
-    let screen = screen::Screen::new(cx.tier(), x, centroids, dim, &clusters.rows, &clusters.centroids);
+    let (tier, error) = (cx.tier(), relative_error(dim));
+    let coded = Searched { tier, x, centroids, dim, rows: &clusters.rows, codes: &clusters.centroids, error };
+    if few.is_some() && search != Search::Plain {
+        let few = Few::new(coded);
+        let moves = bounded.then(|| few::Moves::new(&clusters.shifts));
+        let (labels, upper, lower) = (&mut clusters.labels, &mut clusters.upper, &mut clusters.lower);
+        return by_tasks(cx, (labels, upper, lower), 0, |rows, _| few.task(rows, moves.as_ref()));
+    }
+    let screen = screen::Screen::new(coded);
     let tighten = search == Search::Bounds { tighten: true };
     let fast = &clusters.fast;
     let some = (!fast.ids.is_empty()).then(|| (screen.some(&fast.ids, &fast.codes), fast.others));
     let moves = screen::Moves { shifts: &clusters.shifts, tighten, fast: some };
     let moves = bounded.then_some(&moves);
-    let [moved, skipped, narrowed, compared] = [0; 4].map(AtomicUsize::new);
-    let labels = Parts::new(&mut clusters.labels, TASK);
-    let (upper, lower) = (Parts::new(&mut clusters.upper, TASK), Parts::new(&mut clusters.lower, TASK));
     let scratch = if search == Search::Plain { 0 } else { screen.scratch() };
+    let (labels, upper, lower) = (&mut clusters.labels, &mut clusters.upper, &mut clusters.lower);
+    by_tasks(cx, (labels, upper, lower), scratch, |rows, scratch| match search {
+        Search::Plain => plain(cx.tier(), x, centroids, dim, rows),
+        _ => screen.task(cx.tier(), rows, moves, scratch),
+    })
+}
+
+/// What a search by codes reads.
+#[derive(Clone, Copy)]
+struct Searched<'a> {
+    tier: Tier,
+    x: &'a [f32],
+    centroids: &'a [f32],
+    dim: usize,
+    rows: &'a RowCodes,
+    codes: &'a CentroidCodes,
+    /// See [`relative_error`].
+    error: f32,
+}
+
+impl Searched<'_> {
+    /// The definition.
+    #[inline(always)]
+    fn distance(&self, row: usize, label: usize) -> f32 {
+        let [x, centroid] =
+            [(self.x, row), (self.centroids, label)].map(|(of, at)| &of[at * self.dim..][..self.dim]);
+        square_distance(self.tier, x, centroid)
+    }
+}
+
+/// Runs `task` on all rows, [`TASK`] at a time, with `scratch` floats each.
+fn by_tasks(
+    cx: &Context,
+    (labels, upper, lower): (&mut [u32], &mut [f32], &mut [f32]),
+    scratch: usize,
+    task: impl Fn(&mut screen::Rows<'_>, &mut [f32]) -> Assigned + Sync + Send,
+) -> Assigned {
+    let [moved, skipped, narrowed, compared] = [0; 4].map(AtomicUsize::new);
+    let (labels, upper, lower) = (Parts::new(labels, TASK), Parts::new(upper, TASK), Parts::new(lower, TASK));
     cx.each(labels.count(), scratch, |index, scratch| {
         // SAFETY: every part goes to one task.
         let mut rows = unsafe {
@@ -221,10 +271,7 @@ pub fn assign(
                 lower: lower.get(index),
             }
         };
-        let done = match search {
-            Search::Plain => plain(cx.tier(), x, centroids, dim, &mut rows),
-            _ => screen.task(cx.tier(), &mut rows, moves, scratch),
-        };
+        let done = task(&mut rows, scratch);
         moved.fetch_add(done.moved, Relaxed);
         skipped.fetch_add(done.skipped, Relaxed);
         narrowed.fetch_add(done.narrowed, Relaxed);
@@ -329,7 +376,8 @@ tiered! {
 /// `Σ |x - mean of all rows|²`, about, for the scale of a tolerance.
 pub fn spread(cx: &Context, x: &[f32], clusters: &mut Clusters) -> f64 {
     clusters.check(x, &[]);
-    clusters.rows.prepare(cx, x, clusters.centroids.mean());
+    let coding = clusters.rows.coding().unwrap_or(Coding::of(cx.tier(), clusters.dim));
+    clusters.rows.prepare(cx, x, clusters.centroids.mean(), coding);
     clusters.rows.rows.iter().map(|row| f64::from(row.square)).sum()
 }
 

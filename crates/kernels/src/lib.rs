@@ -18,6 +18,7 @@ mod tier;
 #[cfg(target_arch = "x86_64")]
 mod amx;
 pub mod attention;
+pub mod descent;
 pub mod elementwise;
 pub mod embed;
 pub mod gate;
@@ -29,8 +30,10 @@ pub mod loss;
 pub mod matmul;
 #[cfg(any(target_arch = "aarch64", test))]
 mod neon;
+mod noise;
 pub mod norm;
 pub mod outer;
+pub mod packed;
 pub mod rows;
 mod strips;
 mod team;

@@ -48,6 +48,15 @@ impl Floats {
     pub fn zeros(len: usize) -> Floats {
         Floats { lines: vec![Line([0; LINE]); (len * size_of::<f32>()).div_ceil(LINE)], len }
     }
+
+    /// Makes them `len` of unknown contents; memory is taken where there was less before.
+    pub fn resize(&mut self, len: usize) {
+        let lines = (len * size_of::<f32>()).div_ceil(LINE);
+        if self.lines.len() < lines {
+            self.lines.resize(lines, Line([0; LINE]));
+        }
+        self.len = len;
+    }
 }
 
 impl Deref for Floats {

@@ -17,7 +17,7 @@ use crate::{
     Context, Store, Tier, lanes,
     matmul::{View, matmul},
     outer::{
-        self, Kind, Left, Right, pack_columns, product, quantise_left_rows, quantise_right_rows,
+        self, Kind, Left, Right, product, quantise_left_rows, quantise_right_rows, round_columns,
         weight_gradient_of,
     },
     rows,
@@ -59,10 +59,11 @@ struct Integers {
     head: Right,
     /// Hidden states of a chunk as int8 rows.
     hidden_rows: Int8,
-    /// The head as int8 rows,
-    head_rows: Int8,
-    /// and the same as columns over the vocabulary.
+    /// The head as int8 rows, laid out as columns over the vocabulary, and their scales.
     head_columns: Right,
+    head_scales: Vec<f32>,
+    /// Some of those rows, on their way there.
+    head_codes: Vec<i8>,
     /// Probabilities of a chunk by token, times the scales of `head_rows`.
     probabilities: Left,
     outer: outer::Scratch,
@@ -96,13 +97,25 @@ tiered! {
     }
 }
 
+tiered! {
+    /// `from -= factor · x`, with `x` as int8 row and scale.
+    fn subtract_rounded(x: &[f32], factor: f32, from: &mut [f32]) {
+        let (scale, inverse) = rows::scale(lanes::max_abs(x));
+        let factor = factor * scale;
+        for (from, x) in from.iter_mut().zip(x) {
+            *from -= lanes::round(x * inverse) as f32 * factor;
+        }
+    }
+}
+
 impl Integers {
     /// Rounds the head, `[vocab, dim]`.
     fn set_head(&mut self, cx: &Context, head: &[f32], dim: usize, gradients: bool) {
         quantise_right_rows(cx, Kind::Twelve, head, dim, &mut self.head);
         if gradients {
-            self.head_rows.quantize(cx, head, dim);
-            pack_columns(cx, Kind::Int16, &self.head_rows.codes, dim, &mut self.head_columns);
+            self.head_scales.resize(head.len() / dim, 0.0);
+            let (codes, scales) = (&mut self.head_codes, &mut self.head_scales);
+            round_columns(cx, Kind::Int16, head, dim, codes, scales, &mut self.head_columns);
         }
     }
 
@@ -119,16 +132,16 @@ impl Integers {
         cx: &Context,
         p: &[f32],
         (targets, scale): (&[u32], f32),
-        hidden: &[f32],
+        (hidden, head): (&[f32], &[f32]),
         dim: usize,
         (d_hidden, d_head): (&mut [f32], &mut [f32]),
     ) {
-        let (head, by_token) = (&self.head_rows, &mut self.probabilities);
-        quantise_left_rows(cx, Kind::Int16, p, &head.scales, head.scales.len(), by_token);
+        let (scales, by_token) = (&self.head_scales, &mut self.probabilities);
+        quantise_left_rows(cx, Kind::Int16, p, scales, scales.len(), by_token);
         product(cx, Kind::Int16, by_token, &self.head_columns, Store::Replace, d_hidden);
         cx.chunks(d_hidden, ROWS * dim, |index, d_hidden| {
             for (row, target) in d_hidden.chunks_exact_mut(dim).zip(&targets[index * ROWS..]) {
-                head.subtract(cx.tier(), *target as usize, scale, row);
+                subtract_rounded(cx.tier(), &head[*target as usize * dim..][..dim], scale, row);
             }
         });
         let rows = &mut self.hidden_rows;
@@ -197,7 +210,7 @@ pub fn head_cross_entropy(
     if products == Products::Int16 {
         integers.set_head(cx, head, dim, gradients.is_some());
     }
-    let head = View::new(head, vocab, dim);
+    let (head_rows, head) = (head, View::new(head, vocab, dim));
     let rows = chunk_rows(vocab).min(n);
     logits.resize(logits.len().max(rows * vocab), 0.0);
     for (first, (targets, losses)) in
@@ -228,7 +241,7 @@ pub fn head_cross_entropy(
             }
             Products::Int16 => {
                 let targets = (targets, 1.0 / n as f32);
-                integers.backward(cx, logits, targets, hidden, dim, (d_hidden, d_head));
+                integers.backward(cx, logits, targets, (hidden, head_rows), dim, (d_hidden, d_head));
             }
         }
     }

@@ -23,7 +23,9 @@ mod scalar;
 
 use form::Layout;
 pub(crate) use form::{Form, Kind, Side, TILE, TILE_ROWS};
-pub(crate) use pack::{pack_columns, quantise_columns, quantise_left_rows, quantise_right_rows, scale};
+pub(crate) use pack::{
+    pack_columns, quantise_columns, quantise_left_rows, quantise_right_rows, round_columns, scale,
+};
 
 use crate::{
     Context, Store, Tier,

@@ -199,28 +199,16 @@ pub struct Apply {
     pub rate: f32,
     /// Decoupled weight decay, per unit of learning rate.
     pub decay: f32,
-    /// Whether the rate is a share of the root mean square of the weights (Adafactor, 1804.04235, section 8),
-    /// taken as [`SMALLEST`] where it is below.
-    pub relative: bool,
 }
 
-/// Root mean square that weights are taken to have at least, so that zeros can leave zero (ε₂ there).
-pub const SMALLEST: f32 = 1e-3;
-
-/// `w -= rate · (u + decay · w)`, where a relative rate is first multiplied by the root mean square of `w`
-/// for `u`, and not for the decay.
+/// `w -= rate · (u + decay · w)`.
 ///
 /// # Panics
 /// The lengths differ.
 pub fn apply(cx: &Context, w: &mut [f32], u: &[f32], with: Apply) {
     assert_eq!(w.len(), u.len());
-    let mut rate = with.rate;
-    if with.relative {
-        let rms = (elementwise::sum_squares(cx, w) / w.len().max(1) as f64).sqrt() as f32;
-        rate *= rms.max(SMALLEST);
-    }
-    let decay = with.rate * with.decay;
-    cx.chunks(w, CHUNK, |index, w| apply_chunk(cx.tier(), w, &u[index * CHUNK..], rate, decay));
+    let Apply { rate, decay } = with;
+    cx.chunks(w, CHUNK, |index, w| apply_chunk(cx.tier(), w, &u[index * CHUNK..], rate, rate * decay));
 }
 
 tiered! {

@@ -177,6 +177,27 @@ fn the_screen_leaves_few_candidates() {
     let mut clusters = Clusters::new(&cx, &x, 64);
     let done = kmeans::assign(&cx, &x, centroids, Search::Screen, &mut clusters);
     assert!(done.compared < 3 * 20_000, "{done:?}");
+    // In twelve bits: less than one for ten rows.
+    for k in [2, 10, 16] {
+        let done = kmeans::assign(&cx, &x, &x[..k * 64], Search::Screen, &mut clusters);
+        assert!(done.compared < 20_000 / 10, "{k}: {done:?}");
+    }
+}
+
+#[test]
+fn any_number_of_centroids_may_follow_any_other() {
+    for tier in Tier::available() {
+        let cx = Context::new(tier, 2).unwrap();
+        let random = Stream::new(2, 0, 0);
+        let x: Vec<f32> = (0..1000 * 30).map(|i| random.normal(i)).collect();
+        let mut clusters = Clusters::new(&cx, &x, 30);
+        for (round, k) in [40, 10, 17, 16, 16, 40, 1, 10].into_iter().enumerate() {
+            let centroids = &x[round * 30..][..k * 30];
+            kmeans::assign(&cx, &x, centroids, Search::Bounds { tighten: true }, &mut clusters);
+            let expected: Vec<u32> = x.chunks(30).map(|x| nearest(x, centroids, 30)).collect();
+            assert_eq!(clusters.labels(), expected, "{}, {k} in round {round}", tier.name());
+        }
+    }
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use tritrain_backend::{Backend, Shape, Store};
 
 use crate::{
-    Activations, Model,
+    Activations, Model, Sink,
     activations::{BlockBuffers, WITHOUT_GRADIENTS},
     linear::Gated,
 };
@@ -67,33 +67,30 @@ impl<B: Backend> Model<B> {
     }
 
     /// The same block backward: `dx` among the backward buffers of `a`, the gradient of its output, becomes
-    /// that of its input; gradients of its parameters go to `grads`.
-    pub(crate) fn block_backward(
-        &self,
+    /// that of its input; gradients of its parameters go to `sink`.
+    pub(crate) fn block_backward<S: Sink<B> + ?Sized>(
+        &mut self,
         backend: &B,
         layer: usize,
         a: &mut Activations<B>,
-        grads: &mut [B::Floats],
+        sink: &mut S,
     ) {
         self.recompute(backend, layer, a);
-        let ids = &self.layout.blocks[layer];
+        let ids = self.layout.blocks[layer];
         let (f, x, shape) = (&a.blocks[layer % a.blocks.len()], &a.stream[layer], a.shape);
         let b = a.back.as_mut().expect(WITHOUT_GRADIENTS);
 
-        let down = (&mut b.d_ffn, &mut grads[ids.down]);
-        self.linear_backward(backend, ids.down, &b.dx, &f.down_in, down);
+        self.linear_backward(backend, ids.down, &b.dx, &f.down_in, &mut b.d_ffn, sink);
         let (of, gated) = ((&f.gate_up, &f.down_rstd), &mut a.gated);
-        self.gate_backward(backend, &b.d_ffn, of, ids.ffn_sub_norm, gated, &mut b.d_gate_up, grads);
-        let gate_up = (&mut b.d_dim, &mut grads[ids.gate_up]);
-        self.linear_backward(backend, ids.gate_up, &b.d_gate_up, &f.ffn_in, gate_up);
-        let (of, d_gain) = ((&f.mid, &f.ffn_rstd), &mut grads[ids.ffn_norm]);
+        self.gate_backward(backend, &b.d_ffn, of, ids.ffn_sub_norm, gated, &mut b.d_gate_up, sink);
+        self.linear_backward(backend, ids.gate_up, &b.d_gate_up, &f.ffn_in, &mut b.d_dim, sink);
+        let (of, d_gain) = ((&f.mid, &f.ffn_rstd), sink.buffer(backend, ids.ffn_norm));
         self.normalise_backward(backend, &b.d_dim, of, ids.ffn_norm, Store::Add, &mut b.dx, d_gain);
 
-        let o = (&mut b.d_inner, &mut grads[ids.o]);
-        self.linear_backward(backend, ids.o, &b.dx, &f.o_in, o);
+        self.linear_backward(backend, ids.o, &b.dx, &f.o_in, &mut b.d_inner, sink);
         let d_attended = match ids.attn_sub_norm {
             Some(id) => {
-                let (gain, dx, d_gain) = (&self.weights[id], &mut b.d_attended, &mut grads[id]);
+                let (gain, dx, d_gain) = (self.floats(id), &mut b.d_attended, sink.buffer(backend, id));
                 let (dh, x, store) = (&b.d_inner, &f.attended, Store::Replace);
                 backend.rmsnorm_backward(dh, x, gain, &f.o_rstd, store, dx, None, d_gain);
                 &b.d_attended
@@ -103,9 +100,8 @@ impl<B: Backend> Model<B> {
         let results = (&f.attended, &f.lse);
         backend.attention_backward(&f.qkv, results, d_attended, &self.rope, shape, &mut b.d_qkv.floats);
         b.d_qkv.round(backend);
-        let qkv = (&mut b.d_dim, &mut grads[ids.qkv]);
-        self.linear_backward(backend, ids.qkv, &b.d_qkv, &f.attn_in, qkv);
-        let (of, d_gain) = ((x, &f.attn_rstd), &mut grads[ids.attn_norm]);
+        self.linear_backward(backend, ids.qkv, &b.d_qkv, &f.attn_in, &mut b.d_dim, sink);
+        let (of, d_gain) = ((x, &f.attn_rstd), sink.buffer(backend, ids.attn_norm));
         self.normalise_backward(backend, &b.d_dim, of, ids.attn_norm, Store::Add, &mut b.dx, d_gain);
     }
 }

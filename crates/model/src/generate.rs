@@ -78,7 +78,7 @@ impl<B: Backend> Generator<B> {
         let caches = (0..model.config.layers).map(|_| Cache { keys: cache(), values: cache() }).collect();
         let head = (model.config.precision == Precision::Ternary).then(|| {
             let mut rows = backend.rows(model.vocab, model.config.dim);
-            backend.quantize_rows(&model.weights[model.layout.head], &mut rows);
+            backend.quantize_rows(model.floats(model.layout.head), &mut rows);
             rows
         });
         let mut generator = Generator {
@@ -119,7 +119,7 @@ impl<B: Backend> Generator<B> {
         let (hidden, dim, logits) = (&self.step.hidden, model.config.dim, &mut self.device_logits);
         match &self.head {
             Some(head) => backend.head_logits_int8(hidden, head, logits),
-            None => backend.head_logits(hidden, &model.weights[model.layout.head], dim, logits),
+            None => backend.head_logits(hidden, model.floats(model.layout.head), dim, logits),
         }
         backend.download(&self.device_logits, &mut self.logits);
         self.sequence.push(token);
@@ -157,7 +157,7 @@ impl<B: Backend> Pass<B> {
         let (config, layout) = (&model.config, &model.layout);
         let shape = self.shape;
         backend.upload_tokens(tokens, &mut self.tokens);
-        backend.embed(&self.tokens, &model.weights[layout.embedding], config.dim, &mut self.x);
+        backend.embed(&self.tokens, model.floats(layout.embedding), config.dim, &mut self.x);
         for (layer, cache) in caches.iter_mut().enumerate() {
             let attend = |qkv: &B::Floats, attended: &mut B::Floats, _: &mut B::Floats| {
                 let (keys, values) = (&mut cache.keys, &mut cache.values);
@@ -167,7 +167,7 @@ impl<B: Backend> Pass<B> {
             model.block_forward(backend, layer, &self.x, block, gated, attend, &mut self.out);
             std::mem::swap(&mut self.x, &mut self.out);
         }
-        let gain = &model.weights[layout.norm];
+        let gain = model.floats(layout.norm);
         backend.rmsnorm(&self.x, gain, config.norm_eps, &mut self.hidden, &mut self.rstd);
     }
 }

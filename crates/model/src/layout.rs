@@ -39,7 +39,7 @@ impl TensorSpec {
 }
 
 /// Where one block's parameters lie in [`Layout::specs`].
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BlockIds {
     /// Gain of the norm in front of attention.
     pub attn_norm: usize,

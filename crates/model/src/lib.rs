@@ -10,11 +10,13 @@ mod linear;
 mod model;
 pub mod reference;
 mod sample;
+mod sink;
 
 pub use activations::{Activations, Keep};
 pub use config::{ConfigError, Gate, ModelConfig, Precision};
 pub use generate::{Generator, PromptError};
-pub use init::initial_weights;
+pub use init::{initial_tensor, initial_weights};
 pub use layout::{BlockIds, Layout, TensorKind, TensorSpec};
-pub use model::Model;
+pub use model::{Model, Use};
 pub use sample::{Sampling, sample};
+pub use sink::Sink;

@@ -1,9 +1,9 @@
 //! The linear layer in both precisions, with what makes its input and the gradient of its output: the one
 //! place where ternary and f32 part ways.
 
-use tritrain_backend::{Backend, Gate, Store};
+use tritrain_backend::{Backend, Gate, Sides, Store};
 
-use crate::Model;
+use crate::{Model, Sink};
 
 /// What a linear layer multiplies: int8 rows in a ternary model, f32 in its twin.
 pub(crate) enum Input<B: Backend> {
@@ -70,8 +70,8 @@ impl<B: Backend> Model<B> {
     ) {
         let eps = self.config.norm_eps;
         match (input, gain) {
-            (Input::Rows(h), Some(id)) => backend.rmsnorm_quantize(x, &self.weights[id], eps, h, rstd),
-            (Input::Floats(h), Some(id)) => backend.rmsnorm(x, &self.weights[id], eps, h, rstd),
+            (Input::Rows(h), Some(id)) => backend.rmsnorm_quantize(x, self.floats(id), eps, h, rstd),
+            (Input::Floats(h), Some(id)) => backend.rmsnorm(x, self.floats(id), eps, h, rstd),
             (Input::Rows(h), None) => backend.quantize_rows(x, h),
             (Input::Floats(h), None) => backend.copy(x, h),
         }
@@ -89,7 +89,7 @@ impl<B: Backend> Model<B> {
         d_gain: &mut B::Floats,
     ) {
         let Gradient { floats, rows } = dx;
-        backend.rmsnorm_backward(dh, x, &self.weights[id], rstd, store, floats, rows.as_mut(), d_gain);
+        backend.rmsnorm_backward(dh, x, self.floats(id), rstd, store, floats, rows.as_mut(), d_gain);
     }
 
     /// `input = norm(act(gate) · up)` with the gain `gain`, or without a norm.
@@ -104,7 +104,7 @@ impl<B: Backend> Model<B> {
     ) {
         match input {
             Input::Rows(h) => {
-                let norm = gain.map(|id| (&self.weights[id], self.config.norm_eps));
+                let norm = gain.map(|id| (self.floats(id), self.config.norm_eps));
                 backend.glu_quantize(self.gate_kind(), gate_up, norm, h, rstd);
             }
             Input::Floats(_) => {
@@ -115,7 +115,7 @@ impl<B: Backend> Model<B> {
     }
 
     /// Gradients of [`Model::gate`], from that of its result.
-    pub(crate) fn gate_backward(
+    pub(crate) fn gate_backward<S: Sink<B> + ?Sized>(
         &self,
         backend: &B,
         dh: &B::Floats,
@@ -123,10 +123,10 @@ impl<B: Backend> Model<B> {
         gain: Option<usize>,
         gated: &mut Gated<B>,
         d_gate_up: &mut Gradient<B>,
-        grads: &mut [B::Floats],
+        sink: &mut S,
     ) {
         let (gate, width) = (self.gate_kind(), self.config.ffn);
-        let norm = gain.map(|id| (&self.weights[id], rstd, &mut grads[id]));
+        let norm = gain.map(|id| (self.floats(id), rstd, sink.buffer(backend, id)));
         let floats = &mut d_gate_up.floats;
         match (&mut d_gate_up.rows, norm) {
             (Some(rows), norm) => backend.glu_backward_quantize(gate, gate_up, dh, norm, floats, rows),
@@ -149,36 +149,41 @@ impl<B: Backend> Model<B> {
         residual: Option<&B::Floats>,
         y: &mut B::Floats,
     ) {
-        match (&self.ternary[id], x) {
-            (Some(w), Input::Rows(x)) => backend.ternary_matmul(x, w, residual, y),
-            (None, Input::Floats(x)) => {
-                backend.matmul(x, &self.weights[id], self.layout.specs[id].cols, residual, y);
+        match x {
+            Input::Rows(x) => {
+                let product = |w: &B::Ternary| backend.ternary_matmul(x, w, residual, y);
+                self.with_codes(backend, id, Sides::Forward, product).expect(MIXED);
             }
-            _ => unreachable!("{MIXED}"),
+            Input::Floats(x) => {
+                backend.matmul(x, self.floats(id), self.layout.specs[id].cols, residual, y);
+            }
         }
     }
 
-    /// `dx = dy·W` and `dW = dyᵀ·x`.
-    pub(crate) fn linear_backward(
-        &self,
+    /// `dx = dy·W` and `dW = dyᵀ·x`, which completes the gradient of the matrix.
+    pub(crate) fn linear_backward<S: Sink<B> + ?Sized>(
+        &mut self,
         backend: &B,
         id: usize,
         dy: &Gradient<B>,
         x: &Input<B>,
-        (dx, dw): (&mut B::Floats, &mut B::Floats),
+        dx: &mut B::Floats,
+        sink: &mut S,
     ) {
-        match (&self.ternary[id], x, &dy.rows) {
-            (Some(w), Input::Rows(x), Some(rows)) => {
-                backend.ternary_input_gradient(rows, w, dx);
-                backend.ternary_weight_gradient(&dy.floats, x, dw);
+        match (x, &dy.rows) {
+            (Input::Rows(x), Some(rows)) => {
+                let product = |w: &B::Ternary| backend.ternary_input_gradient(rows, w, dx);
+                self.with_codes(backend, id, Sides::Backward, product).expect(MIXED);
+                backend.ternary_weight_gradient(&dy.floats, x, sink.buffer(backend, id));
             }
-            (None, Input::Floats(x), None) => {
+            (Input::Floats(x), None) => {
                 let inputs = self.layout.specs[id].cols;
-                backend.matmul_input_gradient(&dy.floats, &self.weights[id], inputs, dx);
-                backend.matmul_weight_gradient(&dy.floats, x, inputs, dw);
+                backend.matmul_input_gradient(&dy.floats, self.floats(id), inputs, dx);
+                backend.matmul_weight_gradient(&dy.floats, x, inputs, sink.buffer(backend, id));
             }
             _ => unreachable!("{MIXED}"),
         }
+        self.complete(backend, id, sink);
     }
 
     fn gate_kind(&self) -> Gate {

@@ -1,61 +1,153 @@
 //! The parameters on a device, and the passes over a batch.
 
-use tritrain_backend::{Backend, Products, Store, rope_table};
+use std::sync::{Mutex, PoisonError};
 
-use crate::{Activations, Layout, ModelConfig, Precision, TensorKind, activations::WITHOUT_GRADIENTS};
+use tritrain_backend::{Backend, Format, Products, Sides, Store, Values, Weight, rope_table};
 
-/// A model on a device: f32 weights in [`Layout`] order (the latent weights, for ternary matrices) and
-/// the codes made from them.
+use crate::{Activations, Layout, ModelConfig, Precision, Sink, TensorKind, activations::WITHOUT_GRADIENTS};
+
+/// What a model is made for.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Use {
+    /// Evaluation and generation: of a ternary matrix only its codes are kept.
+    Inference,
+    /// Training, with f32 latent weights and codes beside them.
+    Training,
+    /// Training with latent weights in few bits, of this range ([`Backend::upload_packed`]). Codes exist for
+    /// one matrix of each shape at a time, made anew for every product.
+    Packed(Format, f32),
+}
+
+/// Codes of a matrix.
+enum Codes<B: Backend> {
+    /// There are none: the tensor is no ternary matrix.
+    None,
+    /// As they are.
+    Kept(B::Ternary),
+    /// Made from packed latent weights where they are needed, in this place of [`Model::shared`].
+    Shared(usize),
+}
+
+/// A model on a device: weights in [`Layout`] order (the latent weights, for ternary matrices) and the codes
+/// made from them.
 pub struct Model<B: Backend> {
     pub(crate) config: ModelConfig,
     pub(crate) layout: Layout,
     pub(crate) vocab: usize,
-    pub(crate) weights: Vec<B::Floats>,
-    pub(crate) ternary: Vec<Option<B::Ternary>>,
+    weights: Vec<Weight<B>>,
+    codes: Vec<Codes<B>>,
+    /// Room for codes, by shape.
+    shared: Vec<([usize; 2], Mutex<B::Ternary>)>,
     pub(crate) rope: B::Floats,
 }
 
 impl<B: Backend> Model<B> {
-    /// Puts `weights`, one vector per tensor of the layout, on the device; `gradients` when the model
-    /// will be trained.
+    /// Puts weights on the device, which `weights` gives for each tensor of the layout in order.
     ///
     /// # Panics
-    /// The weights do not have the layout's shapes.
-    pub fn new(
+    /// The weights do not have the layout's shapes, or are packed in another format than they are used in.
+    pub fn new<'a>(
         backend: &B,
         config: &ModelConfig,
         vocab: usize,
-        weights: &[Vec<f32>],
-        gradients: bool,
+        weights: &dyn Fn(usize) -> Values<'a>,
+        purpose: Use,
     ) -> Model<B> {
         let layout = Layout::new(config, vocab);
-        assert_eq!(weights.len(), layout.specs.len());
-        let on_device = layout.specs.iter().zip(weights).map(|(spec, host)| {
-            let mut buffer = backend.floats(spec.len());
-            backend.upload(host, &mut buffer);
-            buffer
-        });
-        let weights = on_device.collect();
-        let ternary = layout.specs.iter().map(|spec| {
-            let is_ternary = layout.ternary && spec.kind == TensorKind::Matrix;
-            is_ternary.then(|| backend.ternary(spec.rows, spec.cols, gradients))
-        });
-        let ternary = ternary.collect();
         let table = rope_table(config.context, config.head_dim(), config.rope_theta);
         let mut rope = backend.floats(table.len());
         backend.upload(&table, &mut rope);
-        let mut model = Model { config: config.clone(), layout, vocab, weights, ternary, rope };
-        model.refresh(backend);
+        let mut model = Model {
+            config: config.clone(),
+            layout,
+            vocab,
+            weights: Vec::new(),
+            codes: Vec::new(),
+            shared: Vec::new(),
+            rope,
+        };
+        for id in 0..model.layout.specs.len() {
+            model.add(backend, id, weights(id), purpose);
+        }
         model
+    }
+
+    fn add(&mut self, backend: &B, id: usize, values: Values<'_>, purpose: Use) {
+        let (rows, cols, kind) = {
+            let spec = &self.layout.specs[id];
+            (spec.rows, spec.cols, spec.kind)
+        };
+        if !self.layout.ternary || kind != TensorKind::Matrix {
+            let floats = values.floats(backend, rows, cols);
+            self.weights.push(Weight::Floats(floats));
+            self.codes.push(Codes::None);
+            return;
+        }
+        let (weight, codes) = match purpose {
+            Use::Inference => {
+                let mut codes = backend.ternary(rows, cols, false);
+                match &values {
+                    Values::Packed(stored) => {
+                        let packed = values.packed(backend, (rows, cols), stored.format, 1.0);
+                        backend.ternarize_packed(&packed, &mut codes, Sides::Forward);
+                    }
+                    Values::Floats(_) => backend.ternarize(&values.floats(backend, rows, cols), &mut codes),
+                }
+                (Weight::Floats(backend.floats(0)), Codes::Kept(codes))
+            }
+            Use::Training => {
+                let latent = values.floats(backend, rows, cols);
+                let mut codes = backend.ternary(rows, cols, true);
+                backend.ternarize(&latent, &mut codes);
+                (Weight::Floats(latent), Codes::Kept(codes))
+            }
+            Use::Packed(format, range) => {
+                let place = self.shared.iter().position(|(shape, _)| *shape == [rows, cols]);
+                let place = place.unwrap_or_else(|| {
+                    self.shared.push(([rows, cols], Mutex::new(backend.ternary(rows, cols, true))));
+                    self.shared.len() - 1
+                });
+                let packed = values.packed(backend, (rows, cols), format, range);
+                (Weight::Packed(packed), Codes::Shared(place))
+            }
+        };
+        self.weights.push(weight);
+        self.codes.push(codes);
     }
 
     /// Makes the ternary codes anew after the weights changed.
     pub fn refresh(&mut self, backend: &B) {
-        for (latent, codes) in self.weights.iter().zip(&mut self.ternary) {
-            if let Some(codes) = codes {
-                backend.ternarize(latent, codes);
+        for (latent, codes) in self.weights.iter().zip(&mut self.codes) {
+            if let Codes::Kept(codes) = codes {
+                backend.ternarize(latent.floats(), codes);
             }
         }
+    }
+
+    /// Runs `work` with the codes of matrix `id` for products of one side; not at all where it has none.
+    pub(crate) fn with_codes<R>(
+        &self,
+        backend: &B,
+        id: usize,
+        sides: Sides,
+        work: impl FnOnce(&B::Ternary) -> R,
+    ) -> Option<R> {
+        match &self.codes[id] {
+            Codes::None => None,
+            Codes::Kept(codes) => Some(work(codes)),
+            Codes::Shared(place) => {
+                let mut codes = self.shared[*place].1.lock().unwrap_or_else(PoisonError::into_inner);
+                if let Weight::Packed(latent) = &self.weights[id] {
+                    backend.ternarize_packed(latent, &mut codes, sides);
+                }
+                Some(work(&codes))
+            }
+        }
+    }
+
+    /// An f32 tensor: an embedding, a gain, or a matrix of the f32 twin.
+    pub(crate) fn floats(&self, id: usize) -> &B::Floats {
+        self.weights[id].floats()
     }
 
     /// The options the model was made with.
@@ -74,25 +166,26 @@ impl<B: Backend> Model<B> {
     }
 
     /// The weights on the device, in layout order.
-    pub fn weights(&self) -> &[B::Floats] {
+    pub fn weights(&self) -> &[Weight<B>] {
         &self.weights
     }
 
     /// The weights, to be updated; call [`Model::refresh`] afterwards.
-    pub fn weights_mut(&mut self) -> &mut [B::Floats] {
+    pub fn weights_mut(&mut self) -> &mut [Weight<B>] {
         &mut self.weights
     }
 
-    /// One weight tensor, copied to the host.
-    pub fn download(&self, backend: &B, id: usize) -> Vec<f32> {
-        let mut host = vec![0.0; self.layout.specs[id].len()];
-        backend.download(&self.weights[id], &mut host);
-        host
+    /// One weight tensor as it is stored; of ternary matrices made for inference, nothing.
+    pub fn values<'m>(&'m self, backend: &B, id: usize) -> Values<'m> {
+        match &self.weights[id] {
+            Weight::Packed(packed) => Values::Packed(backend.stored(packed)),
+            Weight::Floats(floats) => Values::Floats(backend.host(floats)),
+        }
     }
 
     /// The codes and scale of matrix `id`, `[rows][cols]`, when the model is ternary.
     pub fn codes(&self, backend: &B, id: usize) -> Option<(Vec<i8>, f32)> {
-        self.ternary[id].as_ref().map(|codes| backend.download_ternary(codes))
+        self.with_codes(backend, id, Sides::Forward, |codes| backend.download_ternary(codes))
     }
 
     /// Losses of a batch into [`Activations::losses`]: `inputs` and `targets` `[batch][time]`.
@@ -102,40 +195,76 @@ impl<B: Backend> Model<B> {
     pub fn evaluate(&self, backend: &B, a: &mut Activations<B>, inputs: &[u32], targets: &[u32]) {
         backend.run(|| {
             self.forward(backend, a, inputs, targets);
-            let (head, with) = (&self.weights[self.layout.head], self.head_products());
+            let (head, with) = (self.floats(self.layout.head), self.head_products());
             backend.head_loss(&a.hidden, head, &a.targets, with, &mut a.losses);
         });
     }
 
-    /// Losses as [`Model::evaluate`], and the gradients of their mean into `grads`, in layout order.
+    /// Losses as [`Model::evaluate`], and the gradients of their mean, to `sink`: first half, up to the blocks.
     ///
     /// # Panics
     /// As [`Model::evaluate`]; and when the activations keep nothing.
-    pub fn gradients(
+    pub fn head_gradients<S: Sink<B> + ?Sized>(
         &self,
         backend: &B,
         a: &mut Activations<B>,
         inputs: &[u32],
         targets: &[u32],
-        grads: &mut [B::Floats],
+        sink: &mut S,
     ) {
         self.forward(backend, a, inputs, targets);
-        let (layout, dim) = (&self.layout, self.config.dim);
+        let layout = &self.layout;
         let b = a.back.as_mut().expect(WITHOUT_GRADIENTS);
-        backend.clear(&mut grads[layout.embedding]);
+        backend.clear(sink.buffer(backend, layout.embedding));
         if layout.head != layout.embedding {
-            backend.clear(&mut grads[layout.head]);
+            backend.clear(sink.buffer(backend, layout.head));
         }
-        let (head, d_head) = (&self.weights[layout.head], &mut grads[layout.head]);
-        let with = self.head_products();
+        let (head, with) = (self.floats(layout.head), self.head_products());
+        let d_head = sink.buffer(backend, layout.head);
         backend.head_loss_backward(&a.hidden, head, &a.targets, with, &mut a.losses, &mut b.d_dim, d_head);
-        let (of, d_gain) = ((&a.stream[self.config.layers], &a.rstd), &mut grads[layout.norm]);
+        let of = (&a.stream[self.config.layers], &a.rstd);
+        let d_gain = sink.buffer(backend, layout.norm);
         self.normalise_backward(backend, &b.d_dim, of, layout.norm, Store::Replace, &mut b.dx, d_gain);
+    }
+
+    /// The second half: gradients of the blocks, last to first, and of the embedding. The sink may change a
+    /// matrix when its gradient is complete.
+    ///
+    /// # Panics
+    /// The activations keep nothing.
+    pub fn block_gradients<S: Sink<B> + ?Sized>(
+        &mut self,
+        backend: &B,
+        a: &mut Activations<B>,
+        sink: &mut S,
+    ) {
         for layer in (0..self.config.layers).rev() {
-            self.block_backward(backend, layer, a, grads);
+            self.block_backward(backend, layer, a, sink);
         }
         let b = a.back.as_mut().expect(WITHOUT_GRADIENTS);
-        backend.embed_backward(&a.inputs, &b.dx.floats, dim, &mut grads[layout.embedding]);
+        let d_embedding = sink.buffer(backend, self.layout.embedding);
+        backend.embed_backward(&a.inputs, &b.dx.floats, self.config.dim, d_embedding);
+    }
+
+    /// Both halves.
+    ///
+    /// # Panics
+    /// As they do.
+    pub fn gradients<S: Sink<B> + ?Sized>(
+        &mut self,
+        backend: &B,
+        a: &mut Activations<B>,
+        inputs: &[u32],
+        targets: &[u32],
+        sink: &mut S,
+    ) {
+        self.head_gradients(backend, a, inputs, targets, sink);
+        self.block_gradients(backend, a, sink);
+    }
+
+    /// Hands the matrix `id`, whose gradient is complete, to the sink.
+    pub(crate) fn complete<S: Sink<B> + ?Sized>(&mut self, backend: &B, id: usize, sink: &mut S) {
+        sink.complete(backend, id, &mut self.weights[id]);
     }
 
     /// Width of the hidden states, and how the head multiplies them.
@@ -152,7 +281,7 @@ impl<B: Backend> Model<B> {
         backend.upload_tokens(inputs, &mut a.inputs);
         backend.upload_tokens(targets, &mut a.targets);
         let (places, sets) = (a.stream.len(), a.blocks.len());
-        let embedding = &self.weights[self.layout.embedding];
+        let embedding = self.floats(self.layout.embedding);
         backend.embed(&a.inputs, embedding, self.config.dim, &mut a.stream[0]);
         for layer in 0..self.config.layers {
             let pair = [layer % places, (layer + 1) % places];
@@ -160,7 +289,7 @@ impl<B: Backend> Model<B> {
             let attend = self.attend(backend, a.shape);
             self.block_forward(backend, layer, x, &mut a.blocks[layer % sets], &mut a.gated, attend, out);
         }
-        let (gain, eps) = (&self.weights[self.layout.norm], self.config.norm_eps);
+        let (gain, eps) = (self.floats(self.layout.norm), self.config.norm_eps);
         let x = &a.stream[self.config.layers % places];
         backend.rmsnorm(x, gain, eps, &mut a.hidden, &mut a.rstd);
     }

@@ -1,8 +1,8 @@
 //! The model on the CPU backend against its f64 reference, tensor by tensor.
 
-use tritrain_backend::{Backend, Cpu, Tier};
+use tritrain_backend::{Backend, Cpu, Format, Tier};
 use tritrain_model::{
-    Activations, Gate, Generator, Keep, Layout, Model, ModelConfig, Precision, initial_weights,
+    Activations, Gate, Generator, Keep, Layout, Model, ModelConfig, Precision, Use, initial_weights,
     reference::{Arithmetic, Reference},
 };
 use tritrain_trit::rng::Stream;
@@ -18,6 +18,7 @@ struct Case {
     targets: Vec<u32>,
     batch: usize,
     time: usize,
+    purpose: Use,
 }
 
 impl Case {
@@ -39,7 +40,7 @@ impl Case {
         let token = |index: usize| stream.bits(index as u64) % VOCAB as u32;
         let n = batch * time;
         let (inputs, targets) = ((0..n).map(token).collect(), (n..2 * n).map(token).collect());
-        Case { config, layout, weights, inputs, targets, batch, time }
+        Case { config, layout, weights, inputs, targets, batch, time, purpose: Use::Training }
     }
 
     fn fast(&self, backend: &Cpu) -> (Vec<f32>, Vec<Vec<f32>>) {
@@ -47,12 +48,13 @@ impl Case {
     }
 
     fn keeping(&self, backend: &Cpu, keep: Keep) -> (Vec<f32>, Vec<Vec<f32>>) {
-        let model = Model::new(backend, &self.config, VOCAB, &self.weights, true);
+        let mut model =
+            Model::new(backend, &self.config, VOCAB, &|id| (&self.weights[id]).into(), self.purpose);
         let mut a = Activations::new(backend, &self.config, self.batch, self.time, keep);
         let mut grads: Vec<_> = self.layout.specs.iter().map(|s| backend.floats(s.len())).collect();
         // Twice: whatever a first pass leaves in the buffers must not reach the second.
         for _ in 0..2 {
-            model.gradients(backend, &mut a, &self.inputs, &self.targets, &mut grads);
+            model.gradients(backend, &mut a, &self.inputs, &self.targets, &mut grads[..]);
         }
         let mut losses = vec![0.0; a.tokens()];
         backend.download(a.losses(), &mut losses);
@@ -167,7 +169,8 @@ fn what_is_kept_changes_no_bit() {
             for ((spec, a), b) in case.layout.specs.iter().zip(&grads).zip(&again_grads) {
                 assert!(bits(a) == bits(b), "{} in {:?}", spec.name, case.config);
             }
-            let model = Model::new(&backend, &case.config, VOCAB, &case.weights, false);
+            let model =
+                Model::new(&backend, &case.config, VOCAB, &|id| (&case.weights[id]).into(), Use::Inference);
             let mut a = Activations::new(&backend, &case.config, case.batch, case.time, Keep::Nothing);
             model.evaluate(&backend, &mut a, &case.inputs, &case.targets);
             assert_eq!(bits(a.losses()), bits(&losses), "evaluation alone of {:?}", case.config);
@@ -181,7 +184,8 @@ fn generation_sees_what_training_saw() {
         let case = &small(precision)[1];
         let backend = Cpu::new(2).unwrap();
         let (losses, _) = case.fast(&backend);
-        let model = Model::new(&backend, &case.config, VOCAB, &case.weights, false);
+        let model =
+            Model::new(&backend, &case.config, VOCAB, &|id| (&case.weights[id]).into(), Use::Inference);
         for prompt in [1, 5, 20] {
             let mut generator = Generator::new(&model, &backend, &case.inputs[..prompt]).unwrap();
             for position in prompt - 1..case.time {
@@ -203,7 +207,7 @@ fn generation_goes_on_past_the_context() {
     let config = ModelConfig { dim: 256, layers: 1, ffn: 256, context: 8, ..ModelConfig::default() };
     let case = Case::new(config, 1, 8, 5);
     let backend = Cpu::new(1).unwrap();
-    let model = Model::new(&backend, &case.config, VOCAB, &case.weights, false);
+    let model = Model::new(&backend, &case.config, VOCAB, &|id| (&case.weights[id]).into(), Use::Inference);
     let mut long = Generator::new(&model, &backend, &case.inputs).unwrap();
     long.push(&model, &backend, 7);
     let mut kept = case.inputs[4..].to_vec();
@@ -225,8 +229,29 @@ fn generation_goes_on_past_the_context() {
 fn bad_prompts_are_errors() {
     let case = &small(Precision::Ternary)[3];
     let backend = Cpu::new(1).unwrap();
-    let model = Model::new(&backend, &case.config, VOCAB, &case.weights, false);
+    let model = Model::new(&backend, &case.config, VOCAB, &|id| (&case.weights[id]).into(), Use::Inference);
     let error = |prompt: &[u32]| Generator::new(&model, &backend, prompt).err().unwrap().to_string();
     assert_eq!(error(&[]), "the prompt holds no tokens; start it with the end-of-text token");
     assert_eq!(error(&[1, 99]), "token 99 at position 1 of the prompt: the model has 37 tokens");
+}
+
+#[test]
+fn packed_latent_weights_give_the_gradients_of_the_same_numbers() {
+    let backend = Cpu::new(2).unwrap();
+    let config =
+        ModelConfig { dim: 256, layers: 2, heads: 4, kv_heads: 2, ffn: 256, ..ModelConfig::default() };
+    let mut case = Case::new(config, 2, 9, 3);
+    case.purpose = Use::Packed(Format::Bf16, 1.0);
+    for keep in [Keep::Everything, Keep::Inputs] {
+        let packed = case.keeping(&backend, keep);
+        // The numbers that the packed model holds, as f32.
+        let model = Model::new(&backend, &case.config, VOCAB, &|id| (&case.weights[id]).into(), case.purpose);
+        let numbers =
+            |id: usize, rows, cols| model.values(&backend, id).numbers(&backend, rows, cols).into_owned();
+        let specs = case.layout.specs.iter().enumerate();
+        let rounded: Vec<Vec<f32>> = specs.map(|(id, spec)| numbers(id, spec.rows, spec.cols)).collect();
+        let floats =
+            Case { weights: rounded, purpose: Use::Training, ..Case::new(case.config.clone(), 2, 9, 3) };
+        assert!(packed == floats.keeping(&backend, keep), "{keep:?}");
+    }
 }

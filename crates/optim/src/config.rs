@@ -2,6 +2,7 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use tritrain_backend::Format;
 
 /// Where an update points.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -11,6 +12,56 @@ pub enum DirectionKind {
     Adamw,
     /// Factored second moment, update RMS clipped at one, optional momentum (Adafactor, 1804.04235).
     Factored,
+}
+
+/// How numbers of a ternary matrix are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum StorageKind {
+    /// 32 bits.
+    F32,
+    /// 16 bits, rounded by chance.
+    Bf16,
+    /// 8 bits, a step for each row, rounded by chance.
+    Int8,
+    /// One balanced ternary digit: 3 levels, 1.6 bits.
+    Trits1,
+    /// Two digits: 9 levels, 3.2 bits.
+    Trits2,
+    /// Three digits: 27 levels, 4.8 bits.
+    Trits3,
+    /// Four digits: 81 levels, 6.4 bits.
+    Trits4,
+    /// Five digits: 243 levels, 8 bits.
+    Trits5,
+}
+
+impl StorageKind {
+    /// The format of packed numbers; none for f32.
+    pub fn format(self) -> Option<Format> {
+        match self {
+            StorageKind::F32 => None,
+            StorageKind::Bf16 => Some(Format::Bf16),
+            StorageKind::Int8 => Some(Format::Int8),
+            StorageKind::Trits1 => Some(Format::Trits(1)),
+            StorageKind::Trits2 => Some(Format::Trits(2)),
+            StorageKind::Trits3 => Some(Format::Trits(3)),
+            StorageKind::Trits4 => Some(Format::Trits(4)),
+            StorageKind::Trits5 => Some(Format::Trits(5)),
+        }
+    }
+}
+
+/// Where the gradient of a ternary matrix is kept until the step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum GradientKind {
+    /// In 32 bits.
+    F32,
+    /// In one balanced ternary digit, rounded by chance (TernGrad, 1705.07878), a step for each row.
+    Trits,
+    /// Nowhere: a matrix is updated during the backward pass, when its gradient is complete.
+    None,
 }
 
 /// How the learning rate moves over a run.
@@ -40,6 +91,18 @@ pub struct OptimConfig {
     /// Peak learning rate of embedding and head.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub embedding_rate: f32,
+    /// Latent weights of ternary matrices: "f32", "bf16", "int8", "trits3", "trits4" or "trits5" (also 1, 2).
+    pub latent: StorageKind,
+    /// Largest latent weight in levels, times the mean magnitude at the start.
+    #[schemars(range(min = 0.5, max = 100.0))]
+    pub range: f32,
+    /// Gradients of ternary matrices until the step: "f32", "trits" or "none" (updated while backward runs).
+    pub gradient: GradientKind,
+    /// Momentum of ternary matrices in the factored direction: "f32", "bf16", "int8" or "trits1" to "trits5".
+    pub moment: StorageKind,
+    /// Trust region: largest norm of the update of a row, a share of that of a mean row of its matrix; 0 for none.
+    #[schemars(range(min = 0.0, max = 10.0))]
+    pub radius: f32,
     /// Momentum of the factored direction; 0 keeps no first moment.
     #[schemars(range(min = 0.0, max = 0.9999))]
     pub momentum: f32,
@@ -65,6 +128,35 @@ pub struct OptimConfig {
     pub final_rate: f32,
 }
 
+impl OptimConfig {
+    /// The trust region as [`Rates`](crate::Rates) take it: infinite for none.
+    pub fn bound(&self) -> f32 {
+        if self.radius > 0.0 { self.radius } else { f32::INFINITY }
+    }
+
+    /// Whether the options fit together.
+    ///
+    /// # Errors
+    /// An option that would have no effect beside the others, and what to do.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        if self.moment != StorageKind::F32 && self.direction != DirectionKind::Factored {
+            let reason = "is for the factored direction, and optim.direction is another: leave it \"f32\"";
+            return Err(ConfigError { option: "moment", reason });
+        }
+        Ok(())
+    }
+}
+
+/// An option that does not fit the others.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("optim.{option} {reason}")]
+pub struct ConfigError {
+    /// Name of the option in `[optim]`.
+    pub option: &'static str,
+    /// Why, and what to do.
+    pub reason: &'static str,
+}
+
 impl Default for OptimConfig {
     fn default() -> Self {
         OptimConfig {
@@ -72,6 +164,11 @@ impl Default for OptimConfig {
             rate: 0.019,
             rate_f32: 0.0145,
             embedding_rate: 8e-3,
+            latent: StorageKind::F32,
+            range: 3.75,
+            gradient: GradientKind::F32,
+            moment: StorageKind::F32,
+            radius: 0.0,
             momentum: 0.5,
             beta1: 0.9,
             beta2: 0.99,

@@ -3,9 +3,11 @@
 mod config;
 mod guard;
 mod optimizer;
+mod report;
 mod schedule;
 
-pub use config::{DirectionKind, OptimConfig, ScheduleKind};
+pub use config::{ConfigError, DirectionKind, GradientKind, OptimConfig, ScheduleKind, StorageKind};
 pub use guard::{Guard, Skip, Verdict};
-pub use optimizer::{Optimizer, Parameter, Rates, Role, StateError};
+pub use optimizer::{Optimizer, Parameter, Part, Rates, Role, StateError};
+pub use report::Report;
 pub use schedule::rate_at;

@@ -1,8 +1,10 @@
 //! Directions: what turns one gradient per tensor into one update per tensor.
 
-use tritrain_backend::{Adam, Apply, Backend, Factored};
+use tritrain_backend::{
+    Adam, Apply, Backend, Descent, Factored, Pace, REPORT, RowReport, Stream, Values, Weight,
+};
 
-use crate::{DirectionKind, OptimConfig};
+use crate::{DirectionKind, OptimConfig, Report};
 
 /// Added to the root of Adam's second moment.
 const ADAM_EPS: f32 = 1e-8;
@@ -17,6 +19,8 @@ pub struct Rates {
     pub matrices: f32,
     /// Of embedding and head.
     pub embedding: f32,
+    /// Trust region of matrices, see [`OptimConfig::radius`]; infinite for none.
+    pub radius: f32,
 }
 
 /// What a tensor is to the optimizer.
@@ -62,6 +66,14 @@ pub enum StateError {
         /// Elements expected.
         expected: usize,
     },
+    /// A tensor in few bits is damaged, or is stored in another format.
+    #[error("the optimizer state's {name}: {reason}")]
+    Stored {
+        /// Name of the tensor.
+        name: String,
+        /// What is wrong.
+        reason: String,
+    },
 }
 
 enum State<B: Backend> {
@@ -69,103 +81,183 @@ enum State<B: Backend> {
     Factored { row: B::Floats, col: B::Floats, momentum: B::Floats },
 }
 
+/// What a tensor's direction keeps between updates.
+struct Slot<B: Backend> {
+    state: State<B>,
+    /// Momentum of the factored direction in few bits.
+    moment: Option<B::Packed>,
+}
+
+/// A tensor of the state on its device.
+pub enum Part<'a, B: Backend> {
+    /// f32.
+    Floats(&'a B::Floats),
+    /// Few bits.
+    Packed(&'a B::Packed),
+}
+
 /// The state of every tensor's direction.
 pub struct Optimizer<B: Backend> {
     config: OptimConfig,
     parameters: Vec<Parameter>,
-    states: Vec<State<B>>,
-    /// Updates made, for bias corrections and decay of the second moments.
+    slots: Vec<Slot<B>>,
+    seed: u64,
+    /// Updates begun, for bias corrections, decay of the second moments and random numbers.
     updates: u64,
+    report: Report,
+    /// Reports of the rows of a matrix, on the device and here.
+    rows: B::Floats,
+    rows_here: Vec<f32>,
 }
 
+/// Streams of random numbers, besides those of initial weights: of tensor `id` the stream `WHICH | id`.
+const WEIGHT_NOISE: u32 = 1 << 30;
+const MOMENT_NOISE: u32 = 1 << 31;
+const GRADIENT_NOISE: u32 = WEIGHT_NOISE | MOMENT_NOISE;
+
 impl<B: Backend> Optimizer<B> {
-    /// Zero state for `parameters`.
-    pub fn new(backend: &B, config: &OptimConfig, parameters: Vec<Parameter>) -> Optimizer<B> {
-        let states = parameters.iter().map(|parameter| {
-            let len = parameter.rows * parameter.cols;
+    /// Zero state for `parameters`, whose matrices are `ternary` or not. Rounding draws from `seed`.
+    pub fn new(
+        backend: &B,
+        config: &OptimConfig,
+        parameters: Vec<Parameter>,
+        ternary: bool,
+        seed: u64,
+    ) -> Optimizer<B> {
+        let slots = parameters.iter().map(|parameter| {
+            let (rows, cols, len) = (parameter.rows, parameter.cols, parameter.rows * parameter.cols);
             match (parameter.role, config.direction) {
                 (Role::Gain, _) | (_, DirectionKind::Adamw) => {
-                    State::Adam { m: backend.floats(len), v: backend.floats(len) }
+                    let state = State::Adam { m: backend.floats(len), v: backend.floats(len) };
+                    Slot { state, moment: None }
                 }
-                (_, DirectionKind::Factored) => State::Factored {
-                    row: backend.floats(parameter.rows),
-                    col: backend.floats(parameter.cols),
-                    momentum: backend.floats(if config.momentum > 0.0 { len } else { 0 }),
-                },
+                (role, DirectionKind::Factored) => {
+                    let packed = config.moment.format().filter(|_| ternary && role == Role::Matrix);
+                    let moment = packed.filter(|_| config.momentum > 0.0);
+                    let floats = config.momentum > 0.0 && moment.is_none();
+                    let state = State::Factored {
+                        row: backend.floats(rows),
+                        col: backend.floats(cols),
+                        momentum: backend.floats(if floats { len } else { 0 }),
+                    };
+                    Slot { state, moment: moment.map(|format| backend.packed(format, rows, cols, true)) }
+                }
             }
         });
-        let states = states.collect();
-        Optimizer { config: config.clone(), parameters, states, updates: 0 }
+        let slots = slots.collect();
+        let matrices = parameters.iter().filter(|parameter| parameter.role == Role::Matrix);
+        let most = matrices.map(|parameter| parameter.rows).max().unwrap_or(0) * REPORT;
+        Optimizer {
+            config: config.clone(),
+            slots,
+            seed,
+            updates: 0,
+            report: Report::default(),
+            rows: backend.floats(most),
+            rows_here: vec![0.0; most],
+            parameters,
+        }
     }
 
-    /// Updates made so far.
+    /// Updates begun so far.
     pub fn updates(&self) -> u64 {
         self.updates
     }
 
-    /// Turns every gradient into a direction, in place.
+    /// Begins an update: every tensor is then directed and applied, once each, in any order.
+    pub fn begin(&mut self) {
+        self.updates += 1;
+        self.report = Report::default();
+    }
+
+    /// What [`Optimizer::apply`] did to matrices since the update began.
+    pub fn report(&self) -> &Report {
+        &self.report
+    }
+
+    /// Random numbers for storing the gradient of tensor `id` in few bits.
+    pub fn gradient_noise(&self, id: usize) -> Stream {
+        Stream::new(self.seed, GRADIENT_NOISE | id as u32, self.updates)
+    }
+
+    /// Turns the gradient of tensor `id` into its direction, in place.
     ///
     /// # Panics
-    /// `grads` are not one per parameter.
-    pub fn direct(&mut self, backend: &B, grads: &mut [B::Floats]) {
-        assert_eq!(grads.len(), self.states.len());
-        self.updates += 1;
+    /// There is no such tensor, or no update began.
+    pub fn direct(&mut self, backend: &B, id: usize, grad: &mut B::Floats) {
         let step = self.updates;
+        assert!(step > 0, "an update begins before its directions");
         // Adafactor's decay, 1 - t^-0.8 (1804.04235, section 7.2), up to the configured memory.
         let beta2 = (1.0 - (step as f64).powf(-0.8)).min(f64::from(self.config.beta2)) as f32;
-        for (state, grad) in self.states.iter_mut().zip(grads) {
-            match state {
-                State::Adam { m, v } => {
-                    let (beta1, beta2) = (self.config.beta1, self.config.beta2);
-                    backend.adam(grad, m, v, Adam { beta1, beta2, step, eps: ADAM_EPS });
-                }
-                State::Factored { row, col, momentum } => {
-                    backend.factored(
-                        grad,
-                        row,
-                        col,
-                        momentum,
-                        Factored { beta2, momentum: self.config.momentum },
-                    );
-                }
+        match &mut self.slots[id].state {
+            State::Adam { m, v } => {
+                let (beta1, beta2) = (self.config.beta1, self.config.beta2);
+                backend.adam(grad, m, v, Adam { beta1, beta2, step, eps: ADAM_EPS });
+            }
+            State::Factored { row, col, momentum } => {
+                let with = Factored { beta2, momentum: self.config.momentum };
+                backend.factored(grad, row, col, momentum, with);
             }
         }
     }
 
-    /// Moves every weight against its direction.
+    /// Moves tensor `id` against its direction.
     ///
     /// # Panics
-    /// `weights` or `directions` are not one per parameter.
-    pub fn apply(&self, backend: &B, weights: &mut [B::Floats], directions: &[B::Floats], rates: Rates) {
-        assert!(weights.len() == self.parameters.len() && directions.len() == weights.len());
-        let decay = self.config.weight_decay;
-        for ((parameter, weight), direction) in self.parameters.iter().zip(weights).zip(directions) {
-            let with = match parameter.role {
-                Role::Matrix => Apply { rate: rates.matrices, decay, relative: true },
-                Role::Embedding => Apply { rate: rates.embedding, decay, relative: false },
-                Role::Gain => Apply { rate: rates.matrices * GAIN_SHARE, decay: 0.0, relative: false },
-            };
-            backend.apply(weight, direction, with);
-        }
+    /// There is no such tensor, or the sizes do not fit together.
+    pub fn apply(
+        &mut self,
+        backend: &B,
+        id: usize,
+        weight: &mut Weight<B>,
+        direction: &B::Floats,
+        rates: Rates,
+    ) {
+        let (parameter, decay) = (&self.parameters[id], self.config.weight_decay);
+        let with = match parameter.role {
+            Role::Matrix => {
+                let paces = [Pace { rate: rates.matrices, radius: rates.radius }];
+                let stream = |which: u32| Stream::new(self.seed, which | id as u32, self.updates);
+                let noise = (stream(WEIGHT_NOISE), stream(MOMENT_NOISE));
+                let momentum = self.config.momentum;
+                let with = Descent { paces: &paces, clusters: &[], decay, momentum, noise };
+                let len = parameter.rows * REPORT;
+                backend.resize(&mut self.rows, len);
+                backend.descend(weight, direction, self.slots[id].moment.as_mut(), &with, &mut self.rows);
+                backend.download(&self.rows, &mut self.rows_here[..len]);
+                for row in self.rows_here[..len].as_chunks().0 {
+                    self.report.add(&RowReport::read(*row), parameter.cols);
+                }
+                return;
+            }
+            Role::Embedding => Apply { rate: rates.embedding, decay },
+            Role::Gain => Apply { rate: rates.matrices * GAIN_SHARE, decay: 0.0 },
+        };
+        backend.apply(weight.floats_mut(), direction, with);
     }
 
-    /// Names, shapes and buffers of the state, for a checkpoint.
-    pub fn state(&self) -> Vec<(String, [usize; 2], &B::Floats)> {
-        let tensors = self.parameters.iter().zip(&self.states).flat_map(|(parameter, state)| {
+    /// Names, shapes and places of the state, for a checkpoint.
+    pub fn state(&self) -> Vec<(String, [usize; 2], Part<'_, B>)> {
+        let tensors = self.parameters.iter().zip(&self.slots).flat_map(|(parameter, slot)| {
             let (rows, cols) = (parameter.rows, parameter.cols);
-            let parts = match state {
-                State::Adam { m, v } => vec![("m", [rows, cols], m), ("v", [rows, cols], v)],
+            let mut parts = match &slot.state {
+                State::Adam { m, v } => {
+                    vec![("m", [rows, cols], Part::Floats(m)), ("v", [rows, cols], Part::Floats(v))]
+                }
                 State::Factored { row, col, momentum } => {
-                    let mut parts = vec![("row", [rows, 1], row), ("col", [1, cols], col)];
-                    if self.config.momentum > 0.0 {
-                        parts.push(("momentum", [rows, cols], momentum));
+                    let mut parts =
+                        vec![("row", [rows, 1], Part::Floats(row)), ("col", [1, cols], Part::Floats(col))];
+                    if self.config.momentum > 0.0 && slot.moment.is_none() {
+                        parts.push(("momentum", [rows, cols], Part::Floats(momentum)));
                     }
                     parts
                 }
             };
-            parts
-                .into_iter()
-                .map(|(part, shape, buffer)| (format!("{}.{part}", parameter.name), shape, buffer))
+            if let Some(moment) = &slot.moment {
+                parts.push(("momentum", [rows, cols], Part::Packed(moment)));
+            }
+            let named = |(part, shape, place)| (format!("{}.{part}", parameter.name), shape, place);
+            parts.into_iter().map(named)
         });
         tensors.collect()
     }
@@ -173,36 +265,47 @@ impl<B: Backend> Optimizer<B> {
     /// Restores a state after `updates` updates; `read` gives the tensor of a name.
     ///
     /// # Errors
-    /// A tensor is missing or has another size; the state is then partly restored and not to be used.
+    /// A tensor is missing, is stored otherwise or has another size; the state is then partly restored and not
+    /// to be used.
     pub fn restore<'a>(
         &mut self,
         backend: &B,
         updates: u64,
-        read: impl Fn(&str) -> Option<&'a [f32]>,
+        read: impl Fn(&str) -> Option<Values<'a>>,
     ) -> Result<(), StateError> {
         self.updates = updates;
-        let with_momentum = self.config.momentum > 0.0;
-        for (parameter, state) in self.parameters.iter().zip(&mut self.states) {
+        let momentum_here = self.config.momentum > 0.0;
+        for (parameter, slot) in self.parameters.iter().zip(&mut self.slots) {
             let (rows, cols) = (parameter.rows, parameter.cols);
-            let parts: Vec<(&str, usize, &mut B::Floats)> = match state {
+            let named = |part: &str| format!("{}.{part}", parameter.name);
+            let parts: Vec<(&str, usize, &mut B::Floats)> = match &mut slot.state {
                 State::Adam { m, v } => vec![("m", rows * cols, m), ("v", rows * cols, v)],
                 State::Factored { row, col, momentum } => {
                     let mut parts = vec![("row", rows, row), ("col", cols, col)];
-                    if with_momentum {
+                    if momentum_here && slot.moment.is_none() {
                         parts.push(("momentum", rows * cols, momentum));
                     }
                     parts
                 }
             };
             for (part, expected, buffer) in parts {
-                let name = format!("{}.{part}", parameter.name);
-                let Some(host) = read(&name) else {
-                    return Err(StateError::Missing { name });
-                };
-                if host.len() != expected {
-                    return Err(StateError::Length { name, found: host.len(), expected });
+                let name = named(part);
+                match read(&name) {
+                    Some(Values::Floats(host)) if host.len() == expected => backend.upload(&host, buffer),
+                    Some(Values::Floats(host)) => {
+                        return Err(StateError::Length { name, found: host.len(), expected });
+                    }
+                    Some(Values::Packed(_)) | None => return Err(StateError::Missing { name }),
                 }
-                backend.upload(host, buffer);
+            }
+            if let Some(moment) = &mut slot.moment {
+                let name = named("momentum");
+                match read(&name) {
+                    Some(Values::Packed(stored)) => backend
+                        .restore(&stored, moment)
+                        .map_err(|reason| StateError::Stored { name, reason })?,
+                    Some(Values::Floats(_)) | None => return Err(StateError::Missing { name }),
+                }
             }
         }
         Ok(())

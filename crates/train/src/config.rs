@@ -195,6 +195,9 @@ impl Config {
             let what = format!("run.experts = {experts}: data.clusters_k = {k} must be the same, or 0");
             fail("run.experts".into(), what);
         }
+        if let Err(error) = self.optim.check() {
+            fail(format!("optim.{}", error.option), error.to_string());
+        }
         if let Err(error) = self.steps() {
             let set = places.get("run.tokens").or(places.get("run.steps"));
             let place = set.map_or(origin, String::as_str);

@@ -23,7 +23,7 @@ pub use config::{Config, ConfigError, Difference, FREE, Kind, OptionInfo, Proble
 pub use error::{Error, Result};
 pub use evaluate::{ClusterLoss, DomainLoss, Evaluation, Predict, Single, evaluate, evaluate_text};
 pub use generate::{Continuation, Next, generate};
-pub use learner::{Learner, Measured};
+pub use learner::{Learner, Measured, Setup};
 pub use load::{Loaded, load};
 pub use mixture::{Mixed, MixedContinuation, MixedLosses, Mixing, Mixture, WAYS, Weights};
 pub use part::Part;

@@ -2,17 +2,18 @@
 
 use std::path::{Path, PathBuf};
 
+use tritrain_backend::{Backend, Values};
 use tritrain_data::Tokenizer;
 use tritrain_files::{
     Storage,
     checkpoint::{self, Identity},
     tensors::TensorFile,
 };
-use tritrain_model::ModelConfig;
+use tritrain_model::{Model, ModelConfig, Use};
 
 use crate::{
     Error, Result,
-    save::{self, MODEL},
+    save::{MODEL, ModelFile},
 };
 
 /// A model read from disk.
@@ -22,12 +23,26 @@ pub struct Loaded {
     pub config: ModelConfig,
     /// Tokens in its vocabulary.
     pub vocab: usize,
-    /// Its weights, in layout order.
-    pub weights: Vec<Vec<f32>>,
+    model: ModelFile,
     /// The tokenizer beside it.
     pub tokenizer: Tokenizer,
     /// The file the weights came from.
     pub path: PathBuf,
+}
+
+impl Loaded {
+    /// The model on a device, for evaluation and generation.
+    pub fn model<B: Backend>(&self, backend: &B) -> Model<B> {
+        Model::new(backend, &self.config, self.vocab, &|id| self.model.values(id), Use::Inference)
+    }
+
+    /// The token embedding, `[vocab][dim]`.
+    pub fn embedding(&self) -> Vec<f32> {
+        match self.model.values(self.model.layout.embedding) {
+            Values::Floats(vectors) => vectors.into_owned(),
+            Values::Packed(_) => Vec::new(), // cannot be: only matrices are stored in fewer bits
+        }
+    }
 }
 
 /// Reads a model from a run folder (its best checkpoint, else its newest), a `step-N` folder or a
@@ -47,7 +62,8 @@ pub fn load(storage: &dyn Storage, path: &Path) -> Result<Loaded> {
         false => None,
     };
     let tensors = TensorFile::parse(&file, storage.map(&file)?)?;
-    let (config, vocab, weights) = save::read_model(&tensors, &file)?;
+    let model = ModelFile::new(tensors, file.clone())?;
+    let (config, vocab) = (model.config.clone(), model.vocab);
     let absolute = std::path::absolute(folder).unwrap_or_else(|_| folder.to_path_buf());
     let mut places = absolute.ancestors().take(3).map(|dir| dir.join("tokenizer.json"));
     let Some(place) = places.find(|place| storage.exists(place).unwrap_or(false)) else {
@@ -70,7 +86,7 @@ pub fn load(storage: &dyn Storage, path: &Path) -> Result<Loaded> {
             found: format!("{} tokens: it belongs to another model", tokenizer.vocab_size()),
         });
     }
-    Ok(Loaded { config, vocab, weights, tokenizer, path: file })
+    Ok(Loaded { config, vocab, model, tokenizer, path: file })
 }
 
 /// The model file that `path` means.

@@ -232,9 +232,8 @@ pub const WAYS: [&str; 3] = ["mixture", "nearest expert", "shared start"];
 impl<'a, B: Backend> Mixed<'a, B> {
     /// Puts all models on the device.
     pub fn new(backend: &'a B, mixture: &Mixture, weights: Weights<'a>) -> Self {
-        let model = |of: &Loaded| Model::new(backend, &of.config, of.vocab, &of.weights, false);
-        let experts = mixture.experts.iter().map(model).collect();
-        Mixed { backend, experts, shared: model(&mixture.shared), weights }
+        let experts = mixture.experts.iter().map(|expert| expert.model(backend)).collect();
+        Mixed { backend, experts, shared: mixture.shared.model(backend), weights }
     }
 
     /// To be evaluated on batches of so many sequences.

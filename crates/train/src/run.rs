@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::PathBuf, time::Instant};
 
 use serde::Serialize;
 use serde_json::{Map, Value, json};
-use tritrain_backend::Backend;
+use tritrain_backend::{Backend, Values};
 use tritrain_data::{BatchPlan, Corpus, ValidationSet, Window};
 use tritrain_files::{
     Storage,
@@ -12,11 +12,11 @@ use tritrain_files::{
     metrics::{self, Log},
     write_atomic,
 };
-use tritrain_model::{Layout, Model, Sampling, initial_weights};
+use tritrain_model::{Layout, Model, Sampling, initial_tensor};
 use tritrain_optim::{Guard, Rates, Skip, Verdict, rate_at};
 
 use crate::{
-    Config, Error, Evaluation, Learner, Measured, Part, Result, Single, Workplace,
+    Config, Error, Evaluation, Learner, Measured, Part, Result, Setup, Single, Workplace,
     audit::plan_options,
     error::skip_name,
     evaluate,
@@ -38,6 +38,13 @@ pub struct StepReport {
     pub gradient_norm: f32,
     /// Norm of the direction, all tensors together, before the learning rate.
     pub direction_norm: f32,
+    /// Norm of the update of all matrices as applied, a share of the norm of their weights.
+    pub update: f32,
+    /// Share of the rows of matrices whose update the trust region made shorter.
+    pub bounded: f32,
+    /// Share of the ternary codes that changed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub flips: Option<f32>,
     /// Tokens behind.
     pub tokens: u64,
     /// The cluster of most windows of the batch, where the text has clusters.
@@ -153,12 +160,14 @@ impl<'a, B: Backend> Run<'a, B> {
             shared.require(&Identity { data: corpus.hash().to_owned(), ..identity.clone() }, &["version"])?;
         }
         let origin = workplace.checkpoint.as_ref().or(shared);
-        let weights = match origin {
-            Some(checkpoint) => save::restore_weights(storage, checkpoint)?.2,
-            None => initial_weights(&config.model, &Layout::new(&config.model, vocab), config.run.seed),
+        let saved = origin.map(|checkpoint| save::restore_model(storage, checkpoint)).transpose()?;
+        let (layout, seed) = (Layout::new(&config.model, vocab), config.run.seed);
+        let weights = |id: usize| match &saved {
+            Some(saved) => saved.values(id),
+            None => Values::Floats(initial_tensor(&config.model, &layout, seed, id).into()),
         };
-        let (sizes, recompute) = ((vocab, batch), config.run.recompute);
-        let mut learner = Learner::new(backend, &config.model, &config.optim, sizes, recompute, &weights);
+        let setup = Setup { vocab, batch, recompute: config.run.recompute, seed };
+        let mut learner = Learner::new(backend, &config.model, &config.optim, setup, &weights);
         let mut state = match origin {
             Some(checkpoint) => save::restore_state(backend, storage, checkpoint, &mut learner.optimizer)?,
             None => State { mixer: plan.mixer(), ..State::default() },
@@ -255,14 +264,15 @@ impl<'a, B: Backend> Run<'a, B> {
             let peak = if self.model().layout().ternary { optim.rate } else { optim.rate_f32 };
             let (at, steps) = self.part.scheduled(step);
             let share = rate_at(optim, at, steps);
-            Rates { matrices: peak * share, embedding: optim.embedding_rate * share }
+            let (matrices, embedding) = (peak * share, optim.embedding_rate * share);
+            Rates { matrices, embedding, radius: optim.bound() }
         };
         let windows = self.plan.windows_of(step - self.part.first, self.state.mixer.as_mut())?;
         self.plan.read(self.corpus, &windows, &mut self.inputs, &mut self.targets)?;
         self.state.step += 1;
         let measured = self.learner.step(self.backend, &self.inputs, &self.targets, rates);
         self.state.updates = self.learner.optimizer.updates();
-        let Measured { loss, gradient_norm, direction_norm } = match measured {
+        let Measured { loss, gradient_norm, direction_norm, report } = match measured {
             Ok(measured) => measured,
             Err(what) => return self.skip(what),
         };
@@ -274,8 +284,21 @@ impl<'a, B: Backend> Run<'a, B> {
         if let Some(mixer) = &mut self.state.mixer {
             mixer.learn(clusters.iter().map(|(cluster, loss)| (*cluster, f64::from(*loss))));
         }
-        let report =
-            StepReport { step, loss, rate, gradient_norm, direction_norm, tokens, cluster, clusters };
+        let (update, bounded) = (report.relative() as f32, report.bounded_share() as f32);
+        let flips = self.model().layout().ternary.then_some(report.flip_rate() as f32);
+        let report = StepReport {
+            step,
+            loss,
+            rate,
+            gradient_norm,
+            direction_norm,
+            update,
+            bounded,
+            flips,
+            tokens,
+            cluster,
+            clusters,
+        };
         self.metrics.append(&report)?;
         let seconds = started.elapsed().as_secs_f64();
         let tokens_per_s = self.inputs.len() as f64 / seconds;
@@ -411,6 +434,7 @@ mod tests {
     use tritrain_backend::Cpu;
     use tritrain_data::{Document, Preparation, Source};
     use tritrain_files::Disk;
+    use tritrain_optim::GradientKind;
 
     use super::*;
 
@@ -428,10 +452,22 @@ mod tests {
         (config, corpus)
     }
 
+    fn numbers(model: &Model<Cpu>, backend: &Cpu, id: usize) -> Vec<f32> {
+        let spec = &model.layout().specs[id];
+        model.values(backend, id).numbers(backend, spec.rows, spec.cols).into_owned()
+    }
+
     #[test]
     fn a_step_that_is_not_finite_changes_no_weight() {
+        for gradient in [GradientKind::F32, GradientKind::Trits, GradientKind::None] {
+            check_guard(gradient);
+        }
+    }
+
+    fn check_guard(gradient: GradientKind) {
         let root = tempfile::tempdir().unwrap();
-        let (config, corpus) = tiny(root.path());
+        let (mut config, corpus) = tiny(root.path());
+        config.optim.gradient = gradient;
         let backend = Cpu::new(1).unwrap();
         let workplace = Workplace::start(&Disk, &root.path().join("run"), config).unwrap();
         let mut run = Run::new(&backend, &Disk, workplace, &corpus).unwrap();
@@ -440,23 +476,23 @@ mod tests {
         let layout = run.model().layout().clone();
         for id in [layout.embedding, layout.norm, layout.blocks[0].attn_norm] {
             for broken in [f32::NAN, f32::INFINITY] {
-                let sound = run.learner.model.download(&backend, id);
+                let sound = numbers(&run.learner.model, &backend, id);
                 let mut weights = sound.clone();
                 weights.fill(broken);
-                backend.upload(&weights, &mut run.learner.model.weights_mut()[id]);
+                backend.upload(&weights, run.learner.model.weights_mut()[id].floats_mut());
                 run.learner.model.refresh(&backend);
                 let before: Vec<_> =
-                    (0..layout.specs.len()).map(|id| run.learner.model.download(&backend, id)).collect();
+                    (0..layout.specs.len()).map(|id| numbers(&run.learner.model, &backend, id)).collect();
                 let step = run.progress().0;
                 let event = run.advance().unwrap();
                 assert!(matches!(event, Some(Event::Skipped { what: "the loss", .. })), "{event:?}");
                 assert_eq!(run.progress().0, step + 1, "the batch is behind");
                 for (id, before) in before.iter().enumerate() {
-                    let after = run.learner.model.download(&backend, id);
+                    let after = numbers(&run.learner.model, &backend, id);
                     let same = after.iter().zip(before).all(|(a, b)| a.to_bits() == b.to_bits());
                     assert!(same, "{} moved", layout.specs[id].name);
                 }
-                backend.upload(&sound, &mut run.learner.model.weights_mut()[id]);
+                backend.upload(&sound, run.learner.model.weights_mut()[id].floats_mut());
                 run.learner.model.refresh(&backend);
                 assert!(matches!(run.advance().unwrap(), Some(Event::Step(..))), "the guard works on");
             }
@@ -473,7 +509,7 @@ mod tests {
         let mut run = Run::new(&backend, &Disk, workplace, &corpus).unwrap();
         let norm = run.learner.model.layout().norm;
         let broken = vec![f32::NAN; run.learner.model.layout().specs[norm].len()];
-        backend.upload(&broken, &mut run.learner.model.weights_mut()[norm]);
+        backend.upload(&broken, run.learner.model.weights_mut()[norm].floats_mut());
         for _ in 0..8 {
             assert!(matches!(run.advance().unwrap(), Some(Event::Skipped { .. })));
         }

@@ -3,15 +3,15 @@
 use std::{collections::BTreeMap, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
-use tritrain_backend::Backend;
+use tritrain_backend::{Backend, Format, Stored, Values, by_row};
 use tritrain_data::Mixer;
 use tritrain_files::{
     Storage,
-    checkpoint::{self, Checkpoint, Identity, Part},
-    tensors::{TensorFile, TensorView},
+    checkpoint::{self, Checkpoint, Identity},
+    tensors::{Dtype, TensorFile, TensorView},
 };
 use tritrain_model::{Layout, Model, ModelConfig};
-use tritrain_optim::{Guard, Optimizer};
+use tritrain_optim::{Guard, Optimizer, Part};
 
 use crate::{Error, Result};
 
@@ -59,82 +59,200 @@ pub(crate) fn save<B: Backend>(
     identity: &Identity,
 ) -> Result<PathBuf> {
     let layout = model.layout();
-    let weights: Vec<Vec<f32>> = (0..layout.specs.len()).map(|id| model.download(backend, id)).collect();
-    let moments: Vec<(String, [usize; 2], Vec<f32>)> = optimizer
-        .state()
-        .into_iter()
-        .map(|(name, shape, buffer)| {
-            let mut host = vec![0.0; shape[0] * shape[1]];
-            backend.download(buffer, &mut host);
-            (name, shape, host)
-        })
-        .collect();
+    let weights = layout.specs.iter().enumerate().map(|(id, spec)| {
+        let shape = if spec.rows == 1 { vec![spec.cols] } else { vec![spec.rows, spec.cols] };
+        (spec.name.clone(), shape, model.values(backend, id))
+    });
+    let weights: Vec<_> = weights.collect();
+    let moments = optimizer.state().into_iter().map(|(name, shape, part)| {
+        let values = match part {
+            Part::Packed(packed) => Values::Packed(backend.stored(packed)),
+            Part::Floats(buffer) => Values::Floats(backend.host(buffer)),
+        };
+        (name, shape.to_vec(), values)
+    });
+    let moments: Vec<_> = moments.collect();
     let step = state.step;
-    let finite = |values: &[f32]| values.iter().all(|v| v.is_finite());
-    let healthy = weights.iter().all(|w| finite(w)) && moments.iter().all(|(_, _, m)| finite(m));
+    // Packed numbers are finite by their making.
+    let finite = |(_, _, values): &Named| match values {
+        Values::Floats(values) => values.iter().all(|v| v.is_finite()),
+        Values::Packed(_) => true,
+    };
+    let healthy = weights.iter().chain(&moments).all(finite);
     let state = serde_json::to_vec_pretty(state).map_err(|error| Error::Content {
         path: run.join(STATE),
         expected: "a state that can be written as JSON".into(),
         found: error.to_string(),
     })?;
-    let views = layout.specs.iter().zip(&weights).map(|(spec, values)| {
-        let shape = if spec.rows == 1 { vec![spec.cols] } else { vec![spec.rows, spec.cols] };
-        TensorView::f32(spec.name.clone(), &shape, values)
-    });
     let metadata = metadata(model.config(), model.vocab(), step)?;
-    let moments = moments.iter().map(|(name, shape, values)| TensorView::f32(name.clone(), shape, values));
     let parts = [
-        Part::tensors(MODEL, views, &metadata)?,
-        Part::tensors(OPTIMIZER, moments, &BTreeMap::new())?,
-        Part::bytes(STATE, &state),
+        checkpoint::Part::tensors(MODEL, views(&weights), &with_formats(metadata, &weights))?,
+        checkpoint::Part::tensors(OPTIMIZER, views(&moments), &with_formats(BTreeMap::new(), &moments))?,
+        checkpoint::Part::bytes(STATE, &state),
     ];
     Ok(checkpoint::save(storage, run, step, &parts, identity, healthy)?)
 }
 
-/// The weights of a model file, in layout order, with the configuration they belong to.
-pub(crate) fn read_model(
-    file: &TensorFile,
-    path: &std::path::Path,
-) -> Result<(ModelConfig, usize, Vec<Vec<f32>>)> {
-    let content = |expected: &str, found: String| Error::Content {
-        path: path.to_path_buf(),
-        expected: expected.to_owned(),
-        found,
-    };
-    let entry = |key: &str| {
-        let found = file.metadata().get(key).cloned();
-        found.ok_or_else(|| {
-            content(&format!("the metadata entry {key}, which every saved model has"), "none".into())
-        })
-    };
-    let config: ModelConfig = serde_json::from_str(&entry("tritrain.model")?)
-        .map_err(|error| content("a [model] section as JSON in tritrain.model", error.to_string()))?;
-    config.check().map_err(|error| content("a model that can exist", error.to_string()))?;
-    let vocab = entry("tritrain.vocab")?;
-    let vocab: usize = vocab.parse().map_err(|_| content("a number in tritrain.vocab", vocab.clone()))?;
-    // A layer has seven tensors at least, so a hostile configuration cannot make a layout larger than
-    // the file it came with.
-    let tensors = file.names().count();
-    if config.layers > tensors {
-        return Err(content(&format!("tensors of {} layers", config.layers), format!("{tensors} tensors")));
-    }
-    let layout = Layout::new(&config, vocab);
-    let weights = layout.specs.iter().map(|spec| {
-        let shape = if spec.rows == 1 { vec![spec.cols] } else { vec![spec.rows, spec.cols] };
-        Ok(file.f32(&spec.name, &shape)?)
-    });
-    let weights = weights.collect::<Result<_>>()?;
-    Ok((config, vocab, weights))
+/// Name, shape and numbers of a tensor.
+type Named<'a> = (String, Vec<usize>, Values<'a>);
+
+/// Metadata entry that says how a tensor in few bits is stored, by its name.
+fn format_key(name: &str) -> String {
+    format!("tritrain.format.{name}")
 }
 
-/// The weights of a verified checkpoint.
-pub(crate) fn restore_weights(
-    storage: &dyn Storage,
-    checkpoint: &Checkpoint,
-) -> Result<(ModelConfig, usize, Vec<Vec<f32>>)> {
+/// Name of the tensor of steps of a tensor in few bits.
+fn steps_name(name: &str) -> String {
+    format!("{name}.steps")
+}
+
+fn with_formats(mut metadata: BTreeMap<String, String>, tensors: &[Named<'_>]) -> BTreeMap<String, String> {
+    for (name, _, values) in tensors {
+        if let Values::Packed(stored) = values {
+            metadata.insert(format_key(name), format_name(stored.format).to_owned());
+        }
+    }
+    metadata
+}
+
+fn format_name(format: Format) -> String {
+    match format {
+        Format::Bf16 => "bf16".into(),
+        Format::Int8 => "int8".into(),
+        Format::Trits(digits) => format!("trits{digits}"),
+    }
+}
+
+fn format_of(name: &str) -> Option<Format> {
+    match name {
+        "bf16" => Some(Format::Bf16),
+        "int8" => Some(Format::Int8),
+        _ => match name.strip_prefix("trits")?.parse() {
+            Ok(digits @ 1..=5) => Some(Format::Trits(digits)),
+            _ => None,
+        },
+    }
+}
+
+/// Views of tensors: f32 as they are; packed ones as rows of bytes and, where there are any, steps.
+fn views<'a>(tensors: &'a [Named<'a>]) -> Vec<TensorView<'a>> {
+    let views = tensors.iter().flat_map(|(name, shape, values)| match values {
+        Values::Floats(values) => vec![TensorView::f32(name.clone(), shape, values)],
+        Values::Packed(stored) => {
+            let row = stored.bytes.len() / shape[0].max(1);
+            let mut views = vec![TensorView::u8(name.clone(), &[shape[0], row], &stored.bytes)];
+            if !stored.steps.is_empty() {
+                views.push(TensorView::f32(steps_name(name), &[stored.steps.len()], &stored.steps));
+            }
+            views
+        }
+    });
+    views.collect()
+}
+
+/// Reads a tensor as [`views`] laid it out, packed rows unchecked; `by_row` says whether each row has a step.
+fn read_values<'f>(
+    file: &'f TensorFile,
+    path: &std::path::Path,
+    name: &str,
+    shape: &[usize],
+    by_row: impl Fn(Format) -> bool,
+) -> Result<Values<'f>> {
+    let Some(stored) = file.metadata().get(&format_key(name)) else {
+        return Ok(Values::Floats(file.f32(name, shape)?.into()));
+    };
+    let format = format_of(stored).ok_or_else(|| Error::Content {
+        path: path.to_path_buf(),
+        expected: format!("a format of {name} that this program knows: bf16, int8, trits1 to trits5"),
+        found: stored.clone(),
+    })?;
+    let (rows, cols) = (shape[0], shape.get(1).copied().unwrap_or(1));
+    let bytes = file.typed(name, Dtype::U8, &[rows, format.row_len(cols)])?;
+    let steps = match (format.largest(), by_row(format)) {
+        (None, _) => Vec::new(),
+        (Some(_), true) => file.f32(&steps_name(name), &[rows])?,
+        (Some(_), false) => file.f32(&steps_name(name), &[1])?,
+    };
+    Ok(Values::Packed(Stored { format, bytes: bytes.into(), steps: steps.into() }))
+}
+
+/// A model file, every tensor of which is as its layout says.
+#[derive(Debug)]
+pub(crate) struct ModelFile {
+    file: TensorFile,
+    path: PathBuf,
+    pub(crate) config: ModelConfig,
+    pub(crate) vocab: usize,
+    pub(crate) layout: Layout,
+}
+
+impl ModelFile {
+    /// Reads every tensor once.
+    pub(crate) fn new(file: TensorFile, path: PathBuf) -> Result<ModelFile> {
+        let content = |expected: &str, found: String| Error::Content {
+            path: path.clone(),
+            expected: expected.to_owned(),
+            found,
+        };
+        let entry = |key: &str| {
+            let found = file.metadata().get(key).cloned();
+            found.ok_or_else(|| {
+                content(&format!("the metadata entry {key}, which every saved model has"), "none".into())
+            })
+        };
+        let config: ModelConfig = serde_json::from_str(&entry("tritrain.model")?)
+            .map_err(|error| content("a [model] section as JSON in tritrain.model", error.to_string()))?;
+        config.check().map_err(|error| content("a model that can exist", error.to_string()))?;
+        let vocab = entry("tritrain.vocab")?;
+        let vocab: usize = vocab.parse().map_err(|_| content("a number in tritrain.vocab", vocab.clone()))?;
+        // A layer has seven tensors at least, so a hostile configuration cannot make a layout larger than
+        // the file it came with.
+        let tensors = file.names().count();
+        if config.layers > tensors {
+            let expected = format!("tensors of {} layers", config.layers);
+            return Err(content(&expected, format!("{tensors} tensors")));
+        }
+        let layout = Layout::new(&config, vocab);
+        let model = ModelFile { file, path, config, vocab, layout };
+        for id in 0..model.layout.specs.len() {
+            if let Values::Packed(stored) = model.read(id)? {
+                let spec = &model.layout.specs[id];
+                stored.check(spec.rows, spec.cols).map_err(|found| Error::Content {
+                    path: model.path.clone(),
+                    expected: format!("{} as {} rows", spec.name, format_name(stored.format)),
+                    found,
+                })?;
+            }
+            model.release(id);
+        }
+        Ok(model)
+    }
+
+    fn read(&self, id: usize) -> Result<Values<'_>> {
+        let spec = &self.layout.specs[id];
+        let shape = if spec.rows == 1 { vec![spec.cols] } else { vec![spec.rows, spec.cols] };
+        read_values(&self.file, &self.path, &spec.name, &shape, by_row)
+    }
+
+    /// The weights of a tensor of the layout.
+    pub(crate) fn values(&self, id: usize) -> Values<'_> {
+        // Pages of the tensor before leave memory: a model is read once, in order.
+        if let Some(before) = id.checked_sub(1) {
+            self.release(before);
+        }
+        self.read(id).expect("every tensor was read") // cannot fail: the file does not change
+    }
+
+    fn release(&self, id: usize) {
+        self.file.release(&self.layout.specs[id].name);
+    }
+}
+
+/// The model of a verified checkpoint.
+pub(crate) fn restore_model(storage: &dyn Storage, checkpoint: &Checkpoint) -> Result<ModelFile> {
     let path = checkpoint.dir.join(MODEL);
     let file = TensorFile::parse(&path, checkpoint.read(storage, MODEL)?)?;
-    read_model(&file, &path)
+    ModelFile::new(file, path)
 }
 
 /// The state of a verified checkpoint; optimizer tensors go into `optimizer`.
@@ -157,11 +275,11 @@ pub(crate) fn restore_state<B: Backend>(
         optimizer.state().into_iter().map(|(name, shape, _)| (name, shape)).collect();
     let mut moments = BTreeMap::new();
     for (name, shape) in shapes {
-        let values = file.f32(&name, &shape)?;
+        let values = read_values(&file, &path, &name, &shape, |_| true)?;
         moments.insert(name, values);
     }
     optimizer
-        .restore(backend, state.updates, |name| moments.get(name).map(Vec::as_slice))
+        .restore(backend, state.updates, |name| moments.get(name).cloned())
         .map_err(|source| Error::State { path, source })?;
     Ok(state)
 }

@@ -3,10 +3,10 @@
 use std::alloc::System;
 
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, Stats, StatsAlloc};
-use tritrain_backend::{Backend, Cpu};
-use tritrain_model::{Layout, ModelConfig, Precision, initial_weights};
-use tritrain_optim::{DirectionKind, OptimConfig, Rates};
-use tritrain_train::Learner;
+use tritrain_backend::{Backend, Cpu, Values};
+use tritrain_model::{Layout, ModelConfig, Precision, initial_tensor};
+use tritrain_optim::{DirectionKind, GradientKind, OptimConfig, Rates, StorageKind};
+use tritrain_train::{Learner, Setup};
 
 #[global_allocator]
 static COUNTED: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
@@ -34,18 +34,19 @@ fn model(precision: Precision) -> ModelConfig {
 fn steps(
     backend: &Cpu,
     config: &ModelConfig,
-    direction: DirectionKind,
+    optim: &OptimConfig,
     recompute: bool,
     count: usize,
 ) -> Vec<Stats> {
-    let optim = OptimConfig { direction, ..OptimConfig::default() };
-    let weights = initial_weights(config, &Layout::new(config, VOCAB), 1);
-    let mut learner = Learner::new(backend, config, &optim, (VOCAB, BATCH), recompute, &weights);
+    let layout = Layout::new(config, VOCAB);
+    let weights = |id: usize| Values::Floats(initial_tensor(config, &layout, 1, id).into());
+    let setup = Setup { vocab: VOCAB, batch: BATCH, recompute, seed: 1 };
+    let mut learner = Learner::new(backend, config, optim, setup, &weights);
     let tokens = |from: usize| {
         (from..from + BATCH * config.context).map(|t| (t * t % VOCAB) as u32).collect::<Vec<_>>()
     };
     let (inputs, targets) = (tokens(0), tokens(1));
-    let rates = Rates { matrices: 0.01, embedding: 0.01 };
+    let rates = Rates { matrices: 0.01, embedding: 0.01, radius: f32::INFINITY };
     let mut found = Vec::with_capacity(count);
     backend.run(|| {
         for _ in 0..count {
@@ -57,6 +58,20 @@ fn steps(
     found
 }
 
+fn settings() -> [OptimConfig; 4] {
+    let (f32s, default) = (OptimConfig::default(), OptimConfig::default());
+    let low = OptimConfig {
+        latent: StorageKind::Trits3,
+        gradient: GradientKind::None,
+        moment: StorageKind::Trits2,
+        radius: 0.05,
+        ..OptimConfig::default()
+    };
+    let (latent, gradient, moment) = (StorageKind::Bf16, GradientKind::Trits, StorageKind::Int8);
+    let stored = OptimConfig { latent, gradient, moment, ..OptimConfig::default() };
+    [f32s, OptimConfig { direction: DirectionKind::Adamw, ..default }, low, stored]
+}
+
 fn main() {
     a_step_allocates_nothing_after_the_first();
 }
@@ -65,17 +80,20 @@ fn a_step_allocates_nothing_after_the_first() {
     // All of them live to the end: threads of a pool that is dropped would free their memory under a step.
     let mut backends = Vec::new();
     for threads in [1, 2, 3] {
-        for direction in [DirectionKind::Factored, DirectionKind::Adamw] {
+        for optim in settings() {
             for recompute in [false, true] {
-                let what = format!("{threads} threads, {direction:?}, recompute {recompute}");
+                let OptimConfig { direction, latent, gradient, .. } = optim;
+                let what = format!(
+                    "{threads} threads, {direction:?} {latent:?} {gradient:?}, recompute {recompute}"
+                );
                 // A backend of its own: the first step finds no working memory.
                 let backend = Cpu::new(threads).unwrap();
-                let found = steps(&backend, &model(Precision::Ternary), direction, recompute, STEPS);
+                let found = steps(&backend, &model(Precision::Ternary), &optim, recompute, STEPS);
                 assert!(found[0].allocations > 10, "the counter does not count: {:?}", found[0]);
                 for (step, stats) in found.iter().enumerate().skip(1) {
                     assert_eq!(*stats, Stats::default(), "ternary step {step}, {what}");
                 }
-                f32_products_alone_allocate(&backend, direction, recompute, &what);
+                f32_products_alone_allocate(&backend, &optim, recompute, &what);
                 backends.push(backend);
             }
         }
@@ -83,12 +101,12 @@ fn a_step_allocates_nothing_after_the_first() {
 }
 
 /// The `gemm` crate takes memory for packed operands in each call, and working memory once per thread.
-fn f32_products_alone_allocate(backend: &Cpu, direction: DirectionKind, recompute: bool, what: &str) {
+fn f32_products_alone_allocate(backend: &Cpu, optim: &OptimConfig, recompute: bool, what: &str) {
     /// Calls of the crate for one product, and allocations in a call, at most.
     const CALLS: usize = 4;
     const IN_A_CALL: usize = 2;
     let config = model(Precision::F32);
-    let found = steps(backend, &config, direction, recompute, STEPS_F32);
+    let found = steps(backend, &config, optim, recompute, STEPS_F32);
     // Four matrices a block and the head, three products each; of all blocks but the last, three again.
     let again = if recompute { 3 * (config.layers - 1) } else { 0 };
     let products = 3 * (4 * config.layers + 1) + again;

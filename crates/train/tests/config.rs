@@ -1,6 +1,7 @@
 //! The configuration: messages, order of layers, round trips.
 
 use proptest::prelude::*;
+use tritrain_optim::{DirectionKind, StorageKind};
 use tritrain_train::{Config, FREE, Kind};
 
 /// The message of a file that must be refused.
@@ -9,6 +10,13 @@ fn refused(text: &str) -> String {
         Ok(_) => String::from("accepted"),
         Err(error) => error.to_string(),
     }
+}
+
+#[test]
+fn options_without_effect_are_refused() {
+    let error = Config::resolve(None, &["optim.direction=adamw", "optim.moment=trits2"]).unwrap_err();
+    assert!(error.to_string().contains("optim.moment is for the factored direction"), "{error}");
+    assert!(Config::resolve(None, &["optim.moment=trits2"]).is_ok());
 }
 
 #[test]
@@ -23,7 +31,7 @@ fn bad_files_say_what_is_wrong_and_where() {
         ),
         (
             "[optim]\nzzz = 4",
-            "run.toml:2: optim.zzz: no such option; [optim] has direction, rate, rate_f32, embedding_rate, \
+            "run.toml:2: optim.zzz: no such option; [optim] has direction, rate, rate_f32, embedding_rate, latent, range, gradient, moment, radius, \
              momentum, beta1, beta2, weight_decay, schedule, warmup, decay, final_rate",
         ),
         ("[modle]\ndim = 4", "run.toml:1: [modle]: no such section; did you mean [model]?"),
@@ -363,7 +371,7 @@ fn toml_string(text: &str) -> String {
     format!("\"{escaped}\"")
 }
 
-/// A configuration in which every option is valid and some shape fits.
+/// A configuration in which every option is valid, some shape fits, and every option has an effect.
 fn any_config() -> impl Strategy<Value = Config> {
     let options = Config::options().iter().flat_map(|section| &section.options);
     let values: Vec<BoxedStrategy<String>> =
@@ -380,6 +388,9 @@ fn any_config() -> impl Strategy<Value = Config> {
         config.run.steps = config.run.steps.max(1);
         if config.run.experts > 0 {
             config.data.clusters_k = config.run.experts as u32;
+        }
+        if config.optim.direction != DirectionKind::Factored {
+            config.optim.moment = StorageKind::F32;
         }
         config
     })

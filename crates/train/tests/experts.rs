@@ -153,10 +153,6 @@ fn too_few_clusters_or_steps_are_an_error() {
     assert!(config.check().unwrap_err().to_string().contains("data.clusters_k = 2"));
 }
 
-fn model(backend: &Cpu, of: &Loaded) -> Model<Cpu> {
-    Model::new(backend, &of.config, of.vocab, &of.weights, false)
-}
-
 /// Tokens of two rows, with an end of text in the middle of each.
 fn rows(corpus: &Corpus) -> (Vec<u32>, Vec<u32>) {
     let time = 32;
@@ -182,7 +178,7 @@ fn losses_are_those_of_the_mixed_probabilities() {
     let clusters = Clusters::open(&Disk, &dir.path().join(CLUSTERS), None).unwrap();
     let (inputs, targets) = rows(&corpus);
     let of = |loaded: &Loaded| {
-        let model = model(&backend, loaded);
+        let model = loaded.model(&backend);
         let mut a = Activations::new(&backend, &loaded.config, 2, 32, Keep::Nothing);
         Single::new(&backend, &model, &mut a).losses(&inputs, &targets).unwrap().remove(0)
     };
@@ -255,7 +251,7 @@ fn no_target_reaches_the_weights() {
     let swapped: Vec<u32> = targets.iter().map(|token| (token + 7) % 280).collect();
     let model_losses = |targets: &[u32]| {
         let of = |loaded: &Loaded| {
-            let model = model(&backend, loaded);
+            let model = loaded.model(&backend);
             let mut a = Activations::new(&backend, &loaded.config, 2, 32, Keep::Nothing);
             Single::new(&backend, &model, &mut a).losses(&inputs, targets).unwrap().remove(0)
         };
@@ -275,7 +271,7 @@ fn generation_mixes_the_distributions_of_the_experts() {
     let backend = Cpu::new(2).unwrap();
     let mixture = Mixture::load(&Disk, dir.path()).unwrap().unwrap();
     let clusters = mixture.clusters(&Disk).unwrap();
-    let models: Vec<Model<Cpu>> = mixture.experts.iter().map(|loaded| model(&backend, loaded)).collect();
+    let models: Vec<Model<Cpu>> = mixture.experts.iter().map(|loaded| loaded.model(&backend)).collect();
     let mut mixed = Mixed::new(&backend, &mixture, mixture.weights(&clusters, Mixing::default()));
     let mut weights = mixture.weights(&clusters, Mixing::default());
     let mut past = vec![corpus.tokenizer().eos()];

@@ -9,6 +9,7 @@ use tritrain_backend::Cpu;
 use tritrain_data::{Corpus, Document, PlanKind, Preparation, Source};
 use tritrain_files::Disk;
 use tritrain_model::Precision;
+use tritrain_optim::{GradientKind, StorageKind};
 use tritrain_train::{Config, Error, Event, Run, Workplace, audit, with_topics};
 
 const STEPS: u64 = 40;
@@ -116,42 +117,77 @@ fn whole_of(config: Config) -> Whole {
     Whole { root, corpus, config, dir, losses }
 }
 
+/// Goes on from a copy of a checkpoint of step `k`, which must end as the uninterrupted run did.
+fn check_resuming(whole: &Whole, backend: &Cpu, k: u64) {
+    let dir = whole.root.path().join(format!("from-{k}"));
+    copy(&whole.dir.join(format!("step-{k}")), &dir.join(format!("step-{k}")));
+    fs::copy(whole.dir.join("metrics.jsonl"), dir.join("metrics.jsonl")).unwrap();
+    let mut config = whole.config.clone();
+    config.run.checkpoint_every = 0;
+    fs::write(dir.join("config.toml"), config.to_toml()).unwrap();
+    let workplace = Workplace::resume(&Disk, &dir, config).unwrap();
+    assert_eq!(workplace.step(), Some(k));
+    let losses = finish(Run::new(backend, &Disk, workplace, &whole.corpus).unwrap(), None);
+    assert_eq!(losses, whole.losses[k as usize..], "losses after step {k}");
+    let [model, optimizer, _, metrics] = &result(&dir)[..] else { unreachable!() };
+    let expected = result(&whole.dir);
+    for (found, expected) in [(model, &expected[0]), (optimizer, &expected[1]), (metrics, &expected[3])] {
+        assert!(found == expected, "{} after resuming at step {k}", found.0);
+    }
+    fs::remove_dir_all(dir).unwrap();
+}
+
+/// Runs on other numbers of threads, which must end as `whole` did.
+fn check_threads(whole: &Whole, what: &str) {
+    for threads in [1, 3, 8] {
+        let dir = whole.root.path().join(format!("threads-{threads}"));
+        let workplace = Workplace::start(&Disk, &dir, whole.config.clone()).unwrap();
+        let backend = Cpu::new(threads).unwrap();
+        finish(Run::new(&backend, &Disk, workplace, &whole.corpus).unwrap(), None);
+        assert_same(&dir, &whole.dir, &format!("{threads} threads, {what}"));
+        fs::remove_dir_all(dir).unwrap();
+    }
+}
+
 #[test]
 fn resuming_from_every_step_equals_the_uninterrupted_run() {
     let whole = whole(Precision::Ternary);
     let backend = Cpu::new(2).unwrap();
     for k in 1..STEPS {
-        let dir = whole.root.path().join(format!("from-{k}"));
-        copy(&whole.dir.join(format!("step-{k}")), &dir.join(format!("step-{k}")));
-        fs::copy(whole.dir.join("metrics.jsonl"), dir.join("metrics.jsonl")).unwrap();
-        let mut config = whole.config.clone();
-        config.run.checkpoint_every = 0;
-        fs::write(dir.join("config.toml"), config.to_toml()).unwrap();
-        let workplace = Workplace::resume(&Disk, &dir, config).unwrap();
-        assert_eq!(workplace.step(), Some(k));
-        let losses = finish(Run::new(&backend, &Disk, workplace, &whole.corpus).unwrap(), None);
-        assert_eq!(losses, whole.losses[k as usize..], "losses after step {k}");
-        let [model, optimizer, _, metrics] = &result(&dir)[..] else { unreachable!() };
-        let expected = result(&whole.dir);
-        for (found, expected) in [(model, &expected[0]), (optimizer, &expected[1]), (metrics, &expected[3])] {
-            assert!(found == expected, "{} after resuming at step {k}", found.0);
+        check_resuming(&whole, &backend, k);
+    }
+}
+
+#[test]
+fn runs_in_few_bits_resume_and_do_not_depend_on_threads() {
+    use {GradientKind as G, StorageKind as S};
+    let settings = [
+        (S::Trits4, G::None, S::F32, 0.0, 0.0),
+        (S::Trits3, G::None, S::Trits2, 0.8, 0.02),
+        (S::Int8, G::Trits, S::Bf16, 0.5, 0.0),
+        (S::Bf16, G::F32, S::Int8, 0.9, 0.01),
+        (S::F32, G::None, S::F32, 0.5, 0.01),
+    ];
+    for (latent, gradient, moment, momentum, radius) in settings {
+        let mut config = config();
+        (config.optim.latent, config.optim.gradient, config.optim.moment) = (latent, gradient, moment);
+        (config.optim.momentum, config.optim.radius) = (momentum, radius);
+        let whole = whole_of(config);
+        let what = format!("{latent:?} {gradient:?} {moment:?}");
+        let learnt = whole.losses[0] - whole.losses[STEPS as usize - 1];
+        assert!(learnt > 0.5, "{what}: the loss fell by {learnt}");
+        check_threads(&whole, &what);
+        let backend = Cpu::new(2).unwrap();
+        for k in [1, 13, STEPS - 1] {
+            check_resuming(&whole, &backend, k);
         }
-        fs::remove_dir_all(dir).unwrap();
     }
 }
 
 #[test]
 fn the_number_of_threads_changes_nothing() {
     for precision in [Precision::Ternary, Precision::F32] {
-        let whole = whole(precision);
-        for threads in [1, 3, 8] {
-            let dir = whole.root.path().join(format!("threads-{threads}"));
-            let workplace = Workplace::start(&Disk, &dir, whole.config.clone()).unwrap();
-            let backend = Cpu::new(threads).unwrap();
-            finish(Run::new(&backend, &Disk, workplace, &whole.corpus).unwrap(), None);
-            assert_same(&dir, &whole.dir, &format!("{threads} threads, {precision:?}"));
-            fs::remove_dir_all(dir).unwrap();
-        }
+        check_threads(&whole(precision), &format!("{precision:?}"));
     }
 }
 

@@ -99,6 +99,11 @@ impl Stream {
         philox(self.counter(block), self.key)
     }
 
+    /// Key, tensor and step word of the stream, for kernels that compute many blocks side by side.
+    pub fn words(&self) -> ([u32; 2], u32, u32) {
+        (self.key, self.tensor, self.step)
+    }
+
     /// 32 random bits at `index`.
     pub fn bits(&self, index: u64) -> u32 {
         self.block(index / 4)[(index % 4) as usize]

@@ -27,7 +27,7 @@ const SAMPLE: usize = 1 << 24;
 pub struct Fit<'t> {
     features: Features<'t>,
     /// Vectors of the features `[width][dim]`, when they are given.
-    given: Option<(&'t [f32], usize)>,
+    given: Option<(Vec<f32>, usize)>,
     seed: u64,
     reader: Reader,
     next: Vec<Document>,
@@ -77,7 +77,7 @@ impl<'t> Fit<'t> {
     pub fn tokens(
         documents: Documents,
         tokenizer: &'t Tokenizer,
-        vectors: &'t [f32],
+        vectors: Vec<f32>,
         dim: usize,
     ) -> Result<Self> {
         let expected = tokenizer.vocab_size() as usize * dim;
@@ -92,7 +92,7 @@ impl<'t> Fit<'t> {
     fn new(
         documents: Documents,
         features: Features<'t>,
-        given: Option<(&'t [f32], usize)>,
+        given: Option<(Vec<f32>, usize)>,
         seed: u64,
     ) -> Result<Self> {
         let mut reader = Reader::new(documents);
@@ -149,13 +149,14 @@ impl<'t> Fit<'t> {
         }
         let idf: Vec<f32> = with.iter().map(|&with| inverse_frequency(passages, with)).collect();
         let rows = sample.rows();
+        let is_given = given.is_some();
         let (dim, mut table) = match given {
-            Some((vectors, dim)) => (dim, vectors.to_vec()),
+            Some((vectors, dim)) => (dim, vectors),
             None => (DIM, right_singular(&weighted(&rows, &idf), features.width(), DIM, seed)),
         };
         table.chunks_mut(dim).zip(&idf).for_each(|(row, idf)| row.iter_mut().for_each(|x| *x *= idf));
         let mut embedder = Embedder { features, dim, table, mean: vec![0.0; dim] };
-        if given.is_some() {
+        if is_given {
             embedder.mean = mean(&embedder, &rows);
         }
         Ok(Fitted { embedder, passages, bytes, content: reader.content() })

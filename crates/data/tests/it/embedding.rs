@@ -214,7 +214,7 @@ fn token_vectors_are_averaged() {
     let table: Vec<f32> = (0..vocab * dim).map(|i| ((i * i * 7919) % 1013) as f32 / 1013.0 - 0.5).collect();
     let documents: Vec<(&str, &str, String)> = (0..9).map(|i| ("d", "n", prose(i, 3 + i as usize))).collect();
     let source = memory(&documents);
-    let mut fit = Fit::tokens(source.open().unwrap(), &tokenizer, &table, dim).unwrap();
+    let mut fit = Fit::tokens(source.open().unwrap(), &tokenizer, table.clone(), dim).unwrap();
     while fit.advance().unwrap() {}
     let fitted = fit.finish().unwrap();
     let (vectors, ..) = embed(&fitted, &source);
@@ -249,7 +249,7 @@ fn token_vectors_are_averaged() {
         }
     }
     for bad in [vec![], vec![0.0; vocab * dim - 1], vec![f32::NAN; vocab * dim]] {
-        let fit = Fit::tokens(source.open().unwrap(), &tokenizer, &bad, dim);
+        let fit = Fit::tokens(source.open().unwrap(), &tokenizer, bad, dim);
         assert!(matches!(fit, Err(Error::Shape { .. })));
     }
 }
@@ -285,7 +285,7 @@ fn clusters_of_tokens_need_their_tokenizer() {
     let tokenizer = tokenizer();
     let table: Vec<f32> = (0..tokenizer.vocab_size() * 2).map(|i| (i % 11) as f32).collect();
     let source = texts(&["the river", "a mountain", "winter light"]);
-    let mut fit = Fit::tokens(source.open().unwrap(), &tokenizer, &table, 2).unwrap();
+    let mut fit = Fit::tokens(source.open().unwrap(), &tokenizer, table.clone(), 2).unwrap();
     while fit.advance().unwrap() {}
     let fitted = fit.finish().unwrap();
     let (vectors, ..) = embed(&fitted, &source);

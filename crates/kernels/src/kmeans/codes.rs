@@ -15,7 +15,7 @@
 //! * rounding `x'` and `c'` changes their product by at most `2.1·u·(A + R)·C ≤ 4.2·u·N·C`, and `|c'|²/2` by
 //!   `1.1·u·C²`;
 //! * `ab·(p·q)` is four roundings (one from i32), each at most `1.1·u·N·(C + T)`, and adding `h` and the bound
-//!   itself are three more of at most `1.1·u·(N·(C + T)·1.1 + N·e + C²/2)`; `h` is one of `u·C²/2`.
+//!   itself are five more at most, each of `1.1·u·(N·(C + T)·1.1 + N·e + C²/2)`; `h` is one of `u·C²/2`.
 //!
 //! So `e = (T + ρ·C)·(1 + 2^-20) + 2^-20·(C + T)` and `g = 2^-21·C²` of the largest C hold with room to spare.
 
@@ -36,19 +36,33 @@ const _: () = assert!(MAX_TWELVE * 2047 * 2047 <= i32::MAX as usize);
 const TASK: usize = 256;
 /// Entries that are coded at once.
 const PIECE: usize = 64;
+/// Sums side by side.
+const LANES: usize = 16;
 
-/// The codes of `dim` columns on a tier: int8, or twelve bits where a tier multiplies int16 anyway.
-pub(super) fn kind(tier: Tier, dim: usize) -> Kind {
-    let wide = matches!(Form::of(tier, Kind::Int8).left, Side::Pairs { .. });
-    if wide && dim <= MAX_TWELVE { Kind::Twelve } else { Kind::Int8 }
+/// Which codes, and how they lie in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Coding {
+    pub(super) kind: Kind,
+    pub(super) form: Form,
 }
 
-/// The form of a product of such codes.
-pub(super) fn form(tier: Tier, dim: usize) -> Form {
-    Form::of(tier, kind(tier, dim))
+impl Coding {
+    /// What the tiles of a tier multiply: int8, or twelve bits where a tier multiplies int16 anyway.
+    pub(super) fn of(tier: Tier, dim: usize) -> Coding {
+        let wide = matches!(Form::of(tier, Kind::Int8).left, Side::Pairs { .. });
+        let kind = if wide && dim <= MAX_TWELVE { Kind::Twelve } else { Kind::Int8 };
+        Coding { kind, form: Form::of(tier, kind) }
+    }
+
+    /// Twelve bits in pairs, those of a row side by side, on every tier; none for more columns than fit.
+    pub(super) fn pairs(dim: usize) -> Option<Coding> {
+        let form = Form::of(Tier::SCALAR, Kind::Twelve);
+        (dim <= MAX_TWELVE).then_some(Coding { kind: Kind::Twelve, form })
+    }
 }
 
-/// A bound of a sum of squares of `dim` terms from its value in f32, in pieces.
+/// A bound of a sum of squares of `dim` terms from its value in f32: chains of `PIECE / LANES` terms, one for each
+/// piece, and as many sums as there are lanes. Each term and each sum is off by 2^-24 at most.
 fn inflate(dim: usize) -> f32 {
     1.0 + (dim / PIECE + 24) as f32 * f32::EPSILON
 }
@@ -75,16 +89,22 @@ pub(super) struct RowCodes {
     pub(super) stride: usize,
     pub(super) codes: Vec<u8>,
     pub(super) rows: Vec<Row>,
+    coding: Option<Coding>,
 }
 
 impl RowCodes {
+    /// Which codes are there.
+    pub(super) fn coding(&self) -> Option<Coding> {
+        self.coding
+    }
+
     /// Codes of `x` `[rows][dim]` less `mean`, unless they are there.
-    pub(super) fn prepare(&mut self, cx: &Context, x: &[f32], mean: &[f32]) {
-        if !self.rows.is_empty() {
+    pub(super) fn prepare(&mut self, cx: &Context, x: &[f32], mean: &[f32], coding: Coding) {
+        if self.coding.replace(coding) == Some(coding) {
             return;
         }
         let dim = mean.len();
-        let (side, bound) = (form(cx.tier(), dim).left, kind(cx.tier(), dim).left_bound());
+        let (side, bound) = (coding.form.left, coding.kind.left_bound());
         self.stride = side.lane(dim);
         self.rows = vec![Row::default(); x.len() / dim];
         self.codes = vec![0; self.rows.len() * self.stride];
@@ -149,32 +169,49 @@ struct Coded {
 /// Codes `x - mean`, and gives `put` the index of each piece and its codes, those beyond the end zero.
 #[inline(always)]
 fn code(x: &[f32], mean: &[f32], bound: i16, mut put: impl FnMut(usize, &[i32; PIECE])) -> Coded {
-    let mut largest = 0.0f32;
+    let mut largest = [0.0f32; LANES];
     for (x, mean) in x.chunks(PIECE).zip(mean.chunks(PIECE)) {
-        let here = lanes::max_abs(&less(x, mean));
-        largest = if here > largest { here } else { largest };
+        for x in less(x, mean).as_chunks::<LANES>().0 {
+            for l in 0..LANES {
+                largest[l] = if x[l].abs() > largest[l] { x[l].abs() } else { largest[l] };
+            }
+        }
     }
-    let (scale, inverse) = scale(largest, bound);
-    let mut coded = Coded { scale, coarse: 0.0, rest: 0.0, square: 0.0, sum: 0 };
+    let (scale, inverse) = scale(lanes::max_abs(&largest), bound);
+    let (mut coarse, mut rest, mut square) = ([0.0; LANES], [0.0; LANES], [0.0; LANES]);
+    let mut sum = [0; LANES];
     for (at, (x, mean)) in x.chunks(PIECE).zip(mean.chunks(PIECE)).enumerate() {
         let x = less(x, mean);
-        let (mut codes, mut coarse, mut rest) = ([0; PIECE], [0.0; PIECE], [0.0; PIECE]);
-        for i in 0..PIECE {
-            // |x·inverse| ≤ bound·(1 + 2^-22), which rounds to at most the bound.
-            codes[i] = lanes::round(x[i] * inverse);
-            coarse[i] = scale * codes[i] as f32;
-            // One rounding, of the rest itself.
-            rest[i] = (-scale).mul_add(codes[i] as f32, x[i]);
+        let mut codes = [0; PIECE];
+        let (mut coarse_here, mut rest_here, mut square_here) = ([0.0; LANES], [0.0; LANES], [0.0; LANES]);
+        for (codes, x) in codes.as_chunks_mut::<LANES>().0.iter_mut().zip(x.as_chunks::<LANES>().0) {
+            for l in 0..LANES {
+                // |x·inverse| ≤ bound·(1 + 2^-22), which rounds to at most the bound.
+                codes[l] = lanes::round(x[l] * inverse);
+                sum[l] += codes[l];
+                let near = scale * codes[l] as f32;
+                // One rounding, of the rest itself.
+                let far = (-scale).mul_add(codes[l] as f32, x[l]);
+                coarse_here[l] = near.mul_add(near, coarse_here[l]);
+                rest_here[l] = far.mul_add(far, rest_here[l]);
+                square_here[l] = x[l].mul_add(x[l], square_here[l]);
+            }
         }
-        for q in codes {
-            coded.sum += q;
+        for l in 0..LANES {
+            coarse[l] += coarse_here[l];
+            rest[l] += rest_here[l];
+            square[l] += square_here[l];
         }
-        coded.coarse += lanes::dot(&coarse, &coarse);
-        coded.rest += lanes::dot(&rest, &rest);
-        coded.square += lanes::dot(&x, &x);
         put(at * PIECE, &codes);
     }
-    coded
+    let total = |lanes: [f32; LANES]| lanes.into_iter().sum();
+    Coded {
+        scale,
+        coarse: total(coarse),
+        rest: total(rest),
+        square: total(square),
+        sum: sum.into_iter().sum(),
+    }
 }
 
 /// `x - mean`, zeros beyond the end.
@@ -224,9 +261,9 @@ impl CentroidCodes {
     }
 
     /// Codes of `centroids` `[k][dim]`.
-    pub(super) fn prepare(&mut self, cx: &Context, centroids: &[f32]) {
+    pub(super) fn prepare(&mut self, cx: &Context, centroids: &[f32], coding: Coding) {
         let dim = self.mean.len();
-        let (form, bound) = (form(cx.tier(), dim), kind(cx.tier(), dim).right_bound());
+        let (form, bound) = (coding.form, coding.kind.right_bound());
         let padded = (centroids.len() / dim).next_multiple_of(WIDE);
         let width = form.right.width();
         self.panel = form.right.panel(dim);

@@ -1,14 +1,13 @@
 //! The search of a task: bounds that settle labels, the integer product, and the candidates it leaves.
 
 use super::{
-    Assigned, NONE,
-    codes::{CentroidCodes, RowCodes, form, kind},
+    Assigned, NONE, Searched,
+    codes::{CentroidCodes, Coding},
     extremes::{Columns, Extremes, extremes, reaching},
-    relative_error,
 };
 use crate::{
     Tier,
-    outer::{Factors, Form, Side, TILE, TILE_ROWS, tiles},
+    outer::{Factors, Side, TILE, TILE_ROWS, tiles},
     strips::Rect,
     tier::Registers,
     tile::{Base, COLUMNS, Out},
@@ -34,15 +33,8 @@ pub(super) struct Rows<'a> {
 
 /// What all tasks read.
 pub(super) struct Screen<'a> {
-    tier: Tier,
-    form: Form,
-    x: &'a [f32],
-    centroids: &'a [f32],
-    dim: usize,
-    rows: &'a RowCodes,
-    codes: &'a CentroidCodes,
-    /// See [`relative_error`].
-    error: f32,
+    of: Searched<'a>,
+    coding: Coding,
     /// The centroids that `codes` are about, where that is not all.
     ids: Option<&'a [u32]>,
 }
@@ -100,54 +92,39 @@ impl Nearest {
 }
 
 /// Distances below which squares may have lost bits to underflow: no bound settles anything there.
-const NEAR: f32 = 1e-16;
+pub(super) const NEAR: f32 = 1e-16;
 
 /// A margin around computed bounds, for what few roundings do.
-const MARGIN: f32 = 8.0 * f32::EPSILON;
+pub(super) const MARGIN: f32 = 8.0 * f32::EPSILON;
 
 impl<'a> Screen<'a> {
-    pub(super) fn new(
-        tier: Tier,
-        x: &'a [f32],
-        centroids: &'a [f32],
-        dim: usize,
-        rows: &'a RowCodes,
-        codes: &'a CentroidCodes,
-    ) -> Screen<'a> {
-        let error = relative_error(dim);
-        Screen { tier, form: form(tier, dim), x, centroids, dim, rows, codes, error, ids: None }
+    pub(super) fn new(of: Searched<'a>) -> Screen<'a> {
+        Screen { of, coding: Coding::of(of.tier, of.dim), ids: None }
     }
 
     /// The same of some centroids alone, given in ascending order with their codes.
     pub(super) fn some(&self, ids: &'a [u32], codes: &'a CentroidCodes) -> Screen<'a> {
-        Screen { codes, ids: Some(ids), ..*self }
+        Screen { of: Searched { codes, ..self.of }, ids: Some(ids), ..*self }
     }
 
     /// Rows of a block: whole panels.
     fn block(&self) -> usize {
-        BLOCK / self.form.left.width() * self.form.left.width()
+        BLOCK / self.coding.form.left.width() * self.coding.form.left.width()
     }
 
     /// Bytes of the panels of a block.
     fn left_bytes(&self) -> usize {
-        BLOCK.div_ceil(self.form.left.width()) * self.form.left.panel(self.dim)
+        BLOCK.div_ceil(self.coding.form.left.width()) * self.coding.form.left.panel(self.of.dim)
     }
 
     /// Centroids that are compared at once.
     fn width(&self) -> usize {
-        WIDTH.min(self.codes.scales.len())
+        WIDTH.min(self.of.codes.scales.len())
     }
 
     /// Floats that a task needs.
     pub(super) fn scratch(&self) -> usize {
         LINE + self.left_bytes() / size_of::<f32>() + (BLOCK + 1) * self.width()
-    }
-
-    /// The definition.
-    #[inline(always)]
-    fn distance(&self, row: usize, label: u32) -> f32 {
-        let part = |of: &'a [f32], at: usize| &of[at * self.dim..][..self.dim];
-        super::square_distance(self.tier, part(self.x, row), part(self.centroids, label as usize))
     }
 
     /// Labels the rows of a task. Without `moves`, bounds are unknown.
@@ -205,10 +182,10 @@ impl<'a> Screen<'a> {
         let mut share = 0.0f32;
         for (lane, at) in block.iter().enumerate() {
             let row = rows.first + at;
-            let codes = &self.rows.codes[row * self.rows.stride..][..self.rows.stride];
-            lay_out(self.form.left, self.form.left.panel(self.dim), lane, codes, desk.left);
-            let row = self.rows.rows[row];
-            offsets[lane] = self.form.offset * row.sum;
+            let codes = &self.of.rows.codes[row * self.of.rows.stride..][..self.of.rows.stride];
+            lay_out(self.coding.form.left, self.coding.form.left.panel(self.of.dim), lane, codes, desk.left);
+            let row = self.of.rows.rows[row];
+            offsets[lane] = self.coding.form.offset * row.sum;
             scales[lane] = row.scale;
             share = share.max(row.share);
         }
@@ -218,20 +195,20 @@ impl<'a> Screen<'a> {
                 *nearest = self.own(rows, *at);
             }
         }
-        let padded = self.codes.scales.len();
+        let padded = self.of.codes.scales.len();
         for first in (0..padded).step_by(WIDTH) {
             let width = WIDTH.min(padded - first);
             let values = &mut desk.values[..block.len() * width];
             let mut out = Rect::of(values, width);
-            for panel in (0..width / COLUMNS).step_by(self.form.panels) {
-                let columns = panel * COLUMNS..(panel + self.form.panels) * COLUMNS;
+            for panel in (0..width / COLUMNS).step_by(self.coding.form.panels) {
+                let columns = panel * COLUMNS..(panel + self.coding.form.panels) * COLUMNS;
                 let from = first + columns.start;
                 let factors = Factors {
                     left: desk.left,
-                    left_panel: self.form.left.panel(self.dim),
-                    right: &self.codes.panels.bytes()[from / COLUMNS * self.codes.panel..],
-                    right_panel: self.codes.panel,
-                    inner: self.dim,
+                    left_panel: self.coding.form.left.panel(self.of.dim),
+                    right: &self.of.codes.panels.bytes()[from / COLUMNS * self.of.codes.panel..],
+                    right_panel: self.of.codes.panel,
+                    inner: self.of.dim,
                 };
                 let mut out = Out {
                     offsets: &offsets[..block.len()],
@@ -240,14 +217,18 @@ impl<'a> Screen<'a> {
                     base: Base::Nothing,
                     y: out.part(0..block.len(), columns),
                 };
-                tiles(tier, &desk.registers, kind(tier, self.dim), factors, &mut out);
+                tiles(tier, &desk.registers, self.coding.kind, factors, &mut out);
             }
-            errors(tier, &self.codes.rests[first..][..width], &self.codes.norms[first..][..width], share, {
-                &mut desk.errors[..width]
-            });
+            errors(
+                tier,
+                &self.of.codes.rests[first..][..width],
+                &self.of.codes.norms[first..][..width],
+                share,
+                &mut desk.errors[..width],
+            );
             let columns = Columns {
-                scales: &self.codes.scales[first..][..width],
-                halves: &self.codes.halves[first..][..width],
+                scales: &self.of.codes.scales[first..][..width],
+                halves: &self.of.codes.halves[first..][..width],
                 errors: &desk.errors[..width],
             };
             choose(tier, self, rows.first, block, first, values, columns, &mut nearest, done);
@@ -258,9 +239,9 @@ impl<'a> Screen<'a> {
     /// A row that only some centroids can take from its own.
     fn own(&self, rows: &Rows<'_>, at: usize) -> Nearest {
         let (label, upper) = (rows.labels[at], rows.upper[at]);
-        let square = self.rows.rows[rows.first + at].square;
+        let square = self.of.rows.rows[rows.first + at].square;
         // |x - c|² = |x - m|² - 2·S is at most the square of the upper bound.
-        let least = 0.5 * (square * (1.0 - self.error - MARGIN) - upper * upper * (1.0 + MARGIN));
+        let least = 0.5 * (square * (1.0 - self.of.error - MARGIN) - upper * upper * (1.0 + MARGIN));
         let extremes = Extremes { least, ..Extremes::NONE };
         Nearest { extremes, candidates: 1, label, own: label, ..Nearest::NONE }
     }
@@ -318,12 +299,12 @@ tiered! {
             let lower_after = |by: f32| (rows.lower[at] - by) * (1.0 - MARGIN);
             let lower = lower_after(by);
             // The definition is off by half of `error` at most, relative to squares.
-            let settled = |upper: f32, lower: f32| lower > NEAR && upper * (1.0 + screen.error) < lower;
+            let settled = |upper: f32, lower: f32| lower > NEAR && upper * (1.0 + screen.of.error) < lower;
             let mut kept = settled(upper, lower);
             if moves.tighten && !kept {
-                let distance = screen.distance(rows.first + at, label);
+                let distance = screen.of.distance(rows.first + at, label as usize);
                 done.compared += 1;
-                upper = (distance + f32::MIN_POSITIVE).sqrt() * (1.0 + screen.error);
+                upper = (distance + f32::MIN_POSITIVE).sqrt() * (1.0 + screen.of.error);
                 kept = settled(upper, lower);
             }
             let slow = moves.fast.as_ref().map(|(_, by)| lower_after(*by)).filter(|lower| settled(upper, *lower));
@@ -368,10 +349,11 @@ tiered! {
     ) {
         let width = columns.errors.len();
         for ((values, at_row), nearest) in values.chunks_exact_mut(width).zip(block).zip(nearest) {
-            let row = screen.rows.rows[first_row + at_row];
-            nearest.extremes = nearest.extremes.and(extremes(screen.tier, values, columns, row.norm));
-            let threshold = threshold(screen, row.square, nearest.extremes.least);
-            let bits = reaching(screen.tier, values, threshold);
+            let row = screen.of.rows.rows[first_row + at_row];
+            nearest.extremes = nearest.extremes.and(extremes(screen.of.tier, values, columns, row.norm));
+            let least = nearest.extremes.least;
+            let threshold = threshold(row.square, least, screen.of.codes.gap, screen.of.error, screen.of.dim);
+            let bits = reaching(screen.of.tier, values, threshold);
             for (word, bits) in bits[..width.div_ceil(64)].iter().enumerate() {
                 let mut bits = *bits;
                 while bits != 0 {
@@ -390,11 +372,10 @@ tiered! {
 /// By the definition a centroid can be nearer than one at the square `D` only where its own is at most
 /// `D·(1 + 2·error)`, and `S` is half of that less. Squares below 2^-126 are off by 2^-148 for each term.
 #[inline(always)]
-fn threshold(screen: &Screen<'_>, square: f32, least: f32) -> f32 {
-    let gap = screen.codes.gap;
-    let farthest = (square * (1.0 + screen.error) - 2.0 * (least - gap)).max(0.0);
-    let tiny = screen.dim as f32 * f32::from_bits(8);
-    least - 2.0 * gap - farthest * screen.error - (square + least.abs()) * MARGIN - tiny
+pub(super) fn threshold(square: f32, least: f32, gap: f32, error: f32, dim: usize) -> f32 {
+    let farthest = (square * (1.0 + error) - 2.0 * (least - gap)).max(0.0);
+    let tiny = dim as f32 * f32::from_bits(8);
+    least - 2.0 * gap - farthest * error - (square + least.abs()) * MARGIN - tiny
 }
 
 /// Takes a centroid that may be nearest.
@@ -418,11 +399,11 @@ fn candidate(
         return;
     }
     if nearest.candidates == 2 {
-        nearest.distance = screen.distance(row, nearest.label);
+        nearest.distance = screen.of.distance(row, nearest.label as usize);
         nearest.own_distance = nearest.distance;
         done.compared += 1;
     }
-    let distance = screen.distance(row, label);
+    let distance = screen.of.distance(row, label as usize);
     done.compared += 1;
     let first = distance == nearest.distance && label < nearest.label;
     if distance < nearest.distance || first {
@@ -439,12 +420,12 @@ tiered! {
         nearest: &[Nearest; BLOCK],
         done: &mut Assigned,
     ) {
-        let gap = screen.codes.gap;
+        let gap = screen.of.codes.gap;
         for (at, nearest) in block.iter().zip(nearest) {
             done.moved += usize::from(rows.labels[*at] != nearest.label);
             rows.labels[*at] = nearest.label;
-            let square = screen.rows.rows[rows.first + at].square;
-            let slack = square * (screen.error + MARGIN);
+            let square = screen.of.rows.rows[rows.first + at].square;
+            let slack = square * (screen.of.error + MARGIN);
             let narrowed = nearest.own != NONE;
             let stays = nearest.label == nearest.own;
             let bound = if stays { nearest.own_bound } else { nearest.bound };
@@ -452,7 +433,7 @@ tiered! {
             let other = if bound == top[0] { top[1] } else { top[0] };
             let root = |square: f32| if square > 0.0 { square.sqrt() } else { 0.0 };
             if nearest.candidates > 1 {
-                rows.upper[*at] = root(nearest.distance + f32::MIN_POSITIVE) * (1.0 + screen.error);
+                rows.upper[*at] = root(nearest.distance + f32::MIN_POSITIVE) * (1.0 + screen.of.error);
             } else if !narrowed {
                 let least = nearest.extremes.least;
                 let square = square + slack - 2.0 * (least - gap) + least.abs() * MARGIN;
@@ -463,7 +444,7 @@ tiered! {
             if narrowed {
                 // The others that did not go by, and the centroid that the row leaves.
                 lower = if rows.lower[*at] < lower { rows.lower[*at] } else { lower };
-                let left = root(nearest.own_distance) * (1.0 - screen.error);
+                let left = root(nearest.own_distance) * (1.0 - screen.of.error);
                 lower = if !stays && left < lower { left } else { lower };
             }
             rows.lower[*at] = lower;

@@ -7,6 +7,8 @@ use crate::{Context, strips::Strips};
 const BLOCK: usize = 2048;
 /// Columns of a task: a line of the cache of each row.
 const COLUMNS: usize = 16;
+/// Entries below which other threads would wake up too late.
+const FEW: usize = 1 << 14;
 
 /// What is known of the columns of all rows.
 #[derive(Debug)]
@@ -60,6 +62,8 @@ tiered! {
 #[derive(Debug)]
 pub(super) struct Sums {
     counted: Vec<u32>,
+    /// Rows to move.
+    moved: Vec<u32>,
     /// Adding and subtracting these rounds an entry to the grid of its column.
     rounders: Vec<f64>,
 }
@@ -78,7 +82,7 @@ impl Sums {
             1.5 * 2f64.powi(above + log_rows - 53) * 2f64.powi(52)
         };
         let rounders = columns.largest.iter().map(|m| if *m > 0.0 { rounder(m) } else { 0.0 }).collect();
-        Sums { counted: vec![NONE; rows], rounders }
+        Sums { counted: vec![NONE; rows], moved: vec![0; rows], rounders }
     }
 
     pub(super) fn reset(&mut self) {
@@ -95,49 +99,61 @@ impl Sums {
         counts: &mut [u64],
     ) {
         let dim = self.rounders.len();
+        let mut moved = 0;
+        for (row, (new, old)) in labels.iter().zip(&self.counted).enumerate() {
+            self.moved[moved] = row as u32;
+            moved += usize::from(new != old);
+        }
+        let moved = &self.moved[..moved];
         let count = |counts: &mut [u64], label: u32, by: u64| {
             if label != NONE {
                 counts[label as usize] = counts[label as usize].wrapping_add(by);
             }
         };
-        for (new, old) in labels.iter().zip(&self.counted).filter(|(new, old)| new != old) {
-            count(counts, *new, 1);
-            count(counts, *old, u64::MAX);
+        for row in moved {
+            count(counts, labels[*row as usize], 1);
+            count(counts, self.counted[*row as usize], u64::MAX);
         }
         let strips = Strips::new(sums, dim);
-        cx.tasks(dim.div_ceil(COLUMNS), |index| {
+        let columns = |index: usize| {
             let first = index * COLUMNS;
             let rounders = &self.rounders[first..dim.min(first + COLUMNS)];
-            move_rows(cx.tier(), x, dim, first, rounders, labels, &self.counted, strips);
-        });
-        self.counted.copy_from_slice(labels);
+            move_rows(cx.tier(), x, dim, first, rounders, moved, labels, &self.counted, strips);
+        };
+        if moved.len() * dim < FEW {
+            (0..dim.div_ceil(COLUMNS)).for_each(columns);
+        } else {
+            cx.tasks(dim.div_ceil(COLUMNS), columns);
+        }
+        for row in moved {
+            self.counted[*row as usize] = labels[*row as usize];
+        }
     }
 }
 
 tiered! {
-    /// Moves the columns from `first` on of rows whose label is no longer the counted one. No other task has
-    /// these columns.
+    /// Moves the columns from `first` on of some rows from the label that they are counted under. No other task
+    /// has these columns.
     fn move_rows(
         x: &[f32],
         dim: usize,
         first: usize,
         rounders: &[f64],
+        moved: &[u32],
         labels: &[u32],
         counted: &[u32],
         sums: Strips<'_, f64>,
     ) {
         // SAFETY: the columns are this task's, and one slice of them is in use at a time.
         let columns = |label: u32| unsafe { sums.slice(label as usize, first, rounders.len()) };
-        for (row, (new, old)) in labels.iter().zip(counted).enumerate() {
-            if new == old {
-                continue;
-            }
+        for row in moved {
+            let row = *row as usize;
             let x = &x[row * dim + first..][..rounders.len()];
-            if *new != NONE {
-                add(x, rounders, 1.0, columns(*new));
+            if labels[row] != NONE {
+                add(x, rounders, 1.0, columns(labels[row]));
             }
-            if *old != NONE {
-                add(x, rounders, -1.0, columns(*old));
+            if counted[row] != NONE {
+                add(x, rounders, -1.0, columns(counted[row]));
             }
         }
     }

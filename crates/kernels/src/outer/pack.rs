@@ -4,7 +4,7 @@ use super::{
     BLOCK, Kind, Left, Right,
     form::{Form, Side, TILE, TILE_QUADS, TILE_ROWS},
 };
-use crate::{Context, lanes, tile::COLUMNS};
+use crate::{Context, lanes, rows, tile::COLUMNS};
 
 /// Rows of the left factor that one task lays out: whole panels of every form.
 const STRIPE: usize = 96;
@@ -306,20 +306,59 @@ tiered! {
 
 /// Lays int8 rows `x` `[inner][columns]` out as columns of the result.
 pub(crate) fn pack_columns(cx: &Context, kind: Kind, x: &[i8], columns: usize, right: &mut Right) {
-    let form = Form::of(cx.tier(), kind);
-    let (side, offset) = (form.right, form.offset as u8);
-    let inner = x.len() / columns;
-    let panel = side.panel(inner.min(BLOCK));
-    let (blocks, panels) = (inner.div_ceil(BLOCK), padded_panels(columns));
-    (right.columns, right.inner) = (columns, inner);
-    right.scales.clear();
-    let groups = panels / PANELS;
-    let values = right.values.sized(blocks * panels * panel);
-    cx.chunks(values, PANELS * panel, |index, values| {
-        let (block, first) = (index / groups, index % groups * PANELS * COLUMNS);
-        let x = &x[block * BLOCK * columns..inner.min((block + 1) * BLOCK) * columns];
-        pack_panels(cx.tier(), x, columns, first, side, offset, panel, values);
+    let blocks = Columns::new(cx, kind, x.len() / columns, columns, right);
+    cx.chunks(blocks.values, PANELS * blocks.panel, |index, values| {
+        let (block, first) = (index / blocks.groups, index % blocks.groups * PANELS * COLUMNS);
+        let x = &x[block * BLOCK * columns..x.len().min((block + 1) * BLOCK * columns)];
+        pack_panels(cx.tier(), x, columns, first, blocks.side, blocks.offset, blocks.panel, values);
     });
+}
+
+/// [`rows::quantize`] of `x` `[inner][columns]`, whose scales are written, and [`pack_columns`] of the codes, of
+/// which `codes` holds a block of the inner index at a time.
+pub(crate) fn round_columns(
+    cx: &Context,
+    kind: Kind,
+    x: &[f32],
+    columns: usize,
+    codes: &mut Vec<i8>,
+    scales: &mut [f32],
+    right: &mut Right,
+) {
+    let blocks = Columns::new(cx, kind, x.len() / columns, columns, right);
+    codes.resize((BLOCK * columns).min(x.len()), 0);
+    let parts = blocks.values.chunks_mut(blocks.groups * PANELS * blocks.panel);
+    for ((x, scales), values) in x.chunks(BLOCK * columns).zip(scales.chunks_mut(BLOCK)).zip(parts) {
+        let codes = &mut codes[..x.len()];
+        rows::quantize(cx, x, codes, scales);
+        let codes = &*codes;
+        cx.chunks(values, PANELS * blocks.panel, |group, values| {
+            let first = group * PANELS * COLUMNS;
+            pack_panels(cx.tier(), codes, columns, first, blocks.side, blocks.offset, blocks.panel, values);
+        });
+    }
+}
+
+/// Room for columns of a result, by blocks of the inner index.
+struct Columns<'a> {
+    values: &'a mut [u8],
+    panel: usize,
+    /// Groups of panels in a block.
+    groups: usize,
+    side: Side,
+    offset: u8,
+}
+
+impl<'a> Columns<'a> {
+    fn new(cx: &Context, kind: Kind, inner: usize, columns: usize, right: &'a mut Right) -> Columns<'a> {
+        let form = Form::of(cx.tier(), kind);
+        let panel = form.right.panel(inner.min(BLOCK));
+        let (blocks, panels) = (inner.div_ceil(BLOCK), padded_panels(columns));
+        (right.columns, right.inner) = (columns, inner);
+        right.scales.clear();
+        let values = right.values.sized(blocks * panels * panel);
+        Columns { values, panel, groups: panels / PANELS, side: form.right, offset: form.offset as u8 }
+    }
 }
 
 tiered! {

@@ -18,7 +18,7 @@ mod panels;
 mod scalar;
 
 use panels::panel_len;
-pub use panels::{Latent, MAX_INPUTS, Panels, Source, pack};
+pub use panels::{Latent, MAX_INPUTS, Panels, Rows, Source, pack};
 
 use crate::{
     Context, Tier,
@@ -392,7 +392,8 @@ mod tests {
         let x = &storage[offset..];
         let codes: Vec<i8> = (0..outputs * inputs).map(|_| if extreme { 1 } else { random(-1, 1) }).collect();
         let mut panels = Panels::zeros(outputs, inputs);
-        pack(&cx, &codes[..], &mut panels, None);
+        let source = Rows { elements: &codes[..], cols: inputs };
+        pack(&cx, source, (outputs, inputs), Some(&mut panels), None);
         let residual = vec![1.0; rows * outputs];
         let mut y = vec![f32::NAN; rows * outputs];
         let mut scratch = Scratch::default();

@@ -56,26 +56,37 @@ impl Panels {
     }
 }
 
-/// What becomes codes.
+/// What becomes codes: a matrix, row-major `[outputs][inputs]`.
 pub trait Source: Copy + Sync + Send {
-    /// An element.
-    type Element: Sync;
-    /// All of them, row-major `[outputs][inputs]`.
-    fn elements(&self) -> &[Self::Element];
-    /// Codes of some.
-    fn codes(&self, tier: Tier, from: &[Self::Element], to: &mut [i8]);
+    /// Number of its elements.
+    fn count(&self) -> usize;
+    /// Codes of the columns from `column` on of a row.
+    fn codes(&self, tier: Tier, row: usize, column: usize, to: &mut [i8]);
+}
+
+/// A matrix with rows of `cols`.
+#[derive(Clone, Copy, Debug)]
+pub struct Rows<'a, T> {
+    /// Its elements.
+    pub elements: &'a [T],
+    /// Their number in a row.
+    pub cols: usize,
+}
+
+impl<'a, T> Rows<'a, T> {
+    fn part(&self, row: usize, column: usize, len: usize) -> &'a [T] {
+        &self.elements[row * self.cols + column..][..len]
+    }
 }
 
 /// Codes as they are, in {-1, 0, 1}.
-impl Source for &[i8] {
-    type Element = i8;
-
-    fn elements(&self) -> &[i8] {
-        self
+impl Source for Rows<'_, i8> {
+    fn count(&self) -> usize {
+        self.elements.len()
     }
 
-    fn codes(&self, _: Tier, from: &[i8], to: &mut [i8]) {
-        to.copy_from_slice(from);
+    fn codes(&self, _: Tier, row: usize, column: usize, to: &mut [i8]) {
+        to.copy_from_slice(self.part(row, column, to.len()));
     }
 }
 
@@ -83,21 +94,19 @@ impl Source for &[i8] {
 #[derive(Clone, Copy, Debug)]
 pub struct Latent<'a> {
     /// The weights.
-    pub weights: &'a [f32],
+    pub weights: Rows<'a, f32>,
     /// Their scale.
     pub scale: f32,
 }
 
 impl Source for Latent<'_> {
-    type Element = f32;
-
-    fn elements(&self) -> &[f32] {
-        self.weights
+    fn count(&self) -> usize {
+        self.weights.elements.len()
     }
 
-    fn codes(&self, tier: Tier, from: &[f32], to: &mut [i8]) {
+    fn codes(&self, tier: Tier, row: usize, column: usize, to: &mut [i8]) {
         let threshold = if self.scale > 0.0 { self.scale * 0.5 } else { f32::INFINITY };
-        signs(tier, from, threshold, to);
+        signs(tier, self.weights.part(row, column, to.len()), threshold, to);
     }
 }
 
@@ -112,19 +121,26 @@ tiered! {
 /// Outputs and inputs of a block: its codes stay in the first cache while both packings read them.
 const BLOCK: (usize, usize) = (64, 512);
 
-/// Packs a matrix `[outputs][inputs]` and, into `transposed` `[inputs][outputs]`, its transpose.
+/// Packs a matrix `[outputs][inputs]` into `forward`, and its transpose into `transposed`
+/// `[inputs][outputs]`; either may be left out.
 ///
 /// # Panics
 /// The sizes do not fit together.
-pub fn pack<S: Source>(cx: &Context, source: S, forward: &mut Panels, transposed: Option<&mut Panels>) {
-    let (outputs, inputs) = (forward.outputs, forward.inputs);
-    assert_eq!(source.elements().len(), outputs * inputs, "source is not outputs × inputs");
-    let fits = |t: &Panels| t.outputs == inputs && t.inputs == outputs;
-    assert!(transposed.as_deref().is_none_or(fits), "the transpose is not inputs × outputs");
+pub fn pack<S: Source>(
+    cx: &Context,
+    source: S,
+    (outputs, inputs): (usize, usize),
+    forward: Option<&mut Panels>,
+    transposed: Option<&mut Panels>,
+) {
+    assert_eq!(source.count(), outputs * inputs, "source is not outputs × inputs");
+    let fits = |t: Option<&Panels>, sizes| t.is_none_or(|t| (t.outputs, t.inputs) == sizes);
+    assert!(fits(forward.as_deref(), (outputs, inputs)), "the panels are not outputs × inputs");
+    assert!(fits(transposed.as_deref(), (inputs, outputs)), "the transpose is not inputs × outputs");
     if outputs * inputs == 0 {
         return;
     }
-    let forward = Strips::new(&mut forward.bytes, panel_len(inputs));
+    let forward = forward.map(|panels| Strips::new(&mut panels.bytes, panel_len(inputs)));
     let transposed = transposed.map(|panels| Strips::new(&mut panels.bytes, panel_len(outputs)));
     let across = inputs.div_ceil(BLOCK.1);
     let floats = BLOCK.0 * BLOCK.1 / size_of::<f32>();
@@ -133,15 +149,16 @@ pub fn pack<S: Source>(cx: &Context, source: S, forward: &mut Panels, transposed
         let (rows, columns) = (BLOCK.0.min(outputs - row), BLOCK.1.min(inputs - column));
         let codes = &mut bytemuck::cast_slice_mut::<f32, i8>(desk)[..rows * columns];
         for (r, codes) in codes.chunks_exact_mut(columns).enumerate() {
-            let from = &source.elements()[(row + r) * inputs + column..][..columns];
-            source.codes(cx.tier(), from, codes);
+            source.codes(cx.tier(), row + r, column, codes);
         }
         let codes = &*codes;
         let bytes = |inputs: usize| panel_len(inputs);
-        for (panel, rows) in codes.chunks(COLUMNS * columns).enumerate() {
-            // SAFETY: these columns of these panels belong to this task.
-            let to = unsafe { forward.slice(row / COLUMNS + panel, bytes(column), bytes(columns)) };
-            pack_panel(cx.tier(), rows, columns, to);
+        if let Some(forward) = &forward {
+            for (panel, rows) in codes.chunks(COLUMNS * columns).enumerate() {
+                // SAFETY: these columns of these panels belong to this task.
+                let to = unsafe { forward.slice(row / COLUMNS + panel, bytes(column), bytes(columns)) };
+                pack_panel(cx.tier(), rows, columns, to);
+            }
         }
         if let Some(transposed) = &transposed {
             for first in (0..columns).step_by(COLUMNS) {
@@ -243,11 +260,13 @@ mod tests {
                         (0..codes.len()).map(|i| codes[i % outputs * inputs + i / outputs]).collect();
                     let (mut forward, mut backward) =
                         (Panels::zeros(outputs, inputs), Panels::zeros(inputs, outputs));
-                    pack(&cx, Latent { weights: &weights, scale }, &mut forward, Some(&mut backward));
+                    let source = Latent { weights: Rows { elements: &weights, cols: inputs }, scale };
+                    pack(&cx, source, (outputs, inputs), Some(&mut forward), Some(&mut backward));
                     assert_eq!(forward.codes(), codes, "{outputs}×{inputs}");
                     assert_eq!(backward.codes(), transposed, "{outputs}×{inputs}");
                     let mut from_codes = Panels::zeros(outputs, inputs);
-                    pack(&cx, &codes[..], &mut from_codes, None);
+                    let source = Rows { elements: &codes[..], cols: inputs };
+                    pack(&cx, source, (outputs, inputs), Some(&mut from_codes), None);
                     assert!(from_codes == forward, "{outputs}×{inputs}");
                 }
             }

@@ -1,0 +1,147 @@
+//! A parameter on a device, in f32 or in few bits, and how it moves.
+
+use std::borrow::Cow;
+
+use tritrain_kernels::packed;
+use tritrain_trit::format::Format;
+
+use crate::Backend;
+
+/// A parameter tensor on a device.
+pub enum Weight<B: Backend> {
+    /// f32.
+    Floats(B::Floats),
+    /// A matrix in few bits.
+    Packed(B::Packed),
+}
+
+impl<B: Backend> Weight<B> {
+    /// The f32 numbers.
+    ///
+    /// # Panics
+    /// The tensor is packed, as only latent weights of ternary matrices are.
+    pub fn floats(&self) -> &B::Floats {
+        match self {
+            Weight::Floats(floats) => floats,
+            Weight::Packed(_) => panic!("{PACKED}"),
+        }
+    }
+
+    /// The f32 numbers, to be changed.
+    ///
+    /// # Panics
+    /// As [`Weight::floats`].
+    pub fn floats_mut(&mut self) -> &mut B::Floats {
+        match self {
+            Weight::Floats(floats) => floats,
+            Weight::Packed(_) => panic!("{PACKED}"),
+        }
+    }
+}
+
+const PACKED: &str = "only latent weights are packed, and nothing reads them as f32";
+
+/// Which products codes are made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sides {
+    /// Forward.
+    Forward,
+    /// The gradient of the input.
+    Backward,
+}
+
+/// A packed matrix on the host.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Stored<'a> {
+    /// How its rows are stored.
+    pub format: Format,
+    /// The rows.
+    pub bytes: Cow<'a, [u8]>,
+    /// What a level is worth, by row or one for all; none for bf16.
+    pub steps: Cow<'a, [f32]>,
+}
+
+impl Stored<'_> {
+    /// Whether it can be a matrix of some shape.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn check(&self, rows: usize, cols: usize) -> Result<(), String> {
+        packed::check(self.format, rows, cols, &self.bytes, &self.steps)
+    }
+}
+
+/// A parameter tensor on the host.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Values<'a> {
+    /// f32, row-major.
+    Floats(Cow<'a, [f32]>),
+    /// Latent weights in few bits.
+    Packed(Stored<'a>),
+}
+
+impl<'a> From<&'a Vec<f32>> for Values<'a> {
+    fn from(values: &'a Vec<f32>) -> Values<'a> {
+        Values::Floats(values.as_slice().into())
+    }
+}
+
+const SHAPE: &str = "whoever reads stored numbers checks them first";
+
+impl Values<'_> {
+    /// On a device as f32.
+    ///
+    /// # Panics
+    /// The shape is another.
+    pub fn floats<B: Backend>(&self, backend: &B, rows: usize, cols: usize) -> B::Floats {
+        let mut buffer = backend.floats(rows * cols);
+        match self {
+            Values::Floats(host) => backend.upload(host, &mut buffer),
+            Values::Packed(_) => backend.upload(&self.numbers(backend, rows, cols), &mut buffer),
+        }
+        buffer
+    }
+
+    /// On a device in few bits: as it is in the same format, else rounded to it as [`Backend::upload_packed`]
+    /// does.
+    ///
+    /// # Panics
+    /// The shape is another.
+    pub fn packed<B: Backend>(
+        &self,
+        backend: &B,
+        (rows, cols): (usize, usize),
+        format: Format,
+        range: f32,
+    ) -> B::Packed {
+        let mut packed = backend.packed(format, rows, cols, by_row(format));
+        match self {
+            Values::Packed(stored) if stored.format == format => {
+                backend.restore(stored, &mut packed).expect(SHAPE);
+            }
+            _ => backend.upload_packed(&self.numbers(backend, rows, cols), range, &mut packed),
+        }
+        packed
+    }
+
+    /// As f32 numbers.
+    ///
+    /// # Panics
+    /// The shape is another.
+    pub fn numbers<B: Backend>(&self, backend: &B, rows: usize, cols: usize) -> Cow<'_, [f32]> {
+        match self {
+            Values::Floats(host) => Cow::Borrowed(host),
+            Values::Packed(stored) => {
+                let packed = self.packed(backend, (rows, cols), stored.format, 1.0);
+                let mut host = vec![0.0; rows * cols];
+                backend.download_packed(&packed, &mut host);
+                host.into()
+            }
+        }
+    }
+}
+
+/// Whether latent weights of a format have a step for each row: eight bits do, digits share one.
+pub fn by_row(format: Format) -> bool {
+    format == Format::Int8
+}

@@ -1,0 +1,223 @@
+//! Matrices in few bits, and the step that moves them.
+
+use tritrain_kernels::{
+    Context, Floats, Tier,
+    descent::{Descent, Pace, REPORT, RowReport, Scratch, Weights, descend},
+    packed::{Codes, Packed},
+    ternary::{Panels, pack},
+};
+use tritrain_trit::{
+    digits,
+    format::Format,
+    rng::Stream,
+    ternary::{self, scale_from_total},
+};
+
+const FORMATS: [Format; 7] = [
+    Format::Bf16,
+    Format::Int8,
+    Format::Trits(1),
+    Format::Trits(2),
+    Format::Trits(3),
+    Format::Trits(4),
+    Format::Trits(5),
+];
+
+fn normal(stream: u32, len: usize, deviation: f32) -> Vec<f32> {
+    let random = Stream::new(5, stream, 0);
+    (0..len as u64).map(|i| random.normal(i) * deviation).collect()
+}
+
+fn unpacked(cx: &Context, packed: &Packed) -> Vec<f32> {
+    let [rows, cols] = packed.shape();
+    let mut to = vec![0.0; rows * cols];
+    packed.get(cx, &mut to);
+    to
+}
+
+fn descent<'a>(paces: &'a [Pace], clusters: &'a [u8], step: u64) -> Descent<'a> {
+    let noise = (Stream::new(9, 1, step), Stream::new(9, 2, step));
+    Descent { paces, clusters, decay: 0.1, momentum: 0.8, noise }
+}
+
+#[test]
+fn rows_are_those_of_the_definition_on_every_tier() {
+    for tier in Tier::available() {
+        let cx = Context::new(tier, 2).unwrap();
+        for (rows, cols) in [(1, 1), (3, 7), (16, 256), (5, 515), (70, 130)] {
+            let w = normal(1, rows * cols, 0.02);
+            for format in FORMATS {
+                let mut packed = Packed::zeros(format, rows, cols, false);
+                packed.set(&cx, &w, 3.0);
+                let values = unpacked(&cx, &packed);
+                if let Format::Trits(n) = format {
+                    let mut levels = vec![0; cols];
+                    for (r, bytes) in packed.bytes().chunks_exact(format.row_len(cols)).enumerate() {
+                        digits::unpack_row(bytes, usize::from(n), &mut levels).unwrap();
+                        let step = packed.steps()[0];
+                        let expected = levels.iter().map(|level| f32::from(*level) * step);
+                        assert!(expected.eq(values[r * cols..][..cols].iter().copied()), "{format:?}");
+                    }
+                }
+                let total = packed.sums().absolute;
+                let plain: f64 = values.iter().map(|w| f64::from(w.abs())).sum();
+                assert!((total - plain).abs() <= 1e-6 * plain, "{format:?}: {total} {plain}");
+                let scale = scale_from_total(total, values.len()).unwrap();
+                let mut codes = vec![0; values.len()];
+                ternary::quantize(&values, scale, &mut codes);
+                let (mut forward, mut backward) = (Panels::zeros(rows, cols), Panels::zeros(cols, rows));
+                let source = Codes { latent: &packed, scale };
+                pack(&cx, source, (rows, cols), Some(&mut forward), Some(&mut backward));
+                assert_eq!(forward.codes(), codes, "{format:?} {rows}×{cols}");
+                let mut alone = Panels::zeros(cols, rows);
+                pack(&cx, source, (rows, cols), None, Some(&mut alone));
+                assert!(alone == backward, "{format:?}");
+
+                let mut again = Packed::zeros(format, rows, cols, false);
+                again.restore(&cx, packed.bytes(), packed.steps()).unwrap();
+                assert_eq!(unpacked(&cx, &again), values, "{format:?}");
+                assert_eq!(again.sums(), packed.sums(), "{format:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn damaged_rows_are_refused() {
+    let cx = Context::new(Tier::SCALAR, 1).unwrap();
+    for (format, byte) in [(Format::Trits(4), 1), (Format::Int8, 0x80)] {
+        let mut packed = Packed::zeros(format, 2, 8, false);
+        let (mut bytes, steps) = (packed.bytes().to_vec(), packed.steps().to_vec());
+        bytes[9] = byte;
+        let error = packed.restore(&cx, &bytes, &steps).unwrap_err();
+        assert!(error.contains("row 1"), "{error}");
+        assert!(packed.restore(&cx, &bytes[1..], &steps).is_err());
+        let bytes = packed.bytes().to_vec();
+        assert!(packed.restore(&cx, &bytes, &[0.1]).unwrap_err().contains("step"));
+        assert!(packed.restore(&cx, &bytes, &[f32::NAN]).is_err());
+    }
+    let mut packed = Packed::zeros(Format::Bf16, 1, 2, false);
+    assert!(packed.restore(&cx, &[0, 0, 0x80, 0x7f], &[]).unwrap_err().contains("finite"));
+}
+
+/// Weights in a format (none: f32) with a momentum (none: without), moved some steps.
+fn run(cx: &Context, latent: Option<Format>, moment: Option<Format>, radius: f32, steps: u64) -> Vec<u32> {
+    let (rows, cols) = (12, 130);
+    let start = normal(1, rows * cols, 0.02);
+    let clusters: Vec<u8> = (0..rows).map(|r| (r % 2) as u8).collect();
+    let paces = [Pace { rate: 0.05, radius }, Pace { rate: 0.01, radius: radius * 0.5 }];
+    let mut floats = Floats::from(&start[..]);
+    let mut packed = Packed::zeros(latent.unwrap_or(Format::Bf16), rows, cols, false);
+    packed.set(cx, &start, 3.0);
+    let mut moment = moment.map(|format| Packed::zeros(format, rows, cols, true));
+    let mut scratch = Scratch::default();
+    let mut reports = vec![0.0; rows * REPORT];
+    let mut all = Vec::new();
+    for step in 0..steps {
+        let value = |packed: &Packed, floats: &Floats| match latent {
+            None => floats.to_vec(),
+            Some(_) => unpacked(cx, packed),
+        };
+        let before = value(&packed, &floats);
+        let mean = before.iter().map(|w| f64::from(*w).powi(2)).sum::<f64>() / before.len() as f64;
+        let u = normal(2 + step as u32, rows * cols, 1.0);
+        let weights = match latent {
+            None => Weights::Floats(&mut floats),
+            Some(_) => Weights::Packed(&mut packed),
+        };
+        let with = descent(&paces, &clusters, step);
+        descend(cx, weights, &u, moment.as_mut(), &with, &mut reports, &mut scratch);
+        let after = value(&packed, &floats);
+        let rows = reports.as_chunks().0.iter().map(|row| RowReport::read(*row));
+        for (r, report) in rows.clone().enumerate() {
+            let moved = before[r * cols..][..cols].iter().zip(&after[r * cols..][..cols]);
+            let moved: f64 = moved.map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum();
+            let radius = f64::from(paces[r % 2].radius) * mean.sqrt() * (cols as f64).sqrt();
+            assert!(moved.sqrt() <= radius * (1.0 + 1e-9), "{latent:?} step {step}: {moved} {radius}");
+            assert!((moved - f64::from(report.applied)).abs() <= 1e-6 * moved, "{moved} {}", report.applied);
+        }
+        all.extend(after.iter().map(|w| w.to_bits()));
+        all.extend(rows.map(|r| (r.flips + 1000.0 * r.zeros) as u32));
+    }
+    if let Some(moment) = &moment {
+        all.extend(unpacked(cx, moment).iter().map(|w| w.to_bits()));
+    }
+    all
+}
+
+#[test]
+fn no_row_leaves_its_radius_and_all_threads_and_tiers_agree() {
+    let latents = [None].into_iter().chain(FORMATS.into_iter().filter(|f| *f != Format::Trits(1)).map(Some));
+    for latent in latents {
+        for moment in
+            [None, Some(Format::Bf16), Some(Format::Int8), Some(Format::Trits(1)), Some(Format::Trits(2))]
+        {
+            for radius in [f32::INFINITY, 0.1, 0.01, 1e-4] {
+                let expected = run(&Context::new(Tier::SCALAR, 1).unwrap(), latent, moment, radius, 4);
+                for tier in Tier::available() {
+                    for threads in [1, 3] {
+                        let cx = Context::new(tier, threads).unwrap();
+                        let found = run(&cx, latent, moment, radius, 4);
+                        assert!(found == expected, "{latent:?} {moment:?} {radius} {}", tier.name());
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn rounding_moves_weights_by_the_step_on_average() {
+    let cx = Context::new(Tier::available().pop().unwrap(), 2).unwrap();
+    let (rows, cols) = (64, 512);
+    for format in FORMATS.into_iter().skip(1) {
+        let mut packed = Packed::zeros(format, rows, cols, false);
+        packed.set(&cx, &vec![1.0; rows * cols], 4.0);
+        packed.set(&cx, &vec![0.0; rows * cols], 4.0);
+        let mut packed = {
+            // Steps of a matrix of ones, weights of zero.
+            let mut ones = Packed::zeros(format, rows, cols, false);
+            ones.set(&cx, &vec![1.0; rows * cols], 4.0);
+            let (bytes, steps) = (packed.bytes().to_vec(), ones.steps().to_vec());
+            packed.restore(&cx, &bytes, &steps).unwrap();
+            packed
+        };
+        let step = packed.steps()[0];
+        let paces = [Pace { rate: 0.3 * step / 1e-3, radius: f32::INFINITY }];
+        let u = vec![-1.0; rows * cols];
+        let mut reports = vec![0.0; rows * REPORT];
+        let with = Descent { decay: 0.0, ..descent(&paces, &[], 1) };
+        let weights = Weights::Packed(&mut packed);
+        descend(&cx, weights, &u, None, &with, &mut reports, &mut Scratch::default());
+        let mean = unpacked(&cx, &packed).iter().sum::<f32>() / (rows * cols) as f32 / step;
+        // Three tenths of a level; the deviation of the mean is 0.0025.
+        assert!((mean - 0.3).abs() < 0.012, "{format:?}: {mean}");
+    }
+}
+
+#[test]
+fn a_direction_that_is_no_number_moves_nothing() {
+    let cx = Context::new(Tier::SCALAR, 1).unwrap();
+    for latent in [None, Some(Format::Bf16), Some(Format::Int8), Some(Format::Trits(4))] {
+        let start = normal(1, 20, 0.02);
+        let mut floats = Floats::from(&start[..]);
+        let mut packed = Packed::zeros(latent.unwrap_or(Format::Bf16), 2, 10, false);
+        packed.set(&cx, &start, 3.0);
+        let before = unpacked(&cx, &packed);
+        let mut u = vec![0.5; 20];
+        u[3] = f32::NAN;
+        let paces = [Pace { rate: 0.1, radius: f32::INFINITY }];
+        let weights = match latent {
+            None => Weights::Floats(&mut floats),
+            Some(_) => Weights::Packed(&mut packed),
+        };
+        let mut reports = [0.0; 2 * REPORT];
+        descend(&cx, weights, &u, None, &descent(&paces, &[], 0), &mut reports, &mut Scratch::default());
+        let after = if latent.is_none() { floats.to_vec() } else { unpacked(&cx, &packed) };
+        let before = if latent.is_none() { &start } else { &before };
+        assert_eq!(after[..10], before[..10], "{latent:?}");
+        let [first, second] = [0, 1].map(|row| RowReport::read(reports.as_chunks().0[row]));
+        assert!(first.bounded == 1.0 && first.applied == 0.0 && second.bounded == 0.0);
+        assert!(after.iter().all(|w| w.is_finite()));
+    }
+}

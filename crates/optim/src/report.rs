@@ -1,0 +1,50 @@
+//! What an update did to the matrices.
+
+use tritrain_backend::RowReport;
+
+/// Sums over the rows of matrices since the update began.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Report {
+    /// `‖ΔW‖²` of all matrices, as applied after rounding.
+    pub applied: f64,
+    /// `‖W‖²` of all matrices, before.
+    pub weights: f64,
+    /// Ternary codes that changed.
+    pub flips: f64,
+    /// Ternary codes that are zero.
+    pub zeros: f64,
+    /// Numbers in all matrices.
+    pub numbers: f64,
+    /// Rows that the trust region made shorter.
+    pub bounded: f64,
+    /// Rows of all matrices.
+    pub rows: f64,
+}
+
+impl Report {
+    /// Adds a row of `cols` numbers.
+    pub fn add(&mut self, row: &RowReport, cols: usize) {
+        self.applied += f64::from(row.applied);
+        self.weights += f64::from(row.weights);
+        self.flips += f64::from(row.flips);
+        self.zeros += f64::from(row.zeros);
+        self.numbers += cols as f64;
+        self.bounded += f64::from(row.bounded);
+        self.rows += 1.0;
+    }
+
+    /// Norm of the update as a share of that of the weights.
+    pub fn relative(&self) -> f64 {
+        if self.weights > 0.0 { (self.applied / self.weights).sqrt() } else { 0.0 }
+    }
+
+    /// Share of the codes that changed.
+    pub fn flip_rate(&self) -> f64 {
+        self.flips / self.numbers.max(1.0)
+    }
+
+    /// Share of the rows that the trust region made shorter.
+    pub fn bounded_share(&self) -> f64 {
+        self.bounded / self.rows.max(1.0)
+    }
+}
