@@ -104,6 +104,10 @@ pub(crate) struct Generate {
     /// Keep this many of the most probable tokens; 0 keeps all.
     #[arg(long, default_value_t = 0)]
     pub(crate) top_k: usize,
+    /// Divides the positive logits of tokens made before and multiplies the others, so that text repeats itself
+    /// less; 1 leaves them, samples in training take 1.2.
+    #[arg(long, default_value_t = 1.0)]
+    pub(crate) repetition_penalty: f32,
     /// Seed of the choices: the same seed gives the same text.
     #[arg(long, default_value_t = 0)]
     pub(crate) seed: u64,
@@ -127,7 +131,7 @@ pub(crate) struct Eval {
     /// Files or folders of text; all of it is evaluated.
     #[arg(long, required = true, num_args = 1.., value_name = "PATH")]
     pub(crate) data: Vec<PathBuf>,
-    /// Tokens to look at, at most, spread evenly over the text; 0 looks at all.
+    /// Tokens to look at, at most, the first of the text; 0 looks at all.
     #[arg(long, default_value_t = 0)]
     pub(crate) max_tokens: u64,
     #[command(flatten)]
@@ -176,9 +180,12 @@ pub(crate) struct Cluster {
     #[arg(long, value_name = "ROWS", conflicts_with = "init")]
     pub(crate) batch: Option<usize>,
     /// Vectors of text: tfidf, by its words; or by the token embedding of a model (a run folder, step folder
-    /// or model.safetensors).
-    #[arg(long, default_value = "tfidf", value_name = "tfidf|MODEL")]
+    /// or model.safetensors) or of a proxy, a small model that is trained on the text first.
+    #[arg(long, default_value = "tfidf", value_name = "tfidf|proxy|MODEL")]
     pub(crate) embedding: String,
+    /// Tokens that a proxy is trained on.
+    #[arg(long, default_value_t = 300_000, value_name = "N")]
+    pub(crate) proxy_tokens: u64,
     /// Find near-duplicates of text within clusters: passages with this cosine or more, 0.95 for example, to one
     /// that is kept, and four fifths of their 5-word shingles in common with it.
     #[arg(long, value_name = "COSINE")]

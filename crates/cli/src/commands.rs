@@ -205,8 +205,8 @@ pub(crate) fn write(
         }
         None => None,
     };
-    let sampling =
-        Sampling { temperature: args.temperature, top_p: args.top_p, top_k: args.top_k, seed: args.seed };
+    let &args::Generate { temperature, top_p, top_k, repetition_penalty, seed, .. } = args;
+    let sampling = Sampling { temperature, top_p, top_k, repetition_penalty, seed };
     let mut text = String::new();
     show::piece(&args.prompt);
     let tokens = generate(next, tokenizer, &sampling, args.max_tokens, |piece| {
@@ -302,6 +302,9 @@ fn check_sampling(args: &args::Generate) -> Result<()> {
     }
     if !(args.top_p > 0.0 && args.top_p <= 1.0) {
         return usage("top-p", args.top_p, "a number above 0 and up to 1");
+    }
+    if !(args.repetition_penalty > 0.0 && args.repetition_penalty.is_finite()) {
+        return usage("repetition-penalty", args.repetition_penalty, "a number above 0");
     }
     Ok(())
 }

@@ -59,24 +59,24 @@ pub fn generate(
     mut emit: impl FnMut(&str) -> bool,
 ) -> Result<usize> {
     let mut text = tokenizer.decode_stream();
-    let mut made = 0;
-    while made < limit {
-        let token = sample(next.logits(), sampling, made as u64);
-        made += 1;
+    let mut made = Vec::new();
+    while made.len() < limit {
+        let token = sample(next.logits(), sampling, &made);
+        made.push(token);
         if token == tokenizer.eos() {
             break;
         }
         if let Some(piece) = text.push(token)
             && !emit(&piece)
         {
-            return Ok(made);
+            return Ok(made.len());
         }
-        if made < limit {
+        if made.len() < limit {
             next.push(token)?;
         }
     }
     if let Some(rest) = text.finish() {
         emit(&rest);
     }
-    Ok(made)
+    Ok(made.len())
 }

@@ -305,22 +305,25 @@ pub struct MixedContinuation<'m, 'a, B: Backend> {
     generators: Vec<Generator<B>>,
     past: Vec<u32>,
     log_weights: Vec<f64>,
-    /// Logarithms of the mixed probabilities, `[vocab]`.
+    /// Logarithms of the mixed probabilities, `[vocab]`, and to each the mean logarithm of what softmax divides
+    /// by in the experts: so they lie where those of a model lie, and one expert alone has its own.
     logits: Vec<f32>,
 }
 
 impl<B: Backend> MixedContinuation<'_, '_, B> {
     fn mix(&mut self) {
         let logits = self.generators.iter().map(Generator::logits).zip(&self.log_weights);
-        // The softmax of each expert, and its weight.
-        let parts: Vec<(&[f32], f64)> = logits
+        // Of each expert, what softmax divides by, and its weight.
+        let parts: Vec<(&[f32], f64, f64)> = logits
             .map(|(logits, weight)| {
-                (logits, weight - log_sum_exp(logits.iter().map(|logit| f64::from(*logit))))
+                (logits, log_sum_exp(logits.iter().map(|logit| f64::from(*logit))), *weight)
             })
             .collect();
+        let mean: f64 = parts.iter().map(|(_, divisor, weight)| weight.exp() * divisor).sum();
         for (token, mixed) in self.logits.iter_mut().enumerate() {
-            let of = parts.iter().map(|(logits, scale)| f64::from(logits[token]) + scale);
-            *mixed = log_sum_exp(of) as f32;
+            let of =
+                parts.iter().map(|(logits, divisor, weight)| f64::from(logits[token]) - divisor + weight);
+            *mixed = (log_sum_exp(of) + mean) as f32;
         }
     }
 }

@@ -25,6 +25,9 @@ use crate::{
     save::{self, State},
 };
 
+/// Of tokens repeated in samples: what CTRL takes (arXiv 1909.05858, section 4.1).
+const PENALTY: f32 = 1.2;
+
 /// One training step, as logged.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct StepReport {
@@ -373,7 +376,8 @@ impl<'a, B: Backend> Run<'a, B> {
 
     fn sample(&mut self) -> Result<Event> {
         let (step, run) = (self.state.step, &self.config().run);
-        let sampling = Sampling { seed: run.seed, ..Sampling::default() };
+        // Small models easily fall into repeating one token.
+        let sampling = Sampling { repetition_penalty: PENALTY, seed: run.seed, ..Sampling::default() };
         let tokenizer = self.corpus.tokenizer();
         let prompt = [tokenizer.eos()];
         let mut text = String::new();

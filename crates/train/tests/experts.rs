@@ -286,14 +286,17 @@ fn generation_mixes_the_distributions_of_the_experts() {
         if step > 0 && past.len() % 8 == 1 {
             log_weights = weights.of(&past).unwrap();
         }
+        let divisor =
+            |logits: &[f32]| -> f64 { logits.iter().map(|logit| f64::from(*logit).exp()).sum::<f64>().ln() };
+        let mean: f64 = (0..K).map(|k| log_weights[k].exp() * divisor(generators[k].logits())).sum();
+        assert!((divisor(next.logits()) - mean).abs() < 1e-4);
         for (candidate, found) in next.logits().iter().enumerate() {
             let of = |k: usize| {
                 let logits = generators[k].logits();
-                let all: f64 = logits.iter().map(|logit| f64::from(*logit).exp()).sum();
-                log_weights[k].exp() * f64::from(logits[candidate]).exp() / all
+                (log_weights[k] + f64::from(logits[candidate]) - divisor(logits)).exp()
             };
             let expected: f64 = (0..K).map(of).sum();
-            assert!((f64::from(*found) - expected.ln()).abs() < 1e-4, "{candidate} at {step}");
+            assert!((f64::from(*found) - mean - expected.ln()).abs() < 1e-4, "{candidate} at {step}");
         }
         next.push(token).unwrap();
         for (generator, model) in generators.iter_mut().zip(&models) {
