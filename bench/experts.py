@@ -49,7 +49,7 @@ def main():
     args = parser.parse_args()
     rows = {}
     for seed in range(1, args.seeds + 1):
-        base = {"run.sample_every": 0, "run.keep": 1}
+        base = {"run.sample_every": 0, "run.keep": 1, "run.eval_every": 0, "run.eval_tokens": 262_144}
         found = {"one model": train(args, "one", seed, {**base, "data.clusters_k": args.k})["loss"]}
         for shared in args.shared:
             name = f"{args.k} experts, {shared:g} shared"

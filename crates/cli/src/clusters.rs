@@ -16,11 +16,12 @@ use tritrain_data::clusters::{
 use tritrain_data::embed::{Fit, Fitted, Passage, PassageText, Vectors, visit};
 use tritrain_files::npy::{self, Matrix, Writer};
 use tritrain_files::{Disk, NewFile, Storage, write_atomic};
-use tritrain_train::{Loaded, load};
+use tritrain_train::{Loaded, STOPPED, load};
 
 use crate::args::Cluster;
 use crate::cluster::{self, Rows};
 use crate::error::{Error, Result};
+use crate::proxy::{self, PROXY};
 use crate::{map, show};
 
 /// The embedding by words.
@@ -70,14 +71,18 @@ pub(crate) fn run(args: &Cluster) -> Result<ExitCode> {
         return usage("init", path.display().to_string(), "nothing for text, whose vectors are made here");
     }
     let source = Source::Paths(args.data.clone());
-    let model = match args.embedding.as_str() {
-        TFIDF => None,
-        path => Some(load(&Disk, Path::new(path))?),
-    };
     if let Some(dir) = &args.out {
         Disk.create_dir_all(dir)?;
     }
     let backend = Cpu::new(args.threads)?;
+    let model = match args.embedding.as_str() {
+        TFIDF => None,
+        PROXY => match proxy::train(args, &backend)? {
+            None => return Ok(ExitCode::from(u8::try_from(STOPPED).unwrap_or(1))),
+            model => model,
+        },
+        path => Some(load(&Disk, Path::new(path))?),
+    };
     backend.run(|| {
         let started = Instant::now();
         let fitted = fit(args, &source, model.as_ref())?;

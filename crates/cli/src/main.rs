@@ -13,6 +13,7 @@ mod inspect;
 mod map;
 mod plot;
 mod prepare;
+mod proxy;
 mod show;
 
 use std::{io::IsTerminal, process::ExitCode};

@@ -107,6 +107,9 @@ fn a_model_is_trained_continued_evaluated_and_inspected() {
     let (one, two) = (json(&program.run(&generate)), json(&program.run(&generate)));
     assert_eq!(one["text"], two["text"]);
     assert!(stdout(&program.run(&generate)).starts_with("the cat"));
+    let greedy = ["generate", "run", "--temperature", "0", "--max-tokens", "40", "--json"];
+    let weakened = [&greedy[..], &["--repetition-penalty", "2"]].concat();
+    assert_ne!(json(&program.run(&greedy))["text"], json(&program.run(&weakened))["text"]);
 
     let inspected = json(&program.run(&["inspect", "run", "--json"]));
     let tensors = inspected["tensors"].as_array().unwrap();
@@ -187,6 +190,7 @@ fn bad_input_is_a_clear_error_and_starts_no_run() {
     program.fails(&["eval", "missing", "--data", "a.txt"], 2, &["missing"]);
     program.fails(&["inspect", "a.txt"], 2, &["a.txt"]);
     program.fails(&["generate", "run", "--temperature=-1"], 2, &["--temperature"]);
+    program.fails(&["generate", "run", "--repetition-penalty=0"], 2, &["--repetition-penalty 0"]);
     assert!(
         !program.path().join("run/step-1").exists() && !program.path().join("run/metrics.jsonl").exists()
     );
@@ -524,6 +528,32 @@ fn text_is_clustered_by_the_tokens_of_a_model() {
     let result = json(&program.run(&command));
     assert_eq!((&result["passages"], &result["dim"]), (&80.into(), &256.into()));
     assert!(result["nmi"].as_f64().unwrap() > 0.9, "{result}");
+}
+
+/// The proxy is a run like any other; without a folder it leaves nothing behind.
+#[test]
+fn text_is_clustered_by_the_tokens_of_a_proxy() {
+    let program = Program::new();
+    two_topics(&program);
+    let command = ["cluster", "law.jsonl", "cells.jsonl", "-k", "2", "--embedding", "proxy", "--json"];
+    let command = [&command[..], &["--proxy-tokens", "1024", "--seed", "7"]].concat();
+    let kept = program.run(&[&command[..], &["--out", "c"]].concat());
+    let result = json(&kept);
+    assert_eq!((&result["passages"], &result["dim"]), (&80.into(), &256.into()));
+    assert!(result["nmi"].as_f64().unwrap() > 0.9, "{result}");
+    let by_model =
+        ["cluster", "law.jsonl", "cells.jsonl", "-k", "2", "--embedding", "c/proxy", "--seed", "7", "--json"];
+    assert_eq!(json(&program.run(&by_model))["clusters"], result["clusters"]);
+    let config = fs::read_to_string(program.path().join("c/proxy/config.toml")).unwrap();
+    assert!(config.contains("tokens = 1024") && config.contains("seed = 7"), "{config}");
+    let again = program.run(&[&command[..], &["--out", "c"]].concat());
+    assert!(stderr(&again).contains("the run was complete already"), "{}", stderr(&again));
+    assert_eq!(json(&again)["clusters"], result["clusters"]);
+    let before = tree(program.path());
+    assert_eq!(json(&program.run(&command))["clusters"], result["clusters"]);
+    assert_eq!(tree(program.path()), before);
+    let tokens = ["cluster", "law.jsonl", "--embedding", "proxy", "--proxy-tokens", "0"];
+    program.fails(&tokens, 2, &["run.tokens"]);
 }
 
 #[test]
