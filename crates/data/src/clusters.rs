@@ -12,6 +12,7 @@ mod shingles;
 
 pub use agreement::{Table, nmi, purity};
 pub use describe::{Cluster, Description, DomainShare, Nearest, describe};
+pub(crate) use duplicates::pairs;
 pub use duplicates::{ClusterDuplicates, Duplicates, Pair, RESEMBLANCE, candidates, duplicates};
 pub use file::Clusters;
 pub use plane::plane;

@@ -100,18 +100,34 @@ pub fn duplicates(
     threshold: f32,
     shingles: &BTreeMap<u32, Shingles>,
 ) -> Result<Duplicates> {
-    check(threshold)?;
     let (mut dropped, mut clusters) = (Vec::new(), Vec::new());
-    for members in clustering.members() {
-        let mut pairs = within(clustering, members.clone(), threshold, shingles);
+    for (passages, mut pairs) in pairs(clustering, threshold, shingles)? {
         dropped.extend(pairs.iter().map(|pair| pair.dropped));
         let count = pairs.len() as u64;
-        pairs.sort_by(|a, b| b.cosine.total_cmp(&a.cosine).then(a.dropped.cmp(&b.dropped)));
         pairs.truncate(PAIRS);
-        clusters.push(ClusterDuplicates { passages: members.len() as u64, dropped: count, pairs });
+        clusters.push(ClusterDuplicates { passages, dropped: count, pairs });
     }
     dropped.sort_unstable();
     Ok(Duplicates { dropped, clusters })
+}
+
+/// Passages of each cluster, and a pair for each of them to drop as [`duplicates`] says, the most similar first.
+///
+/// # Errors
+/// As [`duplicates`].
+pub(crate) fn pairs(
+    clustering: &Clustering<'_>,
+    threshold: f32,
+    shingles: &BTreeMap<u32, Shingles>,
+) -> Result<Vec<(u64, Vec<Pair>)>> {
+    check(threshold)?;
+    let of = |members: Vec<u32>| {
+        let passages = members.len() as u64;
+        let mut pairs = within(clustering, members, threshold, shingles);
+        pairs.sort_by(|a, b| b.cosine.total_cmp(&a.cosine).then(a.dropped.cmp(&b.dropped)));
+        (passages, pairs)
+    };
+    Ok(clustering.members().into_iter().map(of).collect())
 }
 
 /// The pairs of one cluster: each passage to drop, with the kept near-duplicate that it has the largest cosine to.

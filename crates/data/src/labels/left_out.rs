@@ -10,7 +10,7 @@ use tritrain_files::{Storage, write_atomic};
 
 use super::make::text_of;
 use super::pieces_of;
-use crate::clusters::{Clustering, RESEMBLANCE, Shingles, candidates, duplicates};
+use crate::clusters::{Clustering, Pair, RESEMBLANCE, Shingles, candidates, pairs};
 use crate::corpus::TOKENS;
 use crate::error::short;
 use crate::{Corpus, Error, Result};
@@ -96,17 +96,17 @@ pub(super) fn find(
     let shingles = |piece: u32| Ok((piece, Shingles::of(&text(piece)?)));
     let near = candidates(clustering, threshold)?;
     let shingles = near.into_par_iter().map(shingles).collect::<Result<BTreeMap<_, _>>>()?;
-    let found = duplicates(clustering, threshold, &shingles)?;
+    let found: Vec<Pair> =
+        pairs(clustering, threshold, &shingles)?.into_iter().flat_map(|(_, pairs)| pairs).collect();
     let document_of = |piece: u32| pieces.get(piece as usize).map_or(0, |&(number, ..)| number);
     // Pieces that remain.
     pieces.iter().for_each(|&(number, ..)| documents[number].2 += 1);
-    found.dropped.iter().for_each(|&piece| documents[document_of(piece)].2 -= 1);
+    found.iter().for_each(|pair| documents[document_of(pair.dropped)].2 -= 1);
     let dropped = (0u32..).zip(&documents).filter(|(_, (_, _, left))| *left == 0);
     let dropped: Vec<u32> = dropped.map(|(number, _)| number).collect();
     let mut examples = Vec::new();
-    let pairs = found.clusters.iter().flat_map(|cluster| &cluster.pairs);
     let goes = |piece: u32| dropped.binary_search(&(document_of(piece) as u32)).is_ok();
-    for pair in pairs.filter(|pair| goes(pair.dropped)).take(EXAMPLES) {
+    for pair in found.iter().filter(|pair| goes(pair.dropped)).take(EXAMPLES) {
         let name = |piece: u32| documents.get(document_of(piece)).map(|(name, ..)| name.clone());
         examples.push(Example {
             dropped: name(pair.dropped).unwrap_or_default(),
