@@ -2,7 +2,7 @@
 """Trains a mixture of experts and one model on as many tokens, and compares their losses.
 
   python3 bench/experts.py CORPUS                                  # 1.5 M tokens, four experts, one seed
-  python3 bench/experts.py CORPUS --shared 0.2 0.4 0.8 --seeds 3 --record
+  python3 bench/experts.py CORPUS --shared 0.4 0.7 --seeds 3 --record
 
 The mixture's tokens are those of its shared start and of all experts together. Both see the same validation
 windows, with the same tokenizer. Runs keep their folders in OUT: a call that was stopped goes on. --record
@@ -40,7 +40,7 @@ def main():
     parser.add_argument("--tritrain", default=ROOT / "target/release/tritrain")
     parser.add_argument("--out", type=Path, default=Path("/tmp/tritrain-experts"))
     parser.add_argument("--tokens", type=int, default=1_500_000)
-    parser.add_argument("--shared", type=float, nargs="+", default=[0.4])
+    parser.add_argument("--shared", type=float, nargs="+", default=[0.7])
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("-k", type=int, default=4)

@@ -55,7 +55,7 @@ impl Default for RunConfig {
             tokens: 800_000,
             batch: 4,
             experts: 0,
-            shared: 0.4,
+            shared: 0.7,
             threads: 0,
             recompute: false,
             eval_every: 100,
