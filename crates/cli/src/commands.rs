@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, path::Path, process::ExitCode, time::Instant};
 
 use serde_json::json;
 use tritrain_backend::{Backend, Cpu};
+use tritrain_bench::peak_memory;
 use tritrain_data::{Source, Tokenizer, clusters::Clusters};
 use tritrain_files::{Disk, Storage};
 use tritrain_model::{Activations, Keep, Precision, Sampling, TensorKind};
@@ -16,7 +17,7 @@ use crate::{
     args::{self, Args, Command},
     bench, cluster, doctor,
     error::{Error, Result},
-    experts, inspect, plot, prepare, show,
+    experts, inspect, memory, plot, prepare, show,
 };
 
 pub(crate) fn run(args: Args) -> Result<ExitCode> {
@@ -26,6 +27,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         Command::Eval(args) => eval(&args),
         Command::Compare(args) => compare(&args),
         Command::Cluster(args) => cluster::run(&args),
+        Command::Memory(args) => memory::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Audit(args) => audit(&args),
         Command::Bench(args) => bench::run(&args),
@@ -60,7 +62,7 @@ fn train(args: &args::Train) -> Result<ExitCode> {
     let backend = Cpu::new(config.run.threads)?;
     let corpus = prepare::corpus(&Disk, &backend, &config, &dir, workplace.step().is_some())?;
     let outcome =
-        backend.run(|| drive(&backend, Run::new(&backend, &Disk, workplace, &corpus)?, &signals))?;
+        backend.run(|| drive(&backend, || Run::new(&backend, &Disk, workplace, &corpus), &signals))?;
     let Some(evaluation) = outcome.curve.last.as_ref().filter(|_| !outcome.stopped) else {
         return stopped(&dir, outcome.steps);
     };
@@ -79,7 +81,13 @@ fn train(args: &args::Train) -> Result<ExitCode> {
 
 /// Runs to the end or to a signal, showing what happens. For a thread of the pool, so that no step has to
 /// be handed over to it.
-pub(crate) fn drive(backend: &Cpu, mut run: Run<'_, Cpu>, signals: &Signals) -> Result<Outcome> {
+pub(crate) fn drive<'a>(
+    backend: &Cpu,
+    run: impl FnOnce() -> tritrain_train::Result<Run<'a, Cpu>>,
+    signals: &Signals,
+) -> Result<Outcome> {
+    peak_memory::forget();
+    let mut run = run()?;
     show::note(&header(backend, &run));
     let (start, steps) = run.progress();
     let tokens = run.config().run.batch * run.config().model.context;
@@ -119,6 +127,15 @@ pub(crate) fn drive(backend: &Cpu, mut run: Run<'_, Cpu>, signals: &Signals) -> 
         outcome.curve.last = Some(run.validate()?);
     }
     outcome.steps = run.progress().0;
+    if let Some(peak) = peak_memory::bytes() {
+        let expected = memory::ledger(run.config(), run.model().vocab(), backend).bytes;
+        show::note(&format!(
+            "memory: {} MiB at most, {} expected (see `{} memory`)",
+            memory::mib(peak),
+            memory::mib(expected),
+            show::program()
+        ));
+    }
     Ok(outcome)
 }
 
@@ -370,7 +387,7 @@ fn compare(args: &args::Compare) -> Result<ExitCode> {
     for (name, workplace) in places {
         show::note(&format!("{name}:"));
         let outcome =
-            backend.run(|| drive(&backend, Run::new(&backend, &Disk, workplace, &corpus)?, &signals))?;
+            backend.run(|| drive(&backend, || Run::new(&backend, &Disk, workplace, &corpus), &signals))?;
         if outcome.stopped {
             return stopped(&dir.join(name), outcome.steps);
         }

@@ -39,9 +39,9 @@ pub(crate) fn train(args: &args::Train, dir: &Path, config: Config, signals: &Si
         let of = of.map_or_else(|| "all text".into(), |name| format!("cluster {name}"));
         show::note(&format!("{}: {steps} steps on {of}", part.name));
         let at = dir.join(&part.name);
-        let run = {
+        let run = || {
             let workplace = Workplace::resume(&Disk, &at, config.clone())?;
-            Run::of(&backend, &Disk, workplace, &corpus, part.clone(), shared.as_ref())?
+            Run::of(&backend, &Disk, workplace, &corpus, part.clone(), shared.as_ref())
         };
         let outcome = backend.run(|| commands::drive(&backend, run, signals))?;
         if outcome.stopped {

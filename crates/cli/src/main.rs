@@ -11,6 +11,7 @@ mod error;
 mod experts;
 mod inspect;
 mod map;
+mod memory;
 mod plot;
 mod prepare;
 mod proxy;

@@ -36,8 +36,8 @@ pub(crate) fn train(args: &Cluster, backend: &Cpu) -> Result<Option<Loaded>> {
     let signals = Signals::watch()?;
     let workplace = Workplace::resume(&Disk, &dir, config.clone())?;
     let corpus = prepare::corpus(&Disk, backend, &config, &dir, workplace.step().is_some())?;
-    let outcome =
-        backend.run(|| commands::drive(backend, Run::new(backend, &Disk, workplace, &corpus)?, &signals))?;
+    let outcome = backend
+        .run(|| commands::drive(backend, || Run::new(backend, &Disk, workplace, &corpus), &signals))?;
     if outcome.stopped {
         show::note(&format!("stopped at step {} of the proxy", outcome.steps));
         return Ok(None);

@@ -228,7 +228,7 @@ fn first_block(row: usize, cols: usize) -> u64 {
 const RUN: usize = 8 * noise::SIDE;
 
 /// What one row is worked on with.
-struct Desk<'a> {
+pub(crate) struct Desk<'a> {
     old: &'a mut [f32],
     new: &'a mut [f32],
     direction: &'a mut [f32],
@@ -239,7 +239,7 @@ struct Desk<'a> {
 
 impl<'a> Desk<'a> {
     /// Floats of a desk for rows of `cols`.
-    fn len(cols: usize) -> usize {
+    pub(crate) fn len(cols: usize) -> usize {
         3 * cols + cols.div_ceil(4) + digits_len(cols).div_ceil(4) + cols.next_multiple_of(RUN) / 2
     }
 

@@ -58,7 +58,7 @@ pub struct Factored {
 }
 
 /// Rows of one task of [`factored`], and of one partial sum over columns.
-const ROWS: usize = 16;
+pub(crate) const ROWS: usize = 16;
 /// Columns whose partial sums one task adds up.
 const COLS: usize = 128;
 /// Added to squares, so that a row or column without gradient divides by something.

@@ -1,11 +1,13 @@
 //! From gradients to updated weights: directions, schedules, the guard against bad steps.
 
+mod clusters;
 mod config;
 mod guard;
 mod optimizer;
 mod report;
 mod schedule;
 
+pub use clusters::Steer;
 pub use config::{ConfigError, DirectionKind, GradientKind, OptimConfig, ScheduleKind, StorageKind};
 pub use guard::{Guard, Skip, Verdict};
 pub use optimizer::{Optimizer, Parameter, Part, Rates, Role, StateError};

@@ -1,10 +1,12 @@
 //! Directions: what turns one gradient per tensor into one update per tensor.
 
+use std::borrow::Cow;
+
 use tritrain_backend::{
-    Adam, Apply, Backend, Descent, Factored, Pace, REPORT, RowReport, Stream, Values, Weight,
+    Adam, Apply, Backend, Descent, Factored, Memory, Pace, REPORT, Stream, Values, Weight,
 };
 
-use crate::{DirectionKind, OptimConfig, Report};
+use crate::{DirectionKind, OptimConfig, Report, Steer, clusters::Clusters};
 
 /// Added to the root of Adam's second moment.
 const ADAM_EPS: f32 = 1e-8;
@@ -76,35 +78,40 @@ pub enum StateError {
     },
 }
 
-enum State<B: Backend> {
+enum State<B: Memory> {
     Adam { m: B::Floats, v: B::Floats },
     Factored { row: B::Floats, col: B::Floats, momentum: B::Floats },
 }
 
 /// What a tensor's direction keeps between updates.
-struct Slot<B: Backend> {
+struct Slot<B: Memory> {
     state: State<B>,
     /// Momentum of the factored direction in few bits.
     moment: Option<B::Packed>,
 }
 
 /// A tensor of the state on its device.
-pub enum Part<'a, B: Backend> {
+pub enum Part<'a, B: Memory> {
     /// f32.
     Floats(&'a B::Floats),
     /// Few bits.
     Packed(&'a B::Packed),
+    /// f32 on the host.
+    Host(Vec<f32>),
 }
 
 /// The state of every tensor's direction.
-pub struct Optimizer<B: Backend> {
+pub struct Optimizer<B: Memory> {
     config: OptimConfig,
     parameters: Vec<Parameter>,
     slots: Vec<Slot<B>>,
     seed: u64,
     /// Updates begun, for bias corrections, decay of the second moments and random numbers.
     updates: u64,
-    report: Report,
+    clusters: Clusters,
+    /// By cluster, with room for the paces that come of it.
+    steers: Vec<Steer>,
+    paces: Vec<Pace>,
     /// Reports of the rows of a matrix, on the device and here.
     rows: B::Floats,
     rows_here: Vec<f32>,
@@ -115,7 +122,7 @@ const WEIGHT_NOISE: u32 = 1 << 30;
 const MOMENT_NOISE: u32 = 1 << 31;
 const GRADIENT_NOISE: u32 = WEIGHT_NOISE | MOMENT_NOISE;
 
-impl<B: Backend> Optimizer<B> {
+impl<B: Memory> Optimizer<B> {
     /// Zero state for `parameters`, whose matrices are `ternary` or not. Rounding draws from `seed`.
     pub fn new(
         backend: &B,
@@ -147,32 +154,45 @@ impl<B: Backend> Optimizer<B> {
         let slots = slots.collect();
         let matrices = parameters.iter().filter(|parameter| parameter.role == Role::Matrix);
         let most = matrices.map(|parameter| parameter.rows).max().unwrap_or(0) * REPORT;
+        let clusters = Clusters::new(&parameters, config.clusters);
         Optimizer {
             config: config.clone(),
             slots,
             seed,
             updates: 0,
-            report: Report::default(),
+            steers: vec![Steer::default(); clusters.count()],
+            paces: Vec::with_capacity(clusters.count()),
+            clusters,
             rows: backend.floats(most),
             rows_here: vec![0.0; most],
             parameters,
         }
     }
+}
 
+impl<B: Backend> Optimizer<B> {
     /// Updates begun so far.
     pub fn updates(&self) -> u64 {
         self.updates
     }
 
     /// Begins an update: every tensor is then directed and applied, once each, in any order.
-    pub fn begin(&mut self) {
+    pub fn begin(&mut self, backend: &B) {
+        self.clusters.begin(backend, self.updates);
         self.updates += 1;
-        self.report = Report::default();
     }
 
-    /// What [`Optimizer::apply`] did to matrices since the update began.
-    pub fn report(&self) -> &Report {
-        &self.report
+    /// What [`Optimizer::apply`] did to matrices since the update began, by cluster of rows.
+    pub fn reports(&self) -> &[Report] {
+        self.clusters.reports()
+    }
+
+    /// How the rows of each cluster move from now on.
+    ///
+    /// # Panics
+    /// There are more or fewer of them than clusters.
+    pub fn steer(&mut self, by_cluster: &[Steer]) {
+        self.steers.copy_from_slice(by_cluster);
     }
 
     /// Random numbers for storing the gradient of tensor `id` in few bits.
@@ -189,6 +209,14 @@ impl<B: Backend> Optimizer<B> {
         assert!(step > 0, "an update begins before its directions");
         // Adafactor's decay, 1 - t^-0.8 (1804.04235, section 7.2), up to the configured memory.
         let beta2 = (1.0 - (step as f64).powf(-0.8)).min(f64::from(self.config.beta2)) as f32;
+        let parameter = &self.parameters[id];
+        if parameter.role == Role::Matrix && self.clusters.measures(step) {
+            backend.resize(&mut self.rows, parameter.rows);
+            backend.square_sums(grad, &mut self.rows);
+            let squares = &mut self.rows_here[..parameter.rows];
+            backend.download(&self.rows, squares);
+            self.clusters.gradient(id, squares, parameter.cols);
+        }
         match &mut self.slots[id].state {
             State::Adam { m, v } => {
                 let (beta1, beta2) = (self.config.beta1, self.config.beta2);
@@ -216,18 +244,23 @@ impl<B: Backend> Optimizer<B> {
         let (parameter, decay) = (&self.parameters[id], self.config.weight_decay);
         let with = match parameter.role {
             Role::Matrix => {
-                let paces = [Pace { rate: rates.matrices, radius: rates.radius }];
+                let pace = |steer: &Steer| Pace {
+                    rate: rates.matrices * steer.rate,
+                    radius: rates.radius * steer.radius,
+                };
+                self.paces.clear();
+                self.paces.extend(self.steers.iter().map(pace));
                 let stream = |which: u32| Stream::new(self.seed, which | id as u32, self.updates);
                 let noise = (stream(WEIGHT_NOISE), stream(MOMENT_NOISE));
                 let momentum = self.config.momentum;
-                let with = Descent { paces: &paces, clusters: &[], decay, momentum, noise };
+                let clusters = self.clusters.labels(id);
+                let with = Descent { paces: &self.paces, clusters, decay, momentum, noise };
                 let len = parameter.rows * REPORT;
                 backend.resize(&mut self.rows, len);
                 backend.descend(weight, direction, self.slots[id].moment.as_mut(), &with, &mut self.rows);
                 backend.download(&self.rows, &mut self.rows_here[..len]);
-                for row in self.rows_here[..len].as_chunks().0 {
-                    self.report.add(&RowReport::read(*row), parameter.cols);
-                }
+                let measured = self.clusters.measures(self.updates);
+                self.clusters.applied(id, &self.rows_here[..len], parameter.cols, measured);
                 return;
             }
             Role::Embedding => Apply { rate: rates.embedding, decay },
@@ -259,7 +292,9 @@ impl<B: Backend> Optimizer<B> {
             let named = |(part, shape, place)| (format!("{}.{part}", parameter.name), shape, place);
             parts.into_iter().map(named)
         });
-        tensors.collect()
+        let clusters = self.clusters.state().into_iter();
+        let clusters = clusters.map(|(name, shape, values)| (name.to_owned(), shape, Part::Host(values)));
+        tensors.chain(clusters).collect()
     }
 
     /// Restores a state after `updates` updates; `read` gives the tensor of a name.
@@ -290,13 +325,7 @@ impl<B: Backend> Optimizer<B> {
             };
             for (part, expected, buffer) in parts {
                 let name = named(part);
-                match read(&name) {
-                    Some(Values::Floats(host)) if host.len() == expected => backend.upload(&host, buffer),
-                    Some(Values::Floats(host)) => {
-                        return Err(StateError::Length { name, found: host.len(), expected });
-                    }
-                    Some(Values::Packed(_)) | None => return Err(StateError::Missing { name }),
-                }
+                backend.upload(&floats(read(&name), name, expected)?, buffer);
             }
             if let Some(moment) = &mut slot.moment {
                 let name = named("momentum");
@@ -308,6 +337,19 @@ impl<B: Backend> Optimizer<B> {
                 }
             }
         }
+        for (name, [rows, cols], _) in self.clusters.state() {
+            let host = floats(read(name), name.to_owned(), rows * cols)?;
+            self.clusters.restore(name, &host);
+        }
         Ok(())
+    }
+}
+
+/// The numbers of a tensor of the state that has `expected` of them in f32.
+fn floats(found: Option<Values<'_>>, name: String, expected: usize) -> Result<Cow<'_, [f32]>, StateError> {
+    match found {
+        Some(Values::Floats(host)) if host.len() == expected => Ok(host),
+        Some(Values::Floats(host)) => Err(StateError::Length { name, found: host.len(), expected }),
+        Some(Values::Packed(_)) | None => Err(StateError::Missing { name }),
     }
 }

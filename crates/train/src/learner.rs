@@ -1,6 +1,6 @@
 //! What learns, without the files around it: a model, its optimizer and the buffers of a step.
 
-use tritrain_backend::{Backend, Format, Values, Weight};
+use tritrain_backend::{Backend, Format, Memory, Values, Weight};
 use tritrain_model::{Activations, Keep, Layout, Model, ModelConfig, Sink, TensorKind, TensorSpec, Use};
 use tritrain_optim::{GradientKind, OptimConfig, Optimizer, Parameter, Rates, Report, Role, Skip};
 
@@ -113,7 +113,7 @@ impl<B: Backend> Learner<B> {
         if gathering.gradients.kind == GradientKind::None {
             // The first matrix moves as soon as its gradient is there.
             finite(gathering.gradients.read(backend)[LOSS], Skip::Loss)?;
-            gathering.optimizer.begin();
+            gathering.optimizer.begin(backend);
         }
         model.block_gradients(backend, activations, &mut gathering);
         let loss = self.gradients.finish(backend, &mut self.optimizer, self.model.weights_mut(), rates);
@@ -122,7 +122,8 @@ impl<B: Backend> Learner<B> {
         let loss = loss? / inputs.len() as f32;
         let read = self.gradients.read(backend);
         let (gradient_norm, direction_norm) = (read[GRADIENT].sqrt(), read[DIRECTION].sqrt());
-        Ok(Measured { loss, gradient_norm, direction_norm, report: *self.optimizer.report() })
+        let report = self.optimizer.reports().iter().fold(Report::default(), Report::with);
+        Ok(Measured { loss, gradient_norm, direction_norm, report })
     }
 
     /// Losses of every token of the last batch, `[batch][context]`, in nats.
@@ -135,7 +136,7 @@ impl<B: Backend> Learner<B> {
 }
 
 /// Gradients until they are applied.
-struct Gradients<B: Backend> {
+pub(crate) struct Gradients<B: Memory> {
     /// Where those of matrices are kept: in f32 unless the model is ternary.
     kind: GradientKind,
     /// By tensor; without numbers for matrices that are kept otherwise.
@@ -151,8 +152,8 @@ struct Gradients<B: Backend> {
     statistics: B::Floats,
 }
 
-impl<B: Backend> Gradients<B> {
-    fn new(backend: &B, layout: &Layout, kind: GradientKind) -> Gradients<B> {
+impl<B: Memory> Gradients<B> {
+    pub(crate) fn new(backend: &B, layout: &Layout, kind: GradientKind) -> Gradients<B> {
         let kind = if layout.ternary { kind } else { GradientKind::F32 };
         let is_matrix = |spec: &TensorSpec| spec.kind == TensorKind::Matrix;
         let is_own = |spec: &TensorSpec| !is_matrix(spec) || kind == GradientKind::F32;
@@ -173,7 +174,9 @@ impl<B: Backend> Gradients<B> {
             statistics: backend.floats(3),
         }
     }
+}
 
+impl<B: Backend> Gradients<B> {
     fn read(&self, backend: &B) -> [f32; 3] {
         let mut read = [0.0; 3];
         backend.download(&self.statistics, &mut read);
@@ -211,7 +214,7 @@ impl<B: Backend> Gradients<B> {
         finite(read[LOSS], Skip::Loss)?;
         finite(read[GRADIENT].sqrt(), Skip::GradientNorm)?;
         if self.kind != GradientKind::None {
-            optimizer.begin();
+            optimizer.begin(backend);
         }
         for (id, weight) in weights.iter_mut().enumerate() {
             if let (Some(packed), Some(len)) = (&self.packed[id], self.matrices[id]) {
@@ -270,7 +273,7 @@ fn finite(value: f32, what: Skip) -> Result<(), Skip> {
     if value.is_finite() { Ok(()) } else { Err(what) }
 }
 
-fn parameters(layout: &Layout) -> Vec<Parameter> {
+pub(crate) fn parameters(layout: &Layout) -> Vec<Parameter> {
     let role = |kind| match kind {
         TensorKind::Matrix => Role::Matrix,
         TensorKind::Embedding => Role::Embedding,
