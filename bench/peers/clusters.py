@@ -28,8 +28,9 @@ def install():
     os.execv(PYTHON, [str(PYTHON), *sys.argv])
 
 
-def ours(tritrain, files, k, seed, out):
+def ours(tritrain, files, k, seed, out, embedding="tfidf"):
     command = [tritrain, "cluster", *files, "-k", str(k), "--seed", str(seed), "--out", out, "--json"]
+    command += ["--embedding", embedding]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
     return json.loads(done.stdout.strip().splitlines()[-1])
 
@@ -68,6 +69,7 @@ def main():
     p.add_argument("-k", type=int, default=15)
     p.add_argument("--seeds", type=int, default=10, help="of KMeans, for each embedding")
     p.add_argument("--ours", type=int, default=3, help="seeds of our embedding")
+    p.add_argument("--proxies", type=int, default=1, help="seeds of a proxy: each trains for a minute, not counted")
     p.add_argument("--tritrain", type=Path, default=ROOT / "target" / "release" / "tritrain")
     p.add_argument("--record", action="store_true", help="write bench/record/clusters-DATE.json")
     a = p.parse_args()
@@ -88,6 +90,12 @@ def main():
             texts, domains = passages(files, Path(temp))
             vectors = numpy.load(Path(temp) / "vectors.npy")
             row = agreement(f"tritrain, seed {seed}", vectors, domains, a.k, a.seeds, seconds)
+            rows.append(dict(row, own_clusters_nmi=result["nmi"]))
+        for seed in range(a.proxies):
+            result = ours(a.tritrain, files, a.k, seed, Path(temp) / f"proxy-{seed}", "proxy")
+            seconds = result["seconds"]["count"] + result["seconds"]["embed"]
+            vectors = numpy.load(Path(temp) / f"proxy-{seed}" / "vectors.npy")
+            row = agreement(f"tritrain, proxy, seed {seed}", vectors, domains, a.k, a.seeds, seconds)
             rows.append(dict(row, own_clusters_nmi=result["nmi"]))
     for options in [{}, dict(sublinear_tf=True)]:
         begin = time.monotonic()

@@ -16,7 +16,7 @@ pub(crate) struct Args {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Train a model; continue an interrupted run with --resume.
+    /// Train a model or a mixture of experts; continue an interrupted run with --resume.
     Train(Train),
     /// Continue a prompt with a trained model.
     Generate(Generate),
@@ -66,6 +66,10 @@ pub(crate) struct Train {
     /// Go on with the run in --out from its newest checkpoint.
     #[arg(long, requires = "out")]
     pub(crate) resume: bool,
+    /// Train a mixture: a shared start on all text, then this many experts, each on the text of one cluster;
+    /// short for --set run.experts=K.
+    #[arg(long, value_name = "K", conflicts_with = "resume")]
+    pub(crate) experts: Option<usize>,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -86,6 +90,18 @@ pub(crate) struct Compare {
     pub(crate) setup: Setup,
 }
 
+/// How experts are mixed, in the run of a mixture.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Mixing {
+    /// In a mixture, divides the squared distances of the text to the clusters: the smaller, the more the
+    /// nearest expert counts.
+    #[arg(long, default_value_t = 0.1)]
+    pub(crate) expert_temperature: f64,
+    /// In a mixture, the experts that count, the nearest first; 0 for all.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) nearest: usize,
+}
+
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Generate {
     /// Run folder, step folder or model.safetensors.
@@ -102,12 +118,18 @@ pub(crate) struct Generate {
     /// Keep this many of the most probable tokens; 0 keeps all.
     #[arg(long, default_value_t = 0)]
     pub(crate) top_k: usize,
+    /// Divides the positive logits of tokens made before and multiplies the others, so that text repeats itself
+    /// less; 1 leaves them, samples in training take 1.2.
+    #[arg(long, default_value_t = 1.0)]
+    pub(crate) repetition_penalty: f32,
     /// Seed of the choices: the same seed gives the same text.
     #[arg(long, default_value_t = 0)]
     pub(crate) seed: u64,
     /// Tokens to make at most.
     #[arg(long, default_value_t = 200)]
     pub(crate) max_tokens: usize,
+    #[command(flatten)]
+    pub(crate) mixing: Mixing,
     /// Threads; 0 takes every core.
     #[arg(long, default_value_t = 0)]
     pub(crate) threads: usize,
@@ -123,9 +145,11 @@ pub(crate) struct Eval {
     /// Files or folders of text; all of it is evaluated.
     #[arg(long, required = true, num_args = 1.., value_name = "PATH")]
     pub(crate) data: Vec<PathBuf>,
-    /// Tokens to look at, at most, spread evenly over the text; 0 looks at all.
+    /// Tokens to look at, at most, the first of the text; 0 looks at all.
     #[arg(long, default_value_t = 0)]
     pub(crate) max_tokens: u64,
+    #[command(flatten)]
+    pub(crate) mixing: Mixing,
     /// Threads; 0 takes every core.
     #[arg(long, default_value_t = 0)]
     pub(crate) threads: usize,
@@ -170,11 +194,14 @@ pub(crate) struct Cluster {
     #[arg(long, value_name = "ROWS", conflicts_with = "init")]
     pub(crate) batch: Option<usize>,
     /// Vectors of text: tfidf, by its words; or by the token embedding of a model (a run folder, step folder
-    /// or model.safetensors).
-    #[arg(long, default_value = "tfidf", value_name = "tfidf|MODEL")]
+    /// or model.safetensors) or of a proxy, a small model that is trained on the text first.
+    #[arg(long, default_value = "tfidf", value_name = "tfidf|proxy|MODEL")]
     pub(crate) embedding: String,
-    /// Find near-duplicates of text within clusters: passages with this cosine or more to one that is kept;
-    /// 0.998 for near-copies, less for what speaks of the same.
+    /// Tokens that a proxy is trained on.
+    #[arg(long, default_value_t = 300_000, value_name = "N")]
+    pub(crate) proxy_tokens: u64,
+    /// Find near-duplicates of text within clusters: passages with this cosine or more, 0.95 for example, to one
+    /// that is kept, and four fifths of their 5-word shingles in common with it.
     #[arg(long, value_name = "COSINE")]
     pub(crate) duplicates: Option<f32>,
     /// Seed of all choices.

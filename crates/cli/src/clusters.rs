@@ -1,5 +1,6 @@
 //! `tritrain cluster` of text: from documents to vectors to a table of clusters and files about them.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -9,15 +10,18 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use tritrain_backend::{Backend, Cpu};
 use tritrain_data::Source;
-use tritrain_data::clusters::{Clustering, Clusters, Description, Duplicates, describe, duplicates};
-use tritrain_data::embed::{Fit, Fitted, Passage, PassageText, Vectors};
+use tritrain_data::clusters::{
+    Clustering, Clusters, Description, Duplicates, RESEMBLANCE, Shingles, candidates, describe, duplicates,
+};
+use tritrain_data::embed::{Fit, Fitted, Passage, PassageText, Vectors, visit};
 use tritrain_files::npy::{self, Matrix, Writer};
 use tritrain_files::{Disk, NewFile, Storage, write_atomic};
-use tritrain_train::{Loaded, load};
+use tritrain_train::{Loaded, STOPPED, load};
 
 use crate::args::Cluster;
 use crate::cluster::{self, Rows};
 use crate::error::{Error, Result};
+use crate::proxy::{self, PROXY};
 use crate::{map, show};
 
 /// The embedding by words.
@@ -67,14 +71,18 @@ pub(crate) fn run(args: &Cluster) -> Result<ExitCode> {
         return usage("init", path.display().to_string(), "nothing for text, whose vectors are made here");
     }
     let source = Source::Paths(args.data.clone());
-    let model = match args.embedding.as_str() {
-        TFIDF => None,
-        path => Some(load(&Disk, Path::new(path))?),
-    };
     if let Some(dir) = &args.out {
         Disk.create_dir_all(dir)?;
     }
     let backend = Cpu::new(args.threads)?;
+    let model = match args.embedding.as_str() {
+        TFIDF => None,
+        PROXY => match proxy::train(args, &backend)? {
+            None => return Ok(ExitCode::from(u8::try_from(STOPPED).unwrap_or(1))),
+            model => model,
+        },
+        path => Some(load(&Disk, Path::new(path))?),
+    };
     backend.run(|| {
         let started = Instant::now();
         let fitted = fit(args, &source, model.as_ref())?;
@@ -143,7 +151,7 @@ fn finish(
 ) -> Result<ExitCode> {
     let fit = &found.fit;
     let clustering = Clustering::new(of.vectors.all(), of.dim, &fit.labels, &fit.centroids)?;
-    let dropped = args.duplicates.map(|threshold| duplicates(&clustering, threshold)).transpose()?;
+    let dropped = args.duplicates.map(|threshold| near(source, &clustering, threshold)).transpose()?;
     let mut lines = match &args.out {
         Some(dir) => Some(Lines::new(dir, of, &fit.labels, dropped.as_ref())?),
         None => None,
@@ -172,6 +180,20 @@ fn finish(
         show::json(&result)?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Near-duplicates, whose words come from another pass over the text.
+fn near(source: &Source, clustering: &Clustering<'_>, threshold: f32) -> Result<Duplicates> {
+    let candidates = candidates(clustering, threshold)?;
+    let mut left = candidates.iter().peekable();
+    let mut shingles = BTreeMap::new();
+    visit(source.open()?, |passage| {
+        if let Some(&candidate) = left.next_if(|next| **next as usize == passage.index) {
+            shingles.insert(candidate, Shingles::of(passage.text));
+        }
+        Ok(())
+    })?;
+    Ok(duplicates(clustering, threshold, &shingles)?)
 }
 
 fn report(fitted: &Fitted<'_>, description: &Description, dropped: Option<&Duplicates>) -> Value {
@@ -235,7 +257,7 @@ fn table(
     }
     if let Some(dropped) = dropped {
         lines.push(format!(
-            "near-duplicates: {} of {} passages",
+            "near-duplicates: {} of {} passages share {RESEMBLANCE} of their 5-word shingles with one that is kept",
             show::thousands(dropped.dropped.len() as u64),
             show::thousands(fitted.passages)
         ));

@@ -1,23 +1,23 @@
 //! The commands, one function each.
 
-use std::{path::Path, process::ExitCode};
+use std::{collections::BTreeMap, path::Path, process::ExitCode, time::Instant};
 
 use serde_json::json;
 use tritrain_backend::{Backend, Cpu};
 use tritrain_bench::peak_memory;
-use tritrain_data::{Corpus, Source, clusters::Clusters};
+use tritrain_data::{Source, Tokenizer, clusters::Clusters};
 use tritrain_files::{Disk, Storage};
 use tritrain_model::{Activations, Keep, Precision, Sampling, TensorKind};
 use tritrain_train::{
-    CLUSTERS, Comparison, Config, Curve, Evaluation, Event, Loaded, Run, STOPPED, Signals, Workplace,
-    evaluate_text, generate, load,
+    Audit, CLUSTERS, Comparison, Config, Continuation, Curve, Evaluation, Event, Loaded, Mixture, Next, Run,
+    STOPPED, Signals, Single, Workplace, evaluate_text, generate, load,
 };
 
 use crate::{
     args::{self, Args, Command},
     bench, cluster, doctor,
     error::{Error, Result},
-    inspect, memory, plot, prepare, show,
+    experts, inspect, memory, plot, prepare, show,
 };
 
 pub(crate) fn run(args: Args) -> Result<ExitCode> {
@@ -36,18 +36,24 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     }
 }
 
+/// Sequences evaluated at once.
+pub(crate) const BATCH: usize = 4;
+
 /// How a run ended.
-struct Outcome {
-    curve: Curve,
+pub(crate) struct Outcome {
+    pub(crate) curve: Curve,
     sample: Option<String>,
-    steps: u64,
-    stopped: bool,
+    pub(crate) steps: u64,
+    pub(crate) stopped: bool,
 }
 
 fn train(args: &args::Train) -> Result<ExitCode> {
     let signals = Signals::watch()?;
     let dir = prepare::out(&args.setup);
-    let config = prepare::config(&args.setup, args.resume.then_some(&*dir))?;
+    let config = prepare::config(&args.setup, args.resume.then_some(&*dir), args.experts)?;
+    if config.run.experts > 0 {
+        return experts::train(args, &dir, config, &signals);
+    }
     let workplace = match args.resume {
         true => Workplace::resume(&Disk, &dir, config)?,
         false => Workplace::start(&Disk, &dir, config)?,
@@ -55,7 +61,8 @@ fn train(args: &args::Train) -> Result<ExitCode> {
     let config = workplace.config().clone();
     let backend = Cpu::new(config.run.threads)?;
     let corpus = prepare::corpus(&Disk, &backend, &config, &dir, workplace.step().is_some())?;
-    let outcome = backend.run(|| drive(&backend, workplace, &corpus, &signals))?;
+    let outcome =
+        backend.run(|| drive(&backend, || Run::new(&backend, &Disk, workplace, &corpus), &signals))?;
     let Some(evaluation) = outcome.curve.last.as_ref().filter(|_| !outcome.stopped) else {
         return stopped(&dir, outcome.steps);
     };
@@ -74,9 +81,13 @@ fn train(args: &args::Train) -> Result<ExitCode> {
 
 /// Runs to the end or to a signal, showing what happens. For a thread of the pool, so that no step has to
 /// be handed over to it.
-fn drive(backend: &Cpu, workplace: Workplace, corpus: &Corpus, signals: &Signals) -> Result<Outcome> {
+pub(crate) fn drive<'a>(
+    backend: &Cpu,
+    run: impl FnOnce() -> tritrain_train::Result<Run<'a, Cpu>>,
+    signals: &Signals,
+) -> Result<Outcome> {
     peak_memory::forget();
-    let mut run = Run::new(backend, &Disk, workplace, corpus)?;
+    let mut run = run()?;
     show::note(&header(backend, &run));
     let (start, steps) = run.progress();
     let tokens = run.config().run.batch * run.config().model.context;
@@ -122,8 +133,7 @@ fn drive(backend: &Cpu, workplace: Workplace, corpus: &Corpus, signals: &Signals
     }
     outcome.steps = run.progress().0;
     if let Some(peak) = peak_memory::bytes() {
-        let vocab = corpus.tokenizer().vocab_size() as usize;
-        let expected = memory::ledger(run.config(), vocab, backend).bytes;
+        let expected = memory::ledger(run.config(), run.model().vocab(), backend).bytes;
         show::note(&format!(
             "memory: {} MiB at most, {} expected (see `{} memory`)",
             memory::mib(peak),
@@ -154,7 +164,7 @@ fn header(backend: &Cpu, run: &Run<'_, Cpu>) -> String {
     )
 }
 
-fn stopped(dir: &Path, step: u64) -> Result<ExitCode> {
+pub(crate) fn stopped(dir: &Path, step: u64) -> Result<ExitCode> {
     show::note(&format!("stopped at step {step}; go on with"));
     show::note(&format!("  {} train --out {} --resume", show::program(), dir.display()));
     Ok(ExitCode::from(u8::try_from(STOPPED).unwrap_or(1)))
@@ -180,15 +190,35 @@ fn finish(dir: &Path, evaluation: &Evaluation, outcome: &Outcome) -> Result<()> 
 
 fn continue_prompt(args: &args::Generate) -> Result<ExitCode> {
     check_sampling(args)?;
+    let mixing = experts::mixing(&args.mixing)?;
+    if let Some(mixture) = Mixture::load(&Disk, &args.model)? {
+        return experts::generate(args, &mixture, mixing);
+    }
     let loaded = load(&Disk, &args.model)?;
     let backend = Cpu::new(args.threads)?;
     let model = loaded.model(&backend);
-    let mut prompt = vec![loaded.tokenizer.eos()];
-    prompt.extend(loaded.tokenizer.encode(&args.prompt)?);
-    let sampling =
-        Sampling { temperature: args.temperature, top_p: args.top_p, top_k: args.top_k, seed: args.seed };
+    let prompt = prompt(args, &loaded.tokenizer)?;
     let topics = topics(&loaded)?;
-    let cluster = match topics.as_ref().filter(|_| !args.prompt.is_empty()) {
+    let started = Instant::now();
+    let mut next = Continuation::new(&backend, &model, &prompt)?;
+    write(args, &loaded.tokenizer, topics.as_ref(), (&mut next, started))
+}
+
+/// The tokens of the prompt.
+pub(crate) fn prompt(args: &args::Generate, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
+    let mut prompt = vec![tokenizer.eos()];
+    prompt.extend(tokenizer.encode(&args.prompt)?);
+    Ok(prompt)
+}
+
+/// Continues a prompt that was read from `started` on, and shows it.
+pub(crate) fn write(
+    args: &args::Generate,
+    tokenizer: &Tokenizer,
+    topics: Option<&Clusters<'_>>,
+    (next, started): (&mut impl Next, Instant),
+) -> Result<ExitCode> {
+    let cluster = match topics.filter(|_| !args.prompt.is_empty()) {
         Some(topics) => {
             let cluster = topics.nearest(&mut topics.embedder().scratch(), &args.prompt)?;
             let name = topics.names().get(cluster).cloned().unwrap_or_default();
@@ -197,14 +227,14 @@ fn continue_prompt(args: &args::Generate) -> Result<ExitCode> {
         }
         None => None,
     };
+    let &args::Generate { temperature, top_p, top_k, repetition_penalty, seed, .. } = args;
+    let sampling = Sampling { temperature, top_p, top_k, repetition_penalty, seed };
     let mut text = String::new();
-    let started = std::time::Instant::now();
     show::piece(&args.prompt);
-    let tokens =
-        generate(&backend, &model, &loaded.tokenizer, &prompt, &sampling, args.max_tokens, |piece| {
-            text.push_str(piece);
-            show::piece(piece)
-        })?;
+    let tokens = generate(next, tokenizer, &sampling, args.max_tokens, |piece| {
+        text.push_str(piece);
+        show::piece(piece)
+    })?;
     show::piece("\n");
     if args.json {
         let tokens_per_s = tokens as f64 / started.elapsed().as_secs_f64();
@@ -231,7 +261,24 @@ fn topics<'t>(loaded: &'t Loaded) -> Result<Option<Clusters<'t>>> {
 }
 
 fn audit(args: &args::Audit) -> Result<ExitCode> {
-    let audit = tritrain_train::audit(&Disk, &args.run)?;
+    let audits = tritrain_train::audit(&Disk, &args.run)?;
+    for (name, audit) in &audits {
+        if !name.is_empty() {
+            show::line(&format!("{name}:"))?;
+        }
+        show_audit(audit)?;
+    }
+    if args.json {
+        match &audits[..] {
+            [(name, audit)] if name.is_empty() => show::json(audit)?,
+            _ => show::json(&audits.iter().map(|(name, audit)| (name, audit)).collect::<BTreeMap<_, _>>())?,
+        }
+    }
+    let kept = audits.iter().all(|(_, audit)| audit.kept());
+    Ok(if kept { ExitCode::SUCCESS } else { ExitCode::from(5) })
+}
+
+fn show_audit(audit: &Audit) -> Result<()> {
     let percent = |part: u64, all: u64| 100.0 * part as f64 / all.max(1) as f64;
     let [whole, partly, never] = audit.documents;
     show::line(&format!(
@@ -249,6 +296,11 @@ fn audit(args: &args::Audit) -> Result<ExitCode> {
         show::thousands(partly),
         show::thousands(never)
     ))?;
+    if audit.left_out.0 > 0 {
+        let (documents, tokens) = audit.left_out;
+        let (documents, tokens) = (show::thousands(documents), show::short(tokens));
+        show::line(&format!("of these, {documents} with {tokens} tokens are near-duplicates and left out"))?;
+    }
     for (cluster, part) in audit.clusters.iter().enumerate() {
         let (text, seen) = (100.0 * part.text, 100.0 * part.seen);
         show::line(&format!(
@@ -256,16 +308,12 @@ fn audit(args: &args::Audit) -> Result<ExitCode> {
         ))?;
     }
     match audit.first_differing {
-        None => show::line("every step took what the plan says")?,
+        None => show::line("every step took what the plan says"),
         Some(step) => show::line(&format!(
             "{} steps, the first of them {step}, took something else than the plan says",
             audit.differing
-        ))?,
+        )),
     }
-    if args.json {
-        show::json(&audit)?;
-    }
-    Ok(if audit.kept() { ExitCode::SUCCESS } else { ExitCode::from(5) })
 }
 
 fn check_sampling(args: &args::Generate) -> Result<()> {
@@ -277,43 +325,53 @@ fn check_sampling(args: &args::Generate) -> Result<()> {
     if !(args.top_p > 0.0 && args.top_p <= 1.0) {
         return usage("top-p", args.top_p, "a number above 0 and up to 1");
     }
+    if !(args.repetition_penalty > 0.0 && args.repetition_penalty.is_finite()) {
+        return usage("repetition-penalty", args.repetition_penalty, "a number above 0");
+    }
     Ok(())
 }
 
 fn eval(args: &args::Eval) -> Result<ExitCode> {
-    /// Sequences evaluated at once.
-    const BATCH: usize = 4;
+    let mixing = experts::mixing(&args.mixing)?;
+    if let Some(mixture) = Mixture::load(&Disk, &args.model)? {
+        return experts::eval(args, &mixture, mixing);
+    }
     let loaded = load(&Disk, &args.model)?;
     let backend = Cpu::new(args.threads)?;
     let model = loaded.model(&backend);
     let mut a = Activations::new(&backend, &loaded.config, BATCH, loaded.config.context, Keep::Nothing);
     let source = Source::Paths(args.data.clone());
     let topics = topics(&loaded)?;
-    let evaluation = {
-        let of = (&loaded.tokenizer, topics.as_ref());
-        evaluate_text(&backend, &model, &mut a, of, &source, args.max_tokens)?
-    };
-    show::line(&format!("{}: {}", loaded.path.display(), show::evaluation(&evaluation)))?;
-    for line in show::domains(&evaluation) {
-        show::line(&line)?;
-    }
-    if let Some(topics) = &topics {
-        for part in &evaluation.clusters {
-            let name = topics.names().get(part.cluster as usize).map_or("", String::as_str);
-            let tokens = show::thousands(part.tokens);
-            show::line(&format!("  cluster {:>3} {:>9.4} {tokens:>10}  {name}", part.cluster, part.loss))?;
+    let of = (&loaded.tokenizer, topics.as_ref());
+    let mut single = Single::new(&backend, &model, &mut a);
+    let evaluations = evaluate_text(&mut single, of, &source, args.max_tokens)?;
+    for evaluation in &evaluations {
+        show::line(&format!("{}: {}", loaded.path.display(), show::evaluation(evaluation)))?;
+        show_parts(evaluation, topics.as_ref())?;
+        if args.json {
+            show::json(evaluation)?;
         }
     }
-    if args.json {
-        show::json(&evaluation)?;
-    }
     Ok(ExitCode::SUCCESS)
+}
+
+/// An evaluation by domain and by cluster.
+pub(crate) fn show_parts(evaluation: &Evaluation, topics: Option<&Clusters<'_>>) -> Result<()> {
+    for line in show::domains(evaluation) {
+        show::line(&line)?;
+    }
+    for part in topics.map(|_| &evaluation.clusters[..]).unwrap_or_default() {
+        let name = topics.and_then(|topics| topics.names().get(part.cluster as usize));
+        let (tokens, name) = (show::thousands(part.tokens), name.map_or("", String::as_str));
+        show::line(&format!("  cluster {:>3} {:>9.4} {tokens:>10}  {name}", part.cluster, part.loss))?;
+    }
+    Ok(())
 }
 
 fn compare(args: &args::Compare) -> Result<ExitCode> {
     let signals = Signals::watch()?;
     let dir = prepare::out(&args.setup);
-    let base = prepare::config(&args.setup, None)?;
+    let base = prepare::config(&args.setup, None, None)?;
     // Both places are claimed before the work begins.
     let claim = |name: &'static str, precision| -> Result<(&str, Workplace)> {
         let mut config = base.clone();
@@ -333,7 +391,8 @@ fn compare(args: &args::Compare) -> Result<ExitCode> {
     let mut curves = Vec::new();
     for (name, workplace) in places {
         show::note(&format!("{name}:"));
-        let outcome = backend.run(|| drive(&backend, workplace, &corpus, &signals))?;
+        let outcome =
+            backend.run(|| drive(&backend, || Run::new(&backend, &Disk, workplace, &corpus), &signals))?;
         if outcome.stopped {
             return stopped(&dir.join(name), outcome.steps);
         }

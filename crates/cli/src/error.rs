@@ -19,6 +19,8 @@ pub(crate) enum Error {
     SelfTest(u64),
     #[error("cannot write to standard output: {0}")]
     Output(std::io::Error),
+    #[error("cannot make a temporary folder: {0}")]
+    Temporary(std::io::Error),
     #[error("cannot draw {}: {reason}", path.display())]
     Plot { path: PathBuf, reason: String },
     #[error("--{option} {found}: expected {expected}")]
@@ -40,7 +42,7 @@ impl Error {
             | Error::Usage { .. }
             | Error::Unknown { .. }
             | Error::Read { .. } => 2,
-            Error::Output(_) | Error::Plot { .. } => 4,
+            Error::Output(_) | Error::Temporary(_) | Error::Plot { .. } => 4,
         }
     }
 }

@@ -8,11 +8,13 @@ mod clusters;
 mod commands;
 mod doctor;
 mod error;
+mod experts;
 mod inspect;
 mod map;
 mod memory;
 mod plot;
 mod prepare;
+mod proxy;
 mod show;
 
 use std::{io::IsTerminal, process::ExitCode};

@@ -6,7 +6,7 @@ use std::{
 };
 
 use tritrain_backend::{Backend, Cpu};
-use tritrain_data::{Corpus, Preparation, Source, clusters::Clusters};
+use tritrain_data::{Corpus, LeftOut, Preparation, Source, clusters::Clusters};
 use tritrain_files::{Storage, give_back_memory, tokens::Split};
 use tritrain_train::{CLUSTERS, Config, with_topics};
 
@@ -20,12 +20,18 @@ use crate::{
 pub(crate) static EMBEDDED: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/corpus.jsonl.zst"));
 
 /// The configuration that file and arguments give, later ones first: `--data`, `--set`, file, default.
-/// When the run in `resumed` goes on and no file is named, its own configuration is the file.
+/// When the run in `resumed` goes on and no file is named, its own configuration is the file. Experts need as
+/// many clusters.
 ///
 /// Fails before anything is written when the text it names is not there.
-pub(crate) fn config(setup: &Setup, resumed: Option<&Path>) -> Result<Config> {
+pub(crate) fn config(setup: &Setup, resumed: Option<&Path>, experts: Option<usize>) -> Result<Config> {
     let saved = resumed.map(|dir| dir.join("config.toml")).filter(|path| path.exists());
-    let mut config = configured(setup.config.as_deref().or(saved.as_deref()), &setup.set)?;
+    let experts = experts.map(|k| format!("run.experts={k}"));
+    let sets: Vec<&String> = setup.set.iter().chain(&experts).collect();
+    let mut config = configured(setup.config.as_deref().or(saved.as_deref()), &sets)?;
+    if config.run.experts > 0 && config.data.clusters.is_empty() && config.data.clusters_k == 0 {
+        config.set(&format!("data.clusters_k={}", config.run.experts))?;
+    }
     if !setup.data.is_empty() {
         config.data.paths = setup.data.iter().map(|path| path.display().to_string()).collect();
     }
@@ -34,7 +40,7 @@ pub(crate) fn config(setup: &Setup, resumed: Option<&Path>) -> Result<Config> {
 }
 
 /// The configuration of a file, or the default one, with some options set.
-pub(crate) fn configured(file: Option<&Path>, set: &[String]) -> Result<Config> {
+pub(crate) fn configured(file: Option<&Path>, set: &[impl AsRef<str>]) -> Result<Config> {
     let file = match file {
         Some(path) => {
             let read = fs::read_to_string(path);
@@ -119,6 +125,25 @@ pub(crate) fn corpus(
         let parts: Vec<String> =
             named.map(|(name, tokens)| format!("{name} ({})", show::short(tokens))).collect();
         show::note(&format!("{} clusters: {}", labels.k(), parts.join(", ")));
+        if config.data.duplicates > 0.0 {
+            show_left_out(&LeftOut::open(storage, dir)?);
+        }
     }
     Ok(corpus)
+}
+
+/// What training leaves out.
+fn show_left_out(report: &LeftOut) {
+    let LeftOut { documents, tokens, cosine, resemblance, examples } = report;
+    show::note(&format!(
+        "near-duplicates (cosine {cosine}, {resemblance} of their shingles): {} of {} documents are left out, {} of {} tokens",
+        show::thousands(documents.0),
+        show::thousands(documents.1),
+        show::short(tokens.0),
+        show::short(tokens.1),
+    ));
+    for example in examples.iter().take(3) {
+        let opening: String = example.opening.chars().take(50).collect();
+        show::note(&format!("  {} for {}: {opening}", example.dropped, example.kept));
+    }
 }

@@ -8,12 +8,15 @@ mod describe;
 mod duplicates;
 mod file;
 mod plane;
+mod shingles;
 
 pub use agreement::{Table, nmi, purity};
 pub use describe::{Cluster, Description, DomainShare, Nearest, describe};
-pub use duplicates::{ClusterDuplicates, Duplicates, Pair, duplicates};
+pub(crate) use duplicates::pairs;
+pub use duplicates::{ClusterDuplicates, Duplicates, Pair, RESEMBLANCE, candidates, duplicates};
 pub use file::Clusters;
 pub use plane::plane;
+pub use shingles::Shingles;
 
 use crate::{Error, Result};
 

@@ -114,6 +114,16 @@ pub enum Error {
         /// What to do about it.
         hint: &'static str,
     },
+    /// A cluster that has too little text to train or be measured on.
+    #[error("cluster {cluster} has no {split} window ({hint})")]
+    NoWindow {
+        /// Its number.
+        cluster: u32,
+        /// `training` or `validation`.
+        split: &'static str,
+        /// What to do about it.
+        hint: &'static str,
+    },
     /// A size that no batch or evaluation can have.
     #[error("{what}: expected {expected}, found {found} (this is a bug in the caller)")]
     Shape {

@@ -1,5 +1,6 @@
 //! Which cluster every token of a corpus belongs to, and which documents are neighbours.
 
+mod left_out;
 mod make;
 
 use std::collections::BTreeMap;
@@ -8,6 +9,9 @@ use std::path::Path;
 use tritrain_files::tensors::{TensorFile, TensorView, encode};
 use tritrain_files::tokens::Split;
 use tritrain_files::{Storage, write_atomic};
+
+pub use left_out::LeftOut;
+pub use make::Labelling;
 
 use crate::corpus::TOKENS;
 use crate::{Corpus, Error, Result};
@@ -30,6 +34,8 @@ pub struct Labels {
     pieces: [Pieces; 2],
     /// Training documents, by number; empty where nobody asked for an order.
     order: Vec<u32>,
+    /// Training documents that are left out, by number, in order.
+    dropped: Vec<u32>,
     hash: String,
 }
 
@@ -85,8 +91,8 @@ fn index(split: Split) -> usize {
 }
 
 impl Labels {
-    /// Labels below `k` of the pieces of both splits, in order, made with clusters of some identity, and the
-    /// order of the training documents or nothing.
+    /// Labels below `k` of the pieces of both splits, in order, made with clusters of some identity, the order
+    /// of the training documents or nothing, and those of them that are left out.
     ///
     /// # Errors
     /// [`Error::Shape`] when they do not fit the corpus; [`Error::Files`] for a damaged index.
@@ -96,6 +102,7 @@ impl Labels {
         clusters: &str,
         [train, validation]: [Vec<u32>; 2],
         order: Vec<u32>,
+        dropped: Vec<u32>,
     ) -> Result<Labels> {
         let wrong = |what, expected: String, found: String| Err(Error::Shape { what, expected, found });
         if let Some(label) = train.iter().chain(&validation).find(|label| **label as usize >= k) {
@@ -108,18 +115,25 @@ impl Labels {
             let found = format!("{} numbers", order.len());
             return wrong("order of documents", format!("each of {documents} documents once"), found);
         }
+        let rising = dropped.is_sorted_by(|a, b| a < b);
+        if !rising || dropped.last().is_some_and(|&last| u64::from(last) >= documents) {
+            let found = format!("{} numbers", dropped.len());
+            return wrong("documents left out", format!("numbers below {documents} that rise"), found);
+        }
         let mut hasher = blake3::Hasher::new();
         for part in [corpus.tokens().content_hash().as_bytes(), clusters.as_bytes()] {
             hasher.update(part);
         }
-        for numbers in [&train, &validation, &order] {
+        // Nothing left out is the same as before there was that.
+        let left_out = (!dropped.is_empty()).then_some(&dropped);
+        for numbers in [&train, &validation, &order].into_iter().chain(left_out) {
             hasher.update(&(numbers.len() as u64).to_le_bytes());
             hasher.update(bytemuck::cast_slice(numbers));
         }
         let pieces =
             [Pieces::new(corpus, Split::Train, train)?, Pieces::new(corpus, Split::Validation, validation)?];
         let hash = hasher.finalize().to_hex().to_string();
-        Ok(Labels { k, clusters: clusters.to_owned(), pieces, order, hash })
+        Ok(Labels { k, clusters: clusters.to_owned(), pieces, order, dropped, hash })
     }
 
     /// Writes the file beside the tokens of a run directory, whole or not at all.
@@ -134,6 +148,7 @@ impl Labels {
             TensorView::u32("train", &[train.labels.len()], &train.labels),
             TensorView::u32("validation", &[validation.labels.len()], &validation.labels),
             TensorView::u32("order", &[self.order.len()], &self.order),
+            TensorView::u32("dropped", &[self.dropped.len()], &self.dropped),
             TensorView::u32("k", &[1], &k),
         ];
         let metadata = BTreeMap::from([
@@ -170,7 +185,10 @@ impl Labels {
         };
         let k = numbers("k")?.first().copied().unwrap_or_default() as usize;
         let labels = [numbers("train")?, numbers("validation")?];
-        Labels::new(corpus, k, entry(CLUSTERS), labels, numbers("order")?).map(Some)
+        // Files from before there were documents to leave out have none.
+        let dropped =
+            if file.names().any(|name| name == "dropped") { numbers("dropped")? } else { Vec::new() };
+        Labels::new(corpus, k, entry(CLUSTERS), labels, numbers("order")?, dropped).map(Some)
     }
 
     /// Number of clusters.
@@ -186,6 +204,11 @@ impl Labels {
     /// Training documents by number, neighbours alike.
     pub(crate) fn order(&self) -> &[u32] {
         &self.order
+    }
+
+    /// Training documents that are left out of training, by number, in order.
+    pub fn dropped(&self) -> &[u32] {
+        &self.dropped
     }
 
     /// Adds to `tokens` `[k]` how many of a stretch of a split belong to each cluster.

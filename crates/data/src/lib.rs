@@ -35,7 +35,7 @@ mod validation;
 pub use config::{ConfigError, DataConfig, PlanKind};
 pub use corpus::Corpus;
 pub use error::{Error, Result};
-pub use labels::Labels;
+pub use labels::{Labelling, Labels, LeftOut};
 pub use plan::{BatchPlan, Mixer, PlanOptions, Window};
 pub use prepare::{Preparation, Progress, Stage};
 pub use source::{Document, Documents, Skipped, Source, documents};

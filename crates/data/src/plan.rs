@@ -9,7 +9,7 @@ use tritrain_files::tokens::Split;
 use tritrain_trit::rng::{Permutation, Stream};
 
 pub use mixer::Mixer;
-use order::{Order, Quotas};
+use order::{Order, Quotas, shuffled};
 
 use crate::labels::most;
 use crate::{Corpus, Error, Labels, PlanKind, Result};
@@ -21,8 +21,8 @@ const SHIFT: u32 = u32::from_be_bytes(*b"shft");
 /// most plans every token but the first is predicted once. Windows run across documents.
 ///
 /// Each epoch lays its windows from another offset below `context`, so that no two epochs see the same
-/// windows; for that, up to `2·context` tokens are left out at the ends. The adaptive plan has one grid of
-/// windows. A window belongs to the cluster of most of its tokens.
+/// windows; for that, up to `2·context` tokens are left out at the ends. The adaptive plan and those of one
+/// cluster have one grid of windows. A window belongs to the cluster of most of its tokens.
 ///
 /// A batch is a function of the step, and with the adaptive plan of its [`Mixer`]: a run that goes on
 /// needs nothing else.
@@ -38,9 +38,11 @@ pub struct BatchPlan {
     shifts: u64,
     repeat: u32,
     labels: Option<Arc<Labels>>,
-    /// What windows are laid over where that is not the split as it lies: stretches of it, with the
-    /// tokens before each.
+    /// What windows are laid over where that is not the split as it lies (another order, or without
+    /// near-duplicates): stretches of it, with the tokens before each.
     stretches: Vec<Stretch>,
+    /// The one cluster that windows are taken from, and its windows.
+    only: Option<(u32, Vec<u64>)>,
     /// The order of an epoch, kept while that lasts.
     order: Option<(u64, Order)>,
 }
@@ -66,6 +68,8 @@ pub struct Window {
 pub struct PlanOptions {
     /// Which plan.
     pub kind: PlanKind,
+    /// Windows of this cluster alone, shuffled anew for every pass over them, whatever the kind.
+    pub only: Option<u32>,
     /// Times that the balanced plan shows a window in an epoch, at most.
     pub repeat: u32,
     /// Seed of all choices.
@@ -81,36 +85,72 @@ impl BatchPlan {
     ///
     /// # Errors
     /// [`Error::Short`] when the training split holds no window; [`Error::Shape`] when `batch` or
-    /// `context` is zero or there are no clusters for a plan that needs them.
+    /// `context` is zero or there are no clusters for a plan that needs them; [`Error::NoWindow`] of the only
+    /// cluster.
     pub fn new(corpus: &Corpus, options: &PlanOptions) -> Result<Self> {
-        let &PlanOptions { kind, repeat, seed, batch, context } = options;
+        let &PlanOptions { kind, only, repeat, seed, batch, context } = options;
         let labels = corpus.labels().cloned();
         for (what, value) in [("sequences in a batch", batch), ("context", context)] {
             if value == 0 {
                 return Err(Error::Shape { what, expected: "at least 1".into(), found: "0".into() });
             }
         }
-        if labels.is_none() && kind != PlanKind::Shuffle {
+        if labels.is_none() && (kind != PlanKind::Shuffle || only.is_some()) {
             let (what, expected) = ("clusters of a plan", "some for any plan but shuffle".into());
             return Err(Error::Shape { what, expected, found: format!("none for {kind:?}") });
         }
         corpus.check(context)?;
-        let (len, step) = (corpus.len(Split::Train), context as u64);
+        let stretches = match &labels {
+            Some(labels) if kind == PlanKind::Ordered && only.is_none() => {
+                stretches(corpus, labels.order().iter().copied(), labels.dropped())?
+            }
+            Some(labels) if !labels.dropped().is_empty() => {
+                let documents = corpus.tokens().manifest().train.documents;
+                stretches(corpus, 0..documents as u32, labels.dropped())?
+            }
+            _ => Vec::new(),
+        };
+        let left = stretches.last().map(|stretch| stretch.before + stretch.tokens);
+        let (len, step) = (left.unwrap_or_else(|| corpus.len(Split::Train)), context as u64);
+        if len <= step {
+            let hint = "add text, raise data.duplicates or lower model.context";
+            return Err(Error::Short { split: "training", tokens: len, context, hint });
+        }
         // The last window of an epoch ends at shift + windows·context + 1 <= len.
         let windows = ((len - step) / step).max(1);
-        let shifts = if kind == PlanKind::Adaptive { 1 } else { (len - windows * step).min(step) };
+        let fixed = kind == PlanKind::Adaptive || only.is_some();
+        let shifts = if fixed { 1 } else { (len - windows * step).min(step) };
         let grid = windows;
         let windows = match kind {
             // Whole batches; fewer windows than a batch are repeated.
             PlanKind::Homogeneous => (grid / batch as u64).max(1) * batch as u64,
             _ => grid,
         };
-        let stretches = match (&labels, kind) {
-            (Some(labels), PlanKind::Ordered) => stretches(corpus, labels.order())?,
-            _ => Vec::new(),
+        let mut plan = BatchPlan {
+            kind,
+            seed,
+            batch,
+            context,
+            grid,
+            windows,
+            shifts,
+            repeat,
+            labels,
+            stretches,
+            only: None,
+            order: None,
         };
-        let order = None;
-        Ok(BatchPlan { kind, seed, batch, context, grid, windows, shifts, repeat, labels, stretches, order })
+        if let Some(cluster) = only {
+            let of_it = |&index: &u64| plan.window(0, index).cluster == Some(cluster);
+            let members: Vec<u64> = (0..grid).filter(of_it).collect();
+            if members.is_empty() {
+                let hint = "take fewer clusters, or add text";
+                return Err(Error::NoWindow { cluster, split: "training", hint });
+            }
+            plan.windows = members.len() as u64;
+            plan.only = Some((cluster, members));
+        }
+        Ok(plan)
     }
 
     /// Windows in an epoch.
@@ -125,7 +165,8 @@ impl BatchPlan {
 
     /// The mixer to begin with, of the adaptive plan.
     pub fn mixer(&self) -> Option<Mixer> {
-        let labels = self.labels.as_ref().filter(|_| self.kind == PlanKind::Adaptive)?;
+        let adaptive = self.kind == PlanKind::Adaptive && self.only.is_none();
+        let labels = self.labels.as_ref().filter(|_| adaptive)?;
         Some(Mixer::new(labels.k()))
     }
 
@@ -142,6 +183,7 @@ impl BatchPlan {
             found: step.to_string(),
         })?;
         match (self.kind, mixer) {
+            _ if self.only.is_some() => Ok((first..first + batch).map(|k| self.at(k)).collect()),
             (PlanKind::Adaptive, Some(mixer)) => {
                 let (seed, size) = (self.seed, self.batch);
                 let members = self.order(0).members();
@@ -160,6 +202,10 @@ impl BatchPlan {
     /// The `k`-th window of training.
     fn at(&mut self, k: u64) -> Window {
         let (epoch, place) = (k / self.windows, k % self.windows);
+        if let Some((cluster, members)) = &self.only {
+            let place = shuffled(self.seed, 0, *cluster as usize, epoch, self.windows).at(place);
+            return self.window(0, members.get(place as usize).copied().unwrap_or_default());
+        }
         let index = match self.kind {
             PlanKind::Shuffle | PlanKind::Ordered => Permutation::new(self.seed, epoch, self.grid).at(place),
             _ => self.order(epoch).at(place),
@@ -259,14 +305,14 @@ impl BatchPlan {
     }
 }
 
-/// The training documents in an order, as stretches of the split.
-fn stretches(corpus: &Corpus, order: &[u32]) -> Result<Vec<Stretch>> {
+/// The training documents in an order, without those that are `dropped`, as stretches of the split.
+fn stretches(corpus: &Corpus, order: impl Iterator<Item = u32>, dropped: &[u32]) -> Result<Vec<Stretch>> {
     let documents = corpus.tokens().documents(Split::Train);
     let places = documents.map(|document| document.map(|d| (d.start, d.tokens)));
     let places = places.collect::<Result<Vec<_>, _>>()?;
     let mut stretches: Vec<Stretch> = Vec::new();
     let mut before = 0;
-    for &document in order {
+    for document in order.filter(|document| dropped.binary_search(document).is_err()) {
         let Some(&(start, tokens)) = places.get(document as usize) else { continue };
         match stretches.last_mut() {
             Some(last) if last.start + last.tokens == start => last.tokens += tokens,

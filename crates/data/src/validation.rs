@@ -121,6 +121,21 @@ impl ValidationSet {
         Ok(ValidationSet { context, domains, windows })
     }
 
+    /// The windows of one cluster alone, in a corpus that has clusters.
+    ///
+    /// # Errors
+    /// [`Error::NoWindow`].
+    pub fn only(mut self, corpus: &Corpus, cluster: u32) -> Result<Self> {
+        let of_it = (0..self.windows.len()).map(|window| self.cluster(corpus, window) == Some(cluster));
+        let mut of_it = of_it.collect::<Vec<bool>>().into_iter();
+        self.windows.retain(|_| of_it.next() == Some(true));
+        if self.windows.is_empty() {
+            let hint = "raise run.eval_tokens or data.validation, or take fewer clusters";
+            return Err(Error::NoWindow { cluster, split: "validation", hint });
+        }
+        Ok(self)
+    }
+
     /// Windows.
     pub fn len(&self) -> usize {
         self.windows.len()

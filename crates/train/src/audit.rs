@@ -8,7 +8,10 @@ use serde_json::Value;
 use tritrain_data::{BatchPlan, Corpus, PlanOptions, Split};
 use tritrain_files::Storage;
 
-use crate::{Config, Error, Result};
+use crate::{Config, Error, Part, Result};
+
+/// What a run has logged.
+const LOG: &str = "metrics.jsonl";
 
 /// How much of the training text some steps have seen, and how often.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -23,6 +26,8 @@ pub struct Audit {
     pub tokens: u64,
     /// The fewest and the most times a token was predicted; the first of the text never is.
     pub times: (u64, u64),
+    /// Near-duplicates left out of training: documents and tokens.
+    pub left_out: (u64, u64),
     /// Documents of which all tokens but the first of the text were predicted, some, and none.
     pub documents: [u64; 3],
     /// Shares of the clusters in the text and in the windows seen, where there are clusters.
@@ -44,23 +49,50 @@ pub struct ClusterAudit {
     pub windows: u64,
 }
 
-/// Does the plan of the run in `dir` over again, as far as its log goes. Needs no source text and no model.
-///
-/// # Errors
-/// The configuration, the tokens or the log are missing or damaged.
-pub fn audit(storage: &dyn Storage, dir: &Path) -> Result<Audit> {
-    let path = dir.join("config.toml");
-    let text = String::from_utf8_lossy(&storage.read(&path)?).into_owned();
-    let config = Config::parse(&text, &path.display().to_string())?;
-    let corpus = Corpus::open(storage, dir)?.with_saved_clusters(storage, dir)?;
-    let options = PlanOptions {
+/// The plan of a part of a run.
+pub(crate) fn plan_options(config: &Config, part: &Part) -> PlanOptions {
+    PlanOptions {
         kind: config.data.plan,
+        only: part.cluster,
         repeat: config.data.repeat,
         seed: config.run.seed,
         batch: config.run.batch,
         context: config.model.context,
-    };
-    let log = dir.join("metrics.jsonl");
+    }
+}
+
+/// Does the plan of the run in `dir` over again, as far as its log goes; of a run of experts that of every part
+/// that has begun, each with its name. Needs no source text and no model.
+///
+/// # Errors
+/// The configuration, the tokens or the log are missing or damaged.
+pub fn audit(storage: &dyn Storage, dir: &Path) -> Result<Vec<(String, Audit)>> {
+    let path = dir.join("config.toml");
+    let text = String::from_utf8_lossy(&storage.read(&path)?).into_owned();
+    let config = Config::parse(&text, &path.display().to_string())?;
+    let corpus = Corpus::open(storage, dir)?.with_saved_clusters(storage, dir)?;
+    if config.run.experts == 0 {
+        let part = Part::whole(&config)?;
+        return Ok(vec![(String::new(), audit_part(storage, dir, &config, &corpus, &part)?)]);
+    }
+    let mut audits = Vec::new();
+    for part in Part::all(&config, &corpus)? {
+        let dir = dir.join(&part.name);
+        if storage.exists(&dir.join(LOG))? {
+            audits.push((part.name.clone(), audit_part(storage, &dir, &config, &corpus, &part)?));
+        }
+    }
+    Ok(audits)
+}
+
+fn audit_part(
+    storage: &dyn Storage,
+    dir: &Path,
+    config: &Config,
+    corpus: &Corpus,
+    part: &Part,
+) -> Result<Audit> {
+    let log = dir.join(LOG);
     let records = String::from_utf8_lossy(&storage.read(&log)?).into_owned();
     let records = records.lines().map(serde_json::from_str::<Value>);
     let records = records.collect::<Result<Vec<_>, _>>().map_err(|error| Error::Content {
@@ -68,7 +100,7 @@ pub fn audit(storage: &dyn Storage, dir: &Path) -> Result<Audit> {
         expected: "a JSON object in every line".into(),
         found: error.to_string(),
     })?;
-    replay(&corpus, &options, &records)
+    replay(corpus, &plan_options(config, part), &records)
 }
 
 /// Clusters and their losses that a step logged.
@@ -121,9 +153,13 @@ fn replay(corpus: &Corpus, options: &PlanOptions, records: &[Value]) -> Result<A
     }
     ends.sort_unstable();
     let times = Times::new(&ends, corpus.len(Split::Train));
-    let mut documents = [0; 3];
-    for document in corpus.tokens().documents(Split::Train) {
+    let (mut documents, mut left_out) = ([0; 3], (0, 0));
+    let dropped = labels.map(|labels| labels.dropped()).unwrap_or_default();
+    for (number, document) in (0..).zip(corpus.tokens().documents(Split::Train)) {
         let document = document?;
+        if dropped.binary_search(&number).is_ok() {
+            left_out = (left_out.0 + 1, left_out.1 + document.tokens);
+        }
         // Nothing comes before the first token of the text.
         let first = u64::from(document.start == 0);
         let (start, tokens) = (document.start + first, document.tokens - first);
@@ -149,6 +185,7 @@ fn replay(corpus: &Corpus, options: &PlanOptions, records: &[Value]) -> Result<A
         predicted: times.predicted(0, tokens),
         tokens,
         times: times.range(),
+        left_out,
         documents,
         clusters: clusters.unwrap_or_default(),
         differing,

@@ -190,6 +190,11 @@ impl Config {
         if let Err(error) = self.data.check() {
             fail(format!("data.{}", error.option), error.to_string());
         }
+        let (experts, k) = (self.run.experts, self.data.clusters_k as usize);
+        if experts > 0 && self.data.clusters.is_empty() && k > 0 && k != experts {
+            let what = format!("run.experts = {experts}: data.clusters_k = {k} must be the same, or 0");
+            fail("run.experts".into(), what);
+        }
         if let Err(error) = self.optim.check() {
             fail(format!("optim.{}", error.option), error.to_string());
         }

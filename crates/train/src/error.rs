@@ -93,6 +93,14 @@ pub enum Error {
         /// Why not.
         source: tritrain_cluster::Error,
     },
+    /// Experts that cannot be trained.
+    #[error("experts: expected {expected}, found {found}; lower run.experts or raise run.tokens")]
+    Experts {
+        /// The rule.
+        expected: String,
+        /// What there is.
+        found: String,
+    },
     /// The prompt cannot be continued.
     #[error(transparent)]
     Prompt(#[from] tritrain_model::PromptError),
@@ -114,6 +122,7 @@ impl Error {
             Error::Clusters { .. }
             | Error::Config(_)
             | Error::Exists { .. }
+            | Error::Experts { .. }
             | Error::NoModel { .. }
             | Error::Prompt(_) => 2,
         }

@@ -95,22 +95,82 @@ impl Evaluation {
     }
 }
 
-/// Evaluates `model` on every window of `set`.
+/// What is evaluated: it predicts every token of a batch, in one or more ways at once.
+pub trait Predict {
+    /// Sequences of a batch, and tokens of a sequence.
+    fn shape(&self) -> (usize, usize);
+
+    /// Losses of every token of a batch, `[batch][time]` for each way, in nats. Those of a token depend on no
+    /// token behind it.
+    ///
+    /// # Errors
+    /// [`Error::Data`](crate::Error::Data) where the text cannot be embedded.
+    fn losses(&mut self, inputs: &[u32], targets: &[u32]) -> Result<Vec<Vec<f32>>>;
+}
+
+/// One model.
+pub struct Single<'a, B: Backend> {
+    backend: &'a B,
+    model: &'a Model<B>,
+    activations: &'a mut Activations<B>,
+}
+
+impl<'a, B: Backend> Single<'a, B> {
+    /// With activations of the size of a batch.
+    pub fn new(backend: &'a B, model: &'a Model<B>, activations: &'a mut Activations<B>) -> Self {
+        Single { backend, model, activations }
+    }
+}
+
+impl<B: Backend> Predict for Single<'_, B> {
+    fn shape(&self) -> (usize, usize) {
+        (self.activations.batch(), self.activations.tokens() / self.activations.batch())
+    }
+
+    fn losses(&mut self, inputs: &[u32], targets: &[u32]) -> Result<Vec<Vec<f32>>> {
+        let mut losses = vec![0.0; inputs.len()];
+        self.model.evaluate(self.backend, self.activations, inputs, targets);
+        self.backend.download(self.activations.losses(), &mut losses);
+        Ok(vec![losses])
+    }
+}
+
+/// The evaluation of what predicts in one way.
+pub(crate) fn only(evaluations: Vec<Evaluation>) -> Evaluation {
+    let one = evaluations.into_iter().next();
+    one.unwrap_or_else(|| Evaluation::of(std::iter::empty()))
+}
+
+/// Sums by domain and cluster of one way to predict.
+#[derive(Clone, Default)]
+struct Sums {
+    domains: Vec<Sum>,
+    clusters: BTreeMap<u32, Sum>,
+}
+
+impl Sums {
+    /// Adds nats, tokens and bytes.
+    fn add(&mut self, (domain, cluster): (usize, Option<u32>), part: Sum) {
+        if self.domains.len() <= domain {
+            self.domains.resize(domain + 1, Sum::default());
+        }
+        let cluster = cluster.map(|cluster| self.clusters.entry(cluster).or_default());
+        for sum in [self.domains.get_mut(domain), cluster].into_iter().flatten() {
+            sum.nats += part.nats;
+            sum.tokens += part.tokens;
+            sum.bytes += part.bytes;
+        }
+    }
+}
+
+/// Evaluates on every window of `set`: an evaluation for each way to predict.
 ///
 /// # Errors
-/// The token shards cannot be read.
-pub fn evaluate<B: Backend>(
-    backend: &B,
-    model: &Model<B>,
-    a: &mut Activations<B>,
-    corpus: &Corpus,
-    set: &ValidationSet,
-) -> Result<Evaluation> {
-    let (batch, time) = (a.batch(), a.tokens() / a.batch());
-    let (mut inputs, mut targets) = (vec![0; a.tokens()], vec![0; a.tokens()]);
-    let mut losses = vec![0.0; a.tokens()];
-    let mut sums = vec![Sum::default(); set.domains().len()];
-    let mut clusters: BTreeMap<u32, Sum> = BTreeMap::new();
+/// The token shards cannot be read; those of [`Predict::losses`].
+pub fn evaluate(of: &mut impl Predict, corpus: &Corpus, set: &ValidationSet) -> Result<Vec<Evaluation>> {
+    let (batch, time) = of.shape();
+    let (mut inputs, mut targets) = (vec![0; batch * time], vec![0; batch * time]);
+    let mut ways: Vec<Sums> = Vec::new();
     for first in (0..set.len()).step_by(batch) {
         // The last batch may be short: the rows left over keep their old tokens and are not counted.
         let count = batch.min(set.len() - first);
@@ -118,24 +178,25 @@ pub fn evaluate<B: Backend>(
             let part = row * time..(row + 1) * time;
             set.read(corpus, first + row, &mut inputs[part.clone()], &mut targets[part])?;
         }
-        model.evaluate(backend, a, &inputs, &targets);
-        backend.download(a.losses(), &mut losses);
-        for (row, losses) in losses.chunks_exact(time).enumerate().take(count) {
-            let nats = losses.iter().map(|loss| f64::from(*loss)).sum::<f64>();
-            let domain = set.domain(first + row).and_then(|domain| sums.get_mut(domain));
-            let cluster = set.cluster(corpus, first + row).map(|c| clusters.entry(c).or_default());
-            for sum in [domain, cluster].into_iter().flatten() {
-                sum.nats += nats;
-                sum.tokens += time as u64;
+        let losses = of.losses(&inputs, &targets)?;
+        ways.resize(losses.len(), Sums::default());
+        for (sums, losses) in ways.iter_mut().zip(&losses) {
+            for (row, losses) in losses.chunks_exact(time).enumerate().take(count) {
+                let nats = losses.iter().map(|loss| f64::from(*loss)).sum::<f64>();
+                let place = (set.domain(first + row).unwrap_or_default(), set.cluster(corpus, first + row));
+                sums.add(place, Sum { nats, tokens: time as u64, bytes: 0.0 });
             }
         }
     }
-    // Windows are a sample of a domain: their bytes follow from its bytes per token.
-    let named = set.domains().iter().zip(sums).map(|(domain, sum)| {
-        let bytes = sum.tokens as f64 * domain.bytes_per_token();
-        (domain.name.as_str(), Sum { bytes, ..sum })
+    let evaluations = ways.into_iter().map(|Sums { domains, clusters }| {
+        // Windows are a sample of a domain: their bytes follow from its bytes per token.
+        let named = set.domains().iter().zip(domains).map(|(domain, sum)| {
+            let bytes = sum.tokens as f64 * domain.bytes_per_token();
+            (domain.name.as_str(), Sum { bytes, ..sum })
+        });
+        Evaluation { clusters: by_cluster(clusters), ..Evaluation::of(named) }
     });
-    Ok(Evaluation { clusters: by_cluster(clusters), ..Evaluation::of(named) })
+    Ok(evaluations.collect())
 }
 
 fn by_cluster(sums: BTreeMap<u32, Sum>) -> Vec<ClusterLoss> {
@@ -150,33 +211,27 @@ struct Stream {
     /// Index of the domain, and the cluster, that each of them counts for.
     parts: Vec<(usize, Option<u32>)>,
     names: Vec<String>,
-    sums: Vec<Sum>,
-    clusters: BTreeMap<u32, Sum>,
+    /// For each way to predict.
+    ways: Vec<Sums>,
 }
 
-/// Evaluates `model` on every token of `source`: documents one after the other, each behind an end of
-/// text, in windows of the activations' length. Stops after `max_tokens` tokens, when that is not 0. With
-/// clusters every document counts for the one it belongs to as a whole.
+/// Evaluates on every token of `source`: documents one after the other, each behind an end of text, in windows
+/// of the predictor's length. Stops after `max_tokens` tokens, when that is not 0. With clusters every document
+/// counts for the one it belongs to as a whole. An evaluation for each way to predict.
 ///
 /// Bits per byte are exact: total nats over the bytes of the tokens predicted.
 ///
 /// # Errors
-/// The text cannot be read, or holds nothing.
-pub fn evaluate_text<B: Backend>(
-    backend: &B,
-    model: &Model<B>,
-    a: &mut Activations<B>,
+/// The text cannot be read, or holds nothing; those of [`Predict::losses`].
+pub fn evaluate_text(
+    of: &mut impl Predict,
     (tokenizer, clusters): (&Tokenizer, Option<&Clusters<'_>>),
     source: &Source,
     max_tokens: u64,
-) -> Result<Evaluation> {
-    let mut stream = Stream {
-        tokens: vec![tokenizer.eos()],
-        parts: vec![(0, None)],
-        names: Vec::new(),
-        sums: Vec::new(),
-        clusters: BTreeMap::new(),
-    };
+) -> Result<Vec<Evaluation>> {
+    let mut stream =
+        Stream { tokens: vec![tokenizer.eos()], parts: vec![(0, None)], names: Vec::new(), ways: Vec::new() };
+    let (batch, time) = of.shape();
     let mut scratch = clusters.map(|clusters| (clusters, clusters.embedder().scratch()));
     let mut read = 0;
     let mut documents = source.open()?;
@@ -184,7 +239,6 @@ pub fn evaluate_text<B: Backend>(
         let known = stream.names.iter().position(|name| *name == document.domain);
         let domain = known.unwrap_or_else(|| {
             stream.names.push(document.domain.clone());
-            stream.sums.push(Sum::default());
             stream.names.len() - 1
         });
         let mut tokens = tokenizer.encode(&document.text)?;
@@ -199,8 +253,8 @@ pub fn evaluate_text<B: Backend>(
         };
         stream.parts.resize(stream.parts.len() + tokens.len(), (domain, cluster));
         stream.tokens.append(&mut tokens);
-        while stream.tokens.len() > a.tokens() {
-            stream.evaluate(backend, model, a, tokenizer);
+        while stream.tokens.len() > batch * time {
+            stream.evaluate(of, tokenizer)?;
         }
         if max_tokens > 0 && read >= max_tokens {
             break;
@@ -210,42 +264,38 @@ pub fn evaluate_text<B: Backend>(
         tracing::warn!("{damage}");
     }
     if stream.tokens.len() > 1 {
-        stream.evaluate(backend, model, a, tokenizer);
+        stream.evaluate(of, tokenizer)?;
     }
-    let clusters = by_cluster(stream.clusters);
-    Ok(Evaluation { clusters, ..Evaluation::of(stream.names.iter().map(String::as_str).zip(stream.sums)) })
+    let Stream { names, ways, .. } = stream;
+    let evaluations = ways.into_iter().map(|Sums { domains, clusters }| Evaluation {
+        clusters: by_cluster(clusters),
+        ..Evaluation::of(names.iter().map(String::as_str).zip(domains))
+    });
+    Ok(evaluations.collect())
 }
 
 impl Stream {
     /// Evaluates one batch, or what there is, and forgets its inputs.
-    fn evaluate<B: Backend>(
-        &mut self,
-        backend: &B,
-        model: &Model<B>,
-        a: &mut Activations<B>,
-        tokenizer: &Tokenizer,
-    ) {
-        let count = (self.tokens.len() - 1).min(a.tokens());
+    fn evaluate(&mut self, of: &mut impl Predict, tokenizer: &Tokenizer) -> Result<()> {
+        let (batch, time) = of.shape();
+        let count = (self.tokens.len() - 1).min(batch * time);
         // What is missing at the end is filled up; attention is causal, so it changes nothing before.
         let window = |from: usize| {
             let mut window = self.tokens[from..from + count].to_vec();
-            window.resize(a.tokens(), tokenizer.eos());
+            window.resize(batch * time, tokenizer.eos());
             window
         };
         let (inputs, targets) = (window(0), window(1));
-        let mut losses = vec![0.0; a.tokens()];
-        model.evaluate(backend, a, &inputs, &targets);
-        backend.download(a.losses(), &mut losses);
-        for (at, loss) in losses.iter().enumerate().take(count) {
-            let (domain, cluster) = self.parts[at + 1];
-            let cluster = cluster.map(|cluster| self.clusters.entry(cluster).or_default());
-            for sum in [self.sums.get_mut(domain), cluster].into_iter().flatten() {
-                sum.nats += f64::from(*loss);
-                sum.tokens += 1;
-                sum.bytes += tokenizer.bytes_of(targets[at]).len() as f64;
+        let losses = of.losses(&inputs, &targets)?;
+        self.ways.resize(losses.len(), Sums::default());
+        for (sums, losses) in self.ways.iter_mut().zip(&losses) {
+            for (at, loss) in losses.iter().enumerate().take(count) {
+                let bytes = tokenizer.bytes_of(targets[at]).len() as f64;
+                sums.add(self.parts[at + 1], Sum { nats: f64::from(*loss), tokens: 1, bytes });
             }
         }
         self.tokens.drain(..count);
         self.parts.drain(..count);
+        Ok(())
     }
 }

@@ -7,22 +7,28 @@ use std::{collections::BTreeMap, path::PathBuf, time::Instant};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use tritrain_backend::{Backend, Values};
-use tritrain_data::{BatchPlan, Corpus, PlanOptions, Tokenizer, ValidationSet, Window};
+use tritrain_data::{BatchPlan, Corpus, ValidationSet, Window};
 use tritrain_files::{
     Storage,
-    checkpoint::{self, Identity},
+    checkpoint::{self, Checkpoint, Identity},
     metrics::{self, Log},
     write_atomic,
 };
-use tritrain_model::{Generator, Layout, Model, Sampling, initial_tensor, sample};
+use tritrain_model::{Layout, Model, Sampling, initial_tensor};
 use tritrain_optim::{Guard, Rates, Report, Skip, Verdict, rate_at};
 
 use crate::{
-    Config, Error, Evaluation, Learner, Measured, Result, Setup, Workplace,
+    Config, Error, Evaluation, Learner, Measured, Part, Result, Setup, Single, Workplace,
+    audit::plan_options,
     error::skip_name,
     evaluate,
+    evaluate::only,
+    generate::{Continuation, generate},
     save::{self, State},
 };
+
+/// Of tokens repeated in samples: what CTRL takes (arXiv 1909.05858, section 4.1).
+const PENALTY: f32 = 1.2;
 
 /// One training step, as logged.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -136,7 +142,7 @@ pub struct Run<'a, B: Backend> {
     plan: BatchPlan,
     validation: ValidationSet,
     identity: Identity,
-    steps: u64,
+    part: Part,
     learner: Learner<B>,
     inputs: Vec<u32>,
     targets: Vec<u32>,
@@ -162,39 +168,58 @@ impl<'a, B: Backend> Run<'a, B> {
         workplace: Workplace,
         corpus: &'a Corpus,
     ) -> Result<Run<'a, B>> {
+        let part = Part::whole(workplace.config())?;
+        Run::of(backend, storage, workplace, corpus, part, None)
+    }
+
+    /// The same for a part of a run: an expert without a checkpoint begins with that of the `shared` start.
+    ///
+    /// # Errors
+    /// As [`Run::new`]; the cluster has no text for training or validation.
+    pub fn of(
+        backend: &'a B,
+        storage: &'a dyn Storage,
+        workplace: Workplace,
+        corpus: &'a Corpus,
+        part: Part,
+        shared: Option<&Checkpoint>,
+    ) -> Result<Run<'a, B>> {
         let config = workplace.config().clone();
         let (batch, context) = (config.run.batch, config.model.context);
         corpus.check(context)?;
-        let (kind, repeat, seed) = (config.data.plan, config.data.repeat, config.run.seed);
-        let plan = BatchPlan::new(corpus, &PlanOptions { kind, repeat, seed, batch, context })?;
-        let validation = ValidationSet::new(corpus, context, config.run.eval_tokens)?;
+        let plan = BatchPlan::new(corpus, &plan_options(&config, &part))?;
+        let validation = validation(&config, corpus, &part)?;
         let vocab = corpus.tokenizer().vocab_size() as usize;
         let identity = Identity {
             config: config.hash(),
             tokenizer: corpus.tokenizer().hash().to_owned(),
-            data: corpus.hash().to_owned(),
+            data: part.data(corpus),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         };
-        let layout = Layout::new(&config.model, vocab);
-        let saved = match &workplace.checkpoint {
-            Some(checkpoint) => {
-                // A newer program may go on with an older checkpoint: formats carry their own version.
-                checkpoint.require(&identity, &["version"])?;
-                Some(save::restore_model(storage, checkpoint)?)
-            }
-            None => None,
-        };
-        let seed = config.run.seed;
+        if let Some(checkpoint) = &workplace.checkpoint {
+            // A newer program may go on with an older checkpoint: formats carry their own version.
+            checkpoint.require(&identity, &["version"])?;
+        } else if let Some(shared) = shared {
+            shared.require(&Identity { data: corpus.hash().to_owned(), ..identity.clone() }, &["version"])?;
+        }
+        let origin = workplace.checkpoint.as_ref().or(shared);
+        let saved = origin.map(|checkpoint| save::restore_model(storage, checkpoint)).transpose()?;
+        let (layout, seed) = (Layout::new(&config.model, vocab), config.run.seed);
         let weights = |id: usize| match &saved {
             Some(saved) => saved.values(id),
             None => Values::Floats(initial_tensor(&config.model, &layout, seed, id).into()),
         };
         let setup = Setup { vocab, batch, recompute: config.run.recompute, seed };
         let mut learner = Learner::new(backend, &config.model, &config.optim, setup, &weights);
-        let state = match &workplace.checkpoint {
+        let mut state = match origin {
             Some(checkpoint) => save::restore_state(backend, storage, checkpoint, &mut learner.optimizer)?,
             None => State { mixer: plan.mixer(), ..State::default() },
         };
+        if workplace.checkpoint.is_none() {
+            // What the shared start has measured is not the expert's.
+            (state.evaluated, state.sampled, state.best) = (None, None, None);
+            state.mixer = plan.mixer();
+        }
         let (metrics, timing) = open_logs(storage, &workplace, &state)?;
         Ok(Run {
             backend,
@@ -203,7 +228,7 @@ impl<'a, B: Backend> Run<'a, B> {
             plan,
             validation,
             identity,
-            steps: config.steps()?,
+            part,
             learner,
             inputs: vec![0; batch * context],
             targets: vec![0; batch * context],
@@ -224,7 +249,8 @@ impl<'a, B: Backend> Run<'a, B> {
     /// The disk; [`Error::Numeric`] when too many steps in a row are not finite.
     pub fn advance(&mut self) -> Result<Option<Event>> {
         let (step, run) = (self.state.step, &self.config().run);
-        let due = |every: u64| step == self.steps || (every > 0 && step > 0 && step.is_multiple_of(every));
+        let Part { first, last, .. } = self.part;
+        let due = |every: u64| step == last || (every > 0 && step > first && step.is_multiple_of(every));
         if self.stopping {
             return if self.saved == Some(step) { Ok(None) } else { self.save().map(Some) };
         }
@@ -237,7 +263,7 @@ impl<'a, B: Backend> Run<'a, B> {
         if due(run.checkpoint_every) && self.saved != Some(step) {
             return self.save().map(Some);
         }
-        if step == self.steps {
+        if step == last {
             return Ok(None);
         }
         self.step().map(Some)
@@ -258,14 +284,14 @@ impl<'a, B: Backend> Run<'a, B> {
         self.workplace.dir()
     }
 
-    /// Steps behind and steps in all.
+    /// Steps behind and steps in all, those of the shared start included.
     pub fn progress(&self) -> (u64, u64) {
-        (self.state.step, self.steps)
+        (self.state.step, self.part.last)
     }
 
     /// Passes over the training text so far.
     pub fn epoch(&self) -> f64 {
-        self.plan.epoch(self.state.step)
+        self.plan.epoch(self.state.step - self.part.first)
     }
 
     /// The model as it stands.
@@ -280,11 +306,12 @@ impl<'a, B: Backend> Run<'a, B> {
             let optim = &self.config().optim;
             let peak = if self.model().layout().ternary { optim.rate } else { optim.rate_f32 };
             let slower = self.state.setbacks.share();
-            let share = rate_at(optim, step, self.steps) * slower;
+            let (at, steps) = self.part.scheduled(step);
+            let share = rate_at(optim, at, steps) * slower;
             let (matrices, embedding) = (peak * share, optim.embedding_rate * share);
             Rates { matrices, embedding, radius: optim.bound() * slower }
         };
-        let windows = self.plan.windows_of(step, self.state.mixer.as_mut())?;
+        let windows = self.plan.windows_of(step - self.part.first, self.state.mixer.as_mut())?;
         self.plan.read(self.corpus, &windows, &mut self.inputs, &mut self.targets)?;
         self.state.step += 1;
         let measured = self.learner.step(self.backend, &self.inputs, &self.targets, rates);
@@ -375,7 +402,8 @@ impl<'a, B: Backend> Run<'a, B> {
     /// The token shards cannot be read.
     pub fn validate(&mut self) -> Result<Evaluation> {
         let Learner { model, activations, .. } = &mut self.learner;
-        evaluate(self.backend, model, activations, self.corpus, &self.validation)
+        let mut single = Single::new(self.backend, model, activations);
+        evaluate(&mut single, self.corpus, &self.validation).map(only)
     }
 
     fn evaluate(&mut self) -> Result<Event> {
@@ -400,22 +428,16 @@ impl<'a, B: Backend> Run<'a, B> {
 
     fn sample(&mut self) -> Result<Event> {
         let (step, run) = (self.state.step, &self.config().run);
-        let sampling = Sampling { seed: run.seed, ..Sampling::default() };
+        // Small models easily fall into repeating one token.
+        let sampling = Sampling { repetition_penalty: PENALTY, seed: run.seed, ..Sampling::default() };
         let tokenizer = self.corpus.tokenizer();
         let prompt = [tokenizer.eos()];
         let mut text = String::new();
-        generate(
-            self.backend,
-            &self.learner.model,
-            tokenizer,
-            &prompt,
-            &sampling,
-            run.sample_tokens,
-            |piece| {
-                text.push_str(piece);
-                true
-            },
-        )?;
+        let mut next = Continuation::new(self.backend, &self.learner.model, &prompt)?;
+        generate(&mut next, tokenizer, &sampling, run.sample_tokens, |piece| {
+            text.push_str(piece);
+            true
+        })?;
         self.state.sampled = Some(step);
         Ok(Event::Sampled { step, text })
     }
@@ -443,42 +465,13 @@ impl<'a, B: Backend> Run<'a, B> {
     }
 }
 
-/// Continues `prompt` by up to `limit` tokens and hands every piece of text to `emit`, which returns
-/// whether to go on; ends at the end of text too. Returns the number of tokens made.
-///
-/// # Errors
-/// [`Error::Prompt`].
-pub fn generate<B: Backend>(
-    backend: &B,
-    model: &Model<B>,
-    tokenizer: &Tokenizer,
-    prompt: &[u32],
-    sampling: &Sampling,
-    limit: usize,
-    mut emit: impl FnMut(&str) -> bool,
-) -> Result<usize> {
-    let mut generator = Generator::new(model, backend, prompt)?;
-    let mut text = tokenizer.decode_stream();
-    let mut made = 0;
-    while made < limit {
-        let token = sample(generator.logits(), sampling, made as u64);
-        made += 1;
-        if token == tokenizer.eos() {
-            break;
-        }
-        if let Some(piece) = text.push(token)
-            && !emit(&piece)
-        {
-            return Ok(made);
-        }
-        if made < limit {
-            generator.push(model, backend, token);
-        }
-    }
-    if let Some(rest) = text.finish() {
-        emit(&rest);
-    }
-    Ok(made)
+/// The windows that a part is measured on.
+pub(crate) fn validation(config: &Config, corpus: &Corpus, part: &Part) -> Result<ValidationSet> {
+    let all = ValidationSet::new(corpus, config.model.context, config.run.eval_tokens)?;
+    Ok(match part.cluster {
+        None => all,
+        Some(cluster) => all.only(corpus, cluster)?,
+    })
 }
 
 /// Opens the logs, cut back to the state: what is done again is logged again.

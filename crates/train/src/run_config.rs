@@ -18,6 +18,12 @@ pub struct RunConfig {
     /// Sequences in a batch.
     #[schemars(range(min = 1, max = 65536))]
     pub batch: usize,
+    /// Experts, one for each cluster of the text, that go on from a shared start; 0 trains one model.
+    #[schemars(range(max = 1024))]
+    pub experts: usize,
+    /// Share of the steps that the shared start of experts takes.
+    #[schemars(range(min = 0.01, max = 0.99))]
+    pub shared: f32,
     /// Threads; 0 takes every core. The result does not depend on it.
     #[schemars(range(min = 0, max = 1024))]
     pub threads: usize,
@@ -48,6 +54,8 @@ impl Default for RunConfig {
             steps: 0,
             tokens: 800_000,
             batch: 4,
+            experts: 0,
+            shared: 0.7,
             threads: 0,
             recompute: false,
             eval_every: 100,

@@ -5,7 +5,7 @@ use std::path::Path;
 use tritrain_backend::Backend;
 use tritrain_cluster::{Options, Points, Start, fit};
 use tritrain_data::{
-    Corpus, DataConfig, PlanKind, Source,
+    Corpus, DataConfig, Labelling, PlanKind, Source,
     clusters::{Clustering, Clusters, describe},
     embed::{Fit, Vectors},
 };
@@ -45,16 +45,19 @@ pub fn with_topics<B: Backend>(
         let bytes = storage.read(path)?;
         let id = blake3::hash(&bytes).to_hex();
         tritrain_files::write_atomic(storage, &dir.join(CLUSTERS), &bytes)?;
-        return corpus.with_clusters(storage, dir, (&id, ordered), |corpus| {
+        let labelling = Labelling { id: &id, ordered, duplicates: config.duplicates };
+        return corpus.with_clusters(storage, dir, labelling, |corpus| {
             Clusters::open(storage, path, Some(corpus.tokenizer())).map_err(Error::Data)
         });
     }
     let k = match config.clusters_k as usize {
-        0 if config.plan == PlanKind::Shuffle => return Ok(corpus),
+        0 if config.plan == PlanKind::Shuffle && config.duplicates == 0.0 => return Ok(corpus),
         0 => K,
         k => k,
     };
-    corpus.with_clusters(storage, dir, (&format!("{k} by words"), ordered), |_| {
+    let id = format!("{k} by words");
+    let labelling = Labelling { id: &id, ordered, duplicates: config.duplicates };
+    corpus.with_clusters(storage, dir, labelling, |_| {
         let clusters = find(backend, source, k, &mut reading)?;
         clusters.save(storage, &dir.join(CLUSTERS))?;
         Ok(clusters)

@@ -8,7 +8,7 @@ use tritrain_files::{
     write_atomic,
 };
 
-use crate::{Config, Error, Result};
+use crate::{Config, Error, Result, part::SHARED};
 
 /// A run directory that this process holds.
 #[derive(Debug)]
@@ -26,8 +26,13 @@ impl Workplace {
     /// [`Error::Exists`] when a checkpoint lies there; another process holds the directory; the disk.
     pub fn start(storage: &dyn Storage, dir: &Path, config: Config) -> Result<Workplace> {
         let lock = checkpoint::lock(dir)?;
-        if let Some(found) = checkpoint::newest(storage, dir)? {
-            return Err(Error::Exists { path: dir.to_path_buf(), step: found.step });
+        // A run of experts begins with its shared start.
+        for at in [dir, &dir.join(SHARED)] {
+            if storage.exists(at)?
+                && let Some(found) = checkpoint::newest(storage, at)?
+            {
+                return Err(Error::Exists { path: dir.to_path_buf(), step: found.step });
+            }
         }
         write_atomic(storage, &dir.join("config.toml"), config.to_toml().as_bytes())?;
         Ok(Workplace { dir: dir.to_path_buf(), checkpoint: None, config, _lock: lock })
@@ -63,6 +68,11 @@ impl Workplace {
     /// The run's configuration.
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// The checkpoint to go on from.
+    pub fn checkpoint(&self) -> Option<&Checkpoint> {
+        self.checkpoint.as_ref()
     }
 
     /// Step of the checkpoint to go on from.

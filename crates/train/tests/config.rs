@@ -111,6 +111,10 @@ fn bad_files_say_what_is_wrong_and_where() {
             "run.toml: model.kv_heads = 4: must divide model.heads = 2; model.kv_heads has its default",
         ),
         (
+            "[data]\nclusters_k = 3\n[run]\nexperts = 4",
+            "run.toml:4: run.experts = 4: data.clusters_k = 3 must be the same, or 0",
+        ),
+        (
             "[run]\ntokens = 0",
             "run.toml:2: run.steps = 0 and run.tokens = 0: nothing ends the run; set one of them",
         ),
@@ -383,6 +387,9 @@ fn any_config() -> impl Strategy<Value = Config> {
         config.model.ffn = config.model.ffn.next_multiple_of(256).min(262_144);
         config.model.dim = config.model.dim.min(65_536 / config.model.heads / 256 * 256 * config.model.heads);
         config.run.steps = config.run.steps.max(1);
+        if config.run.experts > 0 {
+            config.data.clusters_k = config.run.experts as u32;
+        }
         if matches!(config.optim.direction, DirectionKind::Adamw | DirectionKind::Adamw8) {
             config.optim.moment = StorageKind::F32;
         }

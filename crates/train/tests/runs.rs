@@ -360,7 +360,7 @@ fn an_adaptive_run_resumes_and_can_be_audited() {
         assert_eq!(found, losses[k as usize..], "losses after step {k}");
         assert_same(&from, &dir, "resumed");
     }
-    let found = audit(&Disk, &dir).unwrap();
+    let found = audit(&Disk, &dir).unwrap().remove(0).1;
     assert!(found.kept() && found.steps == STEPS, "{found:?}");
     assert_eq!(found.clusters.iter().map(|c| c.windows).sum::<u64>(), STEPS * config.run.batch as u64);
     // A log that says something else is found out.
@@ -369,7 +369,7 @@ fn an_adaptive_run_resumes_and_can_be_audited() {
     let (before, after) = line.split_once("\"clusters\":{").unwrap();
     let forged = format!("{before}\"clusters\":{{\"99\":1.0,{after}");
     fs::write(dir.join("metrics.jsonl"), log.replace(line, &forged)).unwrap();
-    let found = audit(&Disk, &dir).unwrap();
+    let found = audit(&Disk, &dir).unwrap().remove(0).1;
     assert!(!found.kept() && found.first_differing.is_some(), "{found:?}");
     // The clusters belong to the data of a run.
     let plain = self::corpus(&config, &root.path().join("plain"));

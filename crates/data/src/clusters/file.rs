@@ -142,6 +142,11 @@ impl<'t> Clusters<'t> {
         &self.names
     }
 
+    /// `[k][dim]`.
+    pub(crate) fn centroids(&self) -> &[f32] {
+        &self.centroids
+    }
+
     /// The embedding.
     pub fn embedder(&self) -> &Embedder<'t> {
         &self.embedder

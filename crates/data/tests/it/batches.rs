@@ -14,7 +14,7 @@ fn corpus() -> (tempfile::TempDir, Corpus) {
 }
 
 fn plan_of(corpus: &Corpus, seed: u64, batch: usize, context: usize) -> Result<BatchPlan, Error> {
-    let options = PlanOptions { kind: PlanKind::Shuffle, repeat: 1, seed, batch, context };
+    let options = PlanOptions { kind: PlanKind::Shuffle, only: None, repeat: 1, seed, batch, context };
     BatchPlan::new(corpus, &options)
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use tritrain_data::clusters::{Clustering, Clusters, describe, duplicates, nmi};
+use tritrain_data::clusters::{Clustering, Clusters, Shingles, candidates, describe, duplicates, nmi};
 use tritrain_data::embed::{Embedder, Fit, Fitted, Passage, Vectors};
 use tritrain_data::{Document, Error, Source, Tokenizer};
 use tritrain_files::tensors::{Dtype, TensorFile, TensorView, encode};
@@ -138,7 +138,10 @@ fn copies_are_near_duplicates() {
     let clustering = Clustering::new(&vectors, 64, &labels, &vectors[..64]).unwrap();
     let exact = nmi(&labels, &labels);
     assert_eq!(exact, 1.0);
-    let found = duplicates(&clustering, 0.9).unwrap();
+    let marked = candidates(&clustering, 0.9).unwrap();
+    assert!(marked.contains(&2) && marked.contains(&7), "{marked:?}");
+    let shingles = marked.iter().map(|&at| (at, Shingles::of(&documents[at as usize].2))).collect();
+    let found = duplicates(&clustering, 0.9, &shingles).unwrap();
     let pair = found.clusters[0].pairs[0];
     let mut both = [passages[pair.dropped as usize].document, passages[pair.kept as usize].document];
     both.sort_unstable();

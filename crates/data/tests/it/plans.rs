@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use tritrain_data::clusters::Clusters;
 use tritrain_data::embed::Fit;
 use tritrain_data::{
-    BatchPlan, Corpus, Document, Error, Mixer, PlanKind, PlanOptions, Source, Split, Window,
+    BatchPlan, Corpus, Document, Error, Labelling, LeftOut, Mixer, PlanKind, PlanOptions, Source, Split,
+    ValidationSet, Window,
 };
 use tritrain_files::Disk;
 
@@ -50,16 +51,20 @@ fn clusters(source: &Source) -> Clusters<'static> {
     Clusters::new(embedder, centroids, (0..K).map(|k| k.to_string()).collect()).unwrap()
 }
 
+fn labelling(id: &str) -> Labelling<'_> {
+    Labelling { id, ordered: true, duplicates: 0.0 }
+}
+
 fn corpus() -> (tempfile::TempDir, Corpus) {
     let (dir, source) = (folder(), source());
     let corpus = prepare(&source, &small(), dir.path()).unwrap();
     let corpus =
-        corpus.with_clusters::<Error>(&Disk, dir.path(), ("things", true), |_| Ok(clusters(&source)));
+        corpus.with_clusters::<Error>(&Disk, dir.path(), labelling("things"), |_| Ok(clusters(&source)));
     (dir, corpus.unwrap())
 }
 
 fn options(kind: PlanKind, seed: u64) -> PlanOptions {
-    PlanOptions { kind, repeat: 2, seed, batch: BATCH, context: CONTEXT }
+    PlanOptions { kind, only: None, repeat: 2, seed, batch: BATCH, context: CONTEXT }
 }
 
 fn windows(plan: &mut BatchPlan, steps: std::ops::Range<u64>) -> Vec<Window> {
@@ -92,7 +97,7 @@ fn labels_are_those_of_the_documents_and_are_found_again() {
     let again = Corpus::open(&Disk, dir.path()).unwrap();
     let plain = again.hash().to_owned();
     let again = again
-        .with_clusters::<Error>(&Disk, dir.path(), ("things", true), |_| panic!("the file is there"))
+        .with_clusters::<Error>(&Disk, dir.path(), labelling("things"), |_| panic!("the file is there"))
         .unwrap();
     assert_eq!(again.hash(), hash);
     assert_ne!(hash, plain);
@@ -100,7 +105,7 @@ fn labels_are_those_of_the_documents_and_are_found_again() {
     assert_eq!(saved.hash(), hash);
     let mut asked = false;
     let other = Corpus::open(&Disk, dir.path()).unwrap();
-    let other = other.with_clusters::<Error>(&Disk, dir.path(), ("other things", true), |_| {
+    let other = other.with_clusters::<Error>(&Disk, dir.path(), labelling("other things"), |_| {
         asked = true;
         Ok(clusters(&source()))
     });
@@ -245,4 +250,157 @@ fn plans_by_clusters_need_clusters() {
         assert!(matches!(error, Error::Shape { what: "clusters of a plan", .. }), "{error}");
     }
     assert!(BatchPlan::new(&corpus, &options(PlanKind::Shuffle, 1)).is_ok());
+}
+
+/// Every window of the cluster comes once in a pass, none of another comes at all, and passes differ.
+#[test]
+fn a_plan_of_one_cluster_shows_it_alone() {
+    let (_dir, corpus) = corpus();
+    for kind in [PlanKind::Shuffle, PlanKind::Adaptive, PlanKind::Ordered] {
+        for cluster in 0..K as u32 {
+            let only = PlanOptions { only: Some(cluster), ..options(kind, 5) };
+            let mut plan = BatchPlan::new(&corpus, &only).unwrap();
+            assert_eq!(plan.mixer(), None);
+            let pass = plan.windows() as usize;
+            let seen = windows(&mut plan, 0..(3 * pass).div_ceil(BATCH) as u64);
+            assert_eq!(counts(&seen).into_keys().collect::<Vec<_>>(), [cluster]);
+            let starts = |part: &[Window]| part.iter().map(|window| window.start).collect::<BTreeSet<_>>();
+            let (first, second) = (&seen[..pass], &seen[pass..2 * pass]);
+            assert_eq!((starts(first).len(), starts(first)), (pass, starts(second)));
+            assert!(pass < 4 || first != second);
+            for window in &seen {
+                let labels = corpus.labels().unwrap();
+                assert_eq!(labels.majority(Split::Train, window.start, CONTEXT as u64 + 1), cluster);
+            }
+        }
+    }
+    let all: u64 = (0..K as u32)
+        .map(|cluster| {
+            let only = PlanOptions { only: Some(cluster), ..options(PlanKind::Shuffle, 5) };
+            BatchPlan::new(&corpus, &only).unwrap().windows()
+        })
+        .sum();
+    assert_eq!(all, BatchPlan::new(&corpus, &options(PlanKind::Shuffle, 5)).unwrap().windows());
+    let none = PlanOptions { only: Some(K as u32), ..options(PlanKind::Shuffle, 5) };
+    assert!(matches!(BatchPlan::new(&corpus, &none), Err(Error::NoWindow { cluster: 3, .. })));
+    let all = ValidationSet::new(&corpus, CONTEXT, 10_000).unwrap();
+    let parts: usize = (0..K as u32)
+        .map(|cluster| {
+            let part = all.clone().only(&corpus, cluster).unwrap();
+            assert!((0..part.len()).all(|window| part.cluster(&corpus, window) == Some(cluster)));
+            part.len()
+        })
+        .sum();
+    assert_eq!(parts, all.len());
+}
+
+/// Texts that share few shingles, and copies of every fourth: whole, with a word exchanged, or with many.
+fn copied() -> Source {
+    let text = |n: usize| -> Vec<String> {
+        let random = |i: usize| ((i * 1000 + n) as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
+        let word = |i: usize| format!("{}{}", ["bread", "sail", "violin"][n % 3], random(i) % 97);
+        (0..120).map(word).collect()
+    };
+    let mut documents = Vec::new();
+    for n in 0..48 {
+        let mut push = |name: String, words: &[String]| {
+            documents.push(Document { domain: "d".into(), name, text: words.join(" ") });
+        };
+        let mut words = text(n);
+        push(n.to_string(), &words);
+        if n % 4 == 0 {
+            match n % 3 {
+                0 => {}
+                1 => words[60] = "exchanged".into(),
+                // In every shingle: near, but not the same.
+                _ => words.iter_mut().step_by(5).for_each(|word| *word = "exchanged".into()),
+            }
+            push(format!("copy of {n}"), &words);
+        }
+    }
+    Source::Memory { name: "copies".into(), documents }
+}
+
+#[test]
+fn near_duplicates_are_left_out_of_training() {
+    let (dir, source) = (folder(), copied());
+    let label = |duplicates, ordered, threads| {
+        let corpus = prepare(&source, &small(), dir.path()).unwrap();
+        let labelling = Labelling { id: "copies", ordered, duplicates };
+        let _ = std::fs::remove_file(dir.path().join("tokens/clusters.safetensors"));
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let label =
+            || corpus.with_clusters::<Error>(&Disk, dir.path(), labelling, |_| Ok(one_cluster(&source)));
+        pool.install(label).unwrap()
+    };
+    let plain = label(0.0, false, 1);
+    assert!(plain.labels().unwrap().dropped().is_empty());
+    let (three, one) = (label(0.9, false, 3), label(0.9, false, 1));
+    assert_eq!(one.hash(), three.hash());
+    assert_ne!(plain.hash(), one.hash());
+    let saved = Corpus::open(&Disk, dir.path()).unwrap().with_saved_clusters(&Disk, dir.path()).unwrap();
+    assert_eq!(saved.labels(), one.labels());
+    // One of each pair goes whose words agree: those of 0, 4, 12, 16 ... that are in the training split.
+    let documents: Vec<_> = one.tokens().documents(Split::Train).map(Result::unwrap).collect();
+    let dropped = one.labels().unwrap().dropped().to_vec();
+    let number = |name: &str| name.trim_start_matches("copy of ").parse::<usize>().unwrap();
+    let there = |n: usize| documents.iter().filter(|document| number(&document.name) == n).count() == 2;
+    let expected: BTreeSet<usize> = (0..48).step_by(4).filter(|n| n % 3 != 2 && there(*n)).collect();
+    assert!(expected.len() > 4, "{expected:?}");
+    let found: Vec<usize> = dropped.iter().map(|at| number(&documents[*at as usize].name)).collect();
+    assert_eq!((found.len(), found.into_iter().collect()), (expected.len(), expected));
+    // The report says so.
+    let report = LeftOut::open(&Disk, dir.path()).unwrap();
+    let tokens: u64 = dropped.iter().map(|at| documents[*at as usize].tokens).sum();
+    assert_eq!(report.documents, (dropped.len() as u64, documents.len() as u64));
+    assert_eq!(report.tokens, (tokens, one.len(Split::Train)));
+    for example in &report.examples {
+        assert_eq!(number(&example.dropped), number(&example.kept));
+        assert!(example.resemblance >= 0.8 && example.cosine >= 0.9, "{example:?}");
+    }
+    // Every token of the others is predicted in an epoch, but for the ends; of these, none.
+    let in_order = label(0.9, true, 1);
+    for (corpus, kind, only) in [
+        (&one, PlanKind::Shuffle, None),
+        (&one, PlanKind::Stratified, None),
+        (&one, PlanKind::Shuffle, Some(0)),
+        (&in_order, PlanKind::Ordered, None),
+    ] {
+        let mut plan = BatchPlan::new(corpus, &PlanOptions { only, ..options(kind, 3) }).unwrap();
+        let steps = plan.windows().div_ceil(BATCH as u64);
+        let mut seen = vec![false; one.len(Split::Train) as usize];
+        let (mut inputs, mut targets) = (vec![0; BATCH * CONTEXT], vec![0; BATCH * CONTEXT]);
+        for step in 0..steps {
+            let windows = plan.windows_of(step, None).unwrap();
+            plan.read(corpus, &windows, &mut inputs, &mut targets).unwrap();
+            for window in windows {
+                assert_eq!(
+                    plan.tokens_of(window).iter().map(|(_, len)| len).sum::<u64>(),
+                    CONTEXT as u64 + 1
+                );
+                for (start, len) in plan.tokens_of(window) {
+                    seen[start as usize..(start + len) as usize].fill(true);
+                }
+            }
+        }
+        let mut missed = 0;
+        for (at, document) in (0u32..).zip(&documents) {
+            let tokens = &seen[document.start as usize..(document.start + document.tokens) as usize];
+            if dropped.contains(&at) {
+                assert!(!tokens.contains(&true), "{} is left out of {kind:?}", document.name);
+            } else {
+                missed += tokens.iter().filter(|seen| !**seen).count();
+            }
+        }
+        assert!(missed <= 2 * CONTEXT, "{missed} tokens missed by {kind:?}");
+    }
+}
+
+/// One cluster of all texts.
+fn one_cluster(source: &Source) -> Clusters<'static> {
+    let mut fit = Fit::words(source.open().unwrap(), 1).unwrap();
+    while fit.advance().unwrap() {}
+    let embedder = fit.finish().unwrap().embedder;
+    let centroids = vec![0.0; embedder.dim()];
+    Clusters::new(embedder, centroids, vec!["all".into()]).unwrap()
 }

@@ -1,5 +1,7 @@
 //! The program as a user calls it.
 
+mod clusters;
+
 use std::{
     fs,
     path::Path,
@@ -107,6 +109,9 @@ fn a_model_is_trained_continued_evaluated_and_inspected() {
     let (one, two) = (json(&program.run(&generate)), json(&program.run(&generate)));
     assert_eq!(one["text"], two["text"]);
     assert!(stdout(&program.run(&generate)).starts_with("the cat"));
+    let greedy = ["generate", "run", "--temperature", "0", "--max-tokens", "40", "--json"];
+    let weakened = [&greedy[..], &["--repetition-penalty", "2"]].concat();
+    assert_ne!(json(&program.run(&greedy))["text"], json(&program.run(&weakened))["text"]);
 
     let inspected = json(&program.run(&["inspect", "run", "--json"]));
     let tensors = inspected["tensors"].as_array().unwrap();
@@ -187,6 +192,7 @@ fn bad_input_is_a_clear_error_and_starts_no_run() {
     program.fails(&["eval", "missing", "--data", "a.txt"], 2, &["missing"]);
     program.fails(&["inspect", "a.txt"], 2, &["a.txt"]);
     program.fails(&["generate", "run", "--temperature=-1"], 2, &["--temperature"]);
+    program.fails(&["generate", "run", "--repetition-penalty=0"], 2, &["--repetition-penalty 0"]);
     assert!(
         !program.path().join("run/step-1").exists() && !program.path().join("run/metrics.jsonl").exists()
     );
@@ -442,134 +448,4 @@ fn doctor_compares_every_tier_with_the_portable_one() {
     let checks = report["checks"].as_array().unwrap();
     assert_eq!(checks.is_empty(), tiers.len() == 1, "{report}");
     assert!(checks.iter().all(|check| check["wrong"] == 0 && check["cases"].as_u64() > Some(0)), "{report}");
-}
-
-/// Two files about two things, 40 documents each.
-fn two_topics(program: &Program) {
-    for (file, words) in [
-        ("law.jsonl", ["court", "judge", "appeal", "verdict"]),
-        ("cells.jsonl", ["cell", "tissue", "enzyme", "gene"]),
-    ] {
-        let text =
-            |i: usize| (0..40).map(|j| format!("{} ", words[(i + j * j) % (2 + i % 3)])).collect::<String>();
-        let lines: Vec<String> = (0..40)
-            .map(|i| format!("{{\"title\": \"{file} {i}\", \"text\": \"{}of the {i}\"}}", text(i)))
-            .collect();
-        program.write(file, lines.join("\n"));
-    }
-}
-
-#[test]
-fn text_is_clustered_described_and_saved() {
-    let program = Program::new();
-    two_topics(&program);
-    let command =
-        ["cluster", "law.jsonl", "cells.jsonl", "-k", "2", "--out", "c", "--duplicates", "0.9999", "--json"];
-    let output = program.run(&command);
-    let result = json(&output);
-    assert_eq!((&result["passages"], &result["k"], &result["dim"]), (&80.into(), &2.into(), &64.into()));
-    assert_eq!((&result["nmi"], &result["purity"]), (&1.0.into(), &1.0.into()), "{result}");
-    assert!(result["seconds"]["embed"].as_f64().unwrap() > 0.0);
-    let shown = stdout(&output);
-    for part in ["80 passages of 80 documents", "law 100 %", "cells 100 %", "NMI 1.000", "near-duplicates:"] {
-        assert!(shown.contains(part), "{part:?} in {shown}");
-    }
-    let names: Vec<&str> =
-        result["clusters"].as_array().unwrap().iter().map(|c| c["name"].as_str().unwrap()).collect();
-    assert!(
-        names.iter().any(|name| name.contains("court")) && names.iter().any(|name| name.contains("cell"))
-    );
-
-    let read = |name: &str| fs::read(program.path().join("c").join(name)).unwrap();
-    let text = String::from_utf8(read("passages.jsonl")).unwrap();
-    let passages: Vec<serde_json::Value> =
-        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    assert_eq!(passages.len(), 80);
-    let cluster = &passages[0]["cluster"];
-    for (index, passage) in passages.iter().enumerate() {
-        assert_eq!(passage["document"], index);
-        assert_eq!(passage["start"], 0);
-        assert_eq!(passage["cluster"] == *cluster, passage["domain"] == "law", "{passage}");
-    }
-    let dropped = passages.iter().filter(|passage| passage["dropped"] == true).count();
-    assert_eq!(result["duplicates"]["dropped"], dropped);
-    assert_eq!((read("vectors.npy").len(), read("labels.npy").len()), (128 + 80 * 64 * 4, 128 + 80 * 4));
-    assert!(String::from_utf8(read("map.svg")).unwrap().starts_with("<svg"));
-    let saved: serde_json::Value = serde_json::from_slice(&read("clusters.json")).unwrap();
-    assert_eq!(saved["clusters"], result["clusters"]);
-    let inspected = json(&program.run(&["inspect", "c/clusters.safetensors", "--json"]));
-    assert_eq!(inspected["tensors"].as_array().unwrap().len(), 3);
-
-    // Without a folder nothing is written, and the result is the same, on another number of threads too.
-    let before = tree(program.path());
-    let again = ["cluster", "law.jsonl", "cells.jsonl", "-k", "2", "--threads", "1", "--json"];
-    assert_eq!(json(&program.run(&again))["clusters"], result["clusters"]);
-    assert_eq!(tree(program.path()), before);
-    // The vectors are a matrix like any other.
-    assert_eq!(
-        json(&program.run(&["cluster", "c/vectors.npy", "-k", "2", "--json"]))["sizes"],
-        serde_json::json!([40, 40])
-    );
-}
-
-#[test]
-fn text_is_clustered_by_the_tokens_of_a_model() {
-    let program = Program::new();
-    two_topics(&program);
-    let trained = program.tiny(&["train", "--data", "law.jsonl", "cells.jsonl", "--out", "run"]);
-    assert!(trained.status.success(), "{}", stderr(&trained));
-    let command =
-        ["cluster", "law.jsonl", "cells.jsonl", "-k", "2", "--embedding", "run", "--out", "c", "--json"];
-    let result = json(&program.run(&command));
-    assert_eq!((&result["passages"], &result["dim"]), (&80.into(), &256.into()));
-    assert!(result["nmi"].as_f64().unwrap() > 0.9, "{result}");
-}
-
-#[test]
-fn text_that_cannot_be_clustered_is_a_clear_error() {
-    let program = Program::new();
-    two_topics(&program);
-    program.write("empty.txt", "");
-    program.write("x.npy", "no matrix");
-    for (args, parts) in [
-        (&["cluster", "nowhere"][..], &["cannot find nowhere"][..]),
-        (&["cluster", "empty.txt"], &["no text in"]),
-        (&["cluster", "law.jsonl", "-k", "0"], &["law.jsonl"]),
-        (&["cluster", "law.jsonl", "-k", "many"], &["--k many", "a number of clusters, or auto"]),
-        (&["cluster", "law.jsonl", "-k", "41"], &["law.jsonl", "41", "40"]),
-        (&["cluster", "law.jsonl", "--init", "x.npy"], &["--init x.npy", "nothing for text"]),
-        (&["cluster", "law.jsonl", "--duplicates", "2"], &["--duplicates 2", "up to 1"]),
-        (&["cluster", "law.jsonl", "--embedding", "nowhere"], &["nowhere"]),
-        (&["cluster", "x.npy"], &["x.npy", "those of an .npy file"]),
-        (&["cluster"], &["<DATA>"]),
-    ] {
-        let code = if parts.contains(&"those of an .npy file") { 4 } else { 2 };
-        program.fails(args, code, parts);
-    }
-}
-
-/// From text to a run that trains by its clusters, its audit, and the cluster of a prompt.
-#[test]
-fn a_run_by_clusters_can_be_audited() {
-    let program = Program::new();
-    let topics = ["bread flour oven yeast crust dough", "sail mast harbour tide anchor deck"];
-    let text = |n: usize| [topics[n % 2]; 40].join(&format!(" {n} "));
-    let line = |n: usize| format!("{}\n", serde_json::json!({ "text": text(n) }));
-    program.write("text.jsonl", (0..40).map(line).collect::<String>());
-    let found = program.run(&["cluster", "text.jsonl", "-k", "2", "--out", "topics"]);
-    assert!(found.status.success(), "{}", stderr(&found));
-    for (plan, of) in [("adaptive", "clusters_k=2"), ("ordered", "clusters=topics/clusters.safetensors")] {
-        let (plan_is, of) = (format!("data.plan={plan}"), format!("data.{of}"));
-        let train = ["train", "--data", "text.jsonl", "--out", plan, "--set", &plan_is, "--set", &of];
-        let output = program.tiny(&train);
-        assert!(stderr(&output).contains("2 clusters: "), "{}", stderr(&output));
-        let audit = json(&program.run(&["audit", plan, "--json"]));
-        assert_eq!((audit["steps"].as_u64(), audit["differing"].as_u64()), (Some(6), Some(0)), "{plan}");
-    }
-    let prompt = ["generate", "adaptive", "--prompt", "the tide at anchor", "--max-tokens", "2", "--json"];
-    assert!(json(&program.run(&prompt))["cluster"]["index"].is_u64());
-    let evaluated = json(&program.run(&["eval", "adaptive", "--data", "text.jsonl", "--json"]));
-    assert_eq!(evaluated["clusters"].as_array().map(Vec::len), Some(2));
-    program.fails(&["audit", "nothing"], 4, &["nothing"]);
-    program.fails(&["train", "--out", "no", "--set", "data.plan=sorted"], 2, &["sorted", "stratified"]);
 }
