@@ -76,6 +76,20 @@ pub enum ScheduleKind {
     Constant,
 }
 
+/// Who adjusts learning rate and trust region while a run goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ControllerKind {
+    /// Nobody: the schedule alone.
+    Off,
+    /// A rule that holds the ratio of update to weight.
+    Rule,
+    /// A network of 146 weights, trained on many short runs (`tritrain meta-train`).
+    Learned,
+    /// Chance, for comparison.
+    Random,
+}
+
 /// The `[optim]` section.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -103,6 +117,10 @@ pub struct OptimConfig {
     /// Trust region: largest norm of the update of a row, a share of that of a mean row of its matrix; 0 for none.
     #[schemars(range(min = 0.0, max = 10.0))]
     pub radius: f32,
+    /// Who adjusts rates and radius during the run: "off", "rule", "learned" (a network) or "random".
+    pub controller: ControllerKind,
+    /// Weights of the learned controller, as `tritrain meta-train` writes them; empty takes those in the program.
+    pub controller_weights: String,
     /// Momentum of the factored direction; 0 keeps no first moment.
     #[schemars(range(min = 0.0, max = 0.9999))]
     pub momentum: f32,
@@ -143,6 +161,10 @@ impl OptimConfig {
             let reason = "is for the factored direction, and optim.direction is another: leave it \"f32\"";
             return Err(ConfigError { option: "moment", reason });
         }
+        if !self.controller_weights.is_empty() && self.controller != ControllerKind::Learned {
+            let reason = "is for the learned controller, and optim.controller is another: leave it \"\"";
+            return Err(ConfigError { option: "controller_weights", reason });
+        }
         Ok(())
     }
 }
@@ -169,6 +191,8 @@ impl Default for OptimConfig {
             gradient: GradientKind::F32,
             moment: StorageKind::F32,
             radius: 0.0,
+            controller: ControllerKind::Off,
+            controller_weights: String::new(),
             momentum: 0.5,
             beta1: 0.9,
             beta2: 0.99,
