@@ -11,6 +11,7 @@ mod run;
 mod run_config;
 mod save;
 mod signals;
+mod steering;
 mod topics;
 mod workplace;
 

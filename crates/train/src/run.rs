@@ -13,13 +13,14 @@ use tritrain_files::{
     write_atomic,
 };
 use tritrain_model::{Generator, Layout, Model, Sampling, initial_tensor, sample};
-use tritrain_optim::{Guard, Rates, Skip, Verdict, rate_at};
+use tritrain_optim::{Controller, Guard, Skip, Verdict};
 
 use crate::{
     Config, Error, Evaluation, Learner, Measured, Result, Setup, Workplace,
     error::skip_name,
     evaluate,
     save::{self, State},
+    steering,
 };
 
 /// One training step, as logged.
@@ -35,6 +36,12 @@ pub struct StepReport {
     pub gradient_norm: f32,
     /// Norm of the direction, all tensors together, before the learning rate.
     pub direction_norm: f32,
+    /// Log of what the controller multiplied the scheduled rates by, where there is a controller.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log_multiplier: Option<f32>,
+    /// Log of what it multiplied the configured radius by.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log_radius: Option<f32>,
     /// Norm of the update of all matrices as applied, a share of the norm of their weights.
     pub update: f32,
     /// Share of the rows of matrices whose update the trust region made shorter.
@@ -153,7 +160,10 @@ impl<'a, B: Backend> Run<'a, B> {
         let mut learner = Learner::new(backend, &config.model, &config.optim, setup, &weights);
         let state = match &workplace.checkpoint {
             Some(checkpoint) => save::restore_state(backend, storage, checkpoint, &mut learner.optimizer)?,
-            None => State { mixer: plan.mixer(), ..State::default() },
+            None => {
+                let controller = steering::controller(storage, &config.optim, seed)?;
+                State { mixer: plan.mixer(), controller, ..State::default() }
+            }
         };
         let (metrics, timing) = open_logs(storage, &workplace, &state)?;
         Ok(Run {
@@ -236,23 +246,23 @@ impl<'a, B: Backend> Run<'a, B> {
     fn step(&mut self) -> Result<Event> {
         let started = Instant::now();
         let step = self.state.step;
-        let rates = {
-            let optim = &self.config().optim;
-            let peak = if self.model().layout().ternary { optim.rate } else { optim.rate_f32 };
-            let share = rate_at(optim, step, self.steps);
-            let (matrices, embedding) = (peak * share, optim.embedding_rate * share);
-            Rates { matrices, embedding, radius: optim.bound() }
-        };
+        let (ternary, at) = (self.model().layout().ternary, (step, self.steps));
+        let rates = steering::rates(&self.config().optim, ternary, at, self.state.controller.as_ref());
+        let decision = self.state.controller.as_ref().map(Controller::mean);
         let windows = self.plan.windows_of(step, self.state.mixer.as_mut())?;
         self.plan.read(self.corpus, &windows, &mut self.inputs, &mut self.targets)?;
         self.state.step += 1;
         let measured = self.learner.step(self.backend, &self.inputs, &self.targets, rates);
         self.state.updates = self.learner.optimizer.updates();
-        let Measured { loss, gradient_norm, direction_norm, report } = match measured {
+        let measured = match measured {
             Ok(measured) => measured,
             Err(what) => return self.skip(what),
         };
         self.state.guard.taken();
+        if let Some(controller) = &mut self.state.controller {
+            steering::observe(controller, &self.workplace.config().optim, at, rates, &measured);
+        }
+        let Measured { loss, gradient_norm, direction_norm, report } = measured;
 
         let tokens = self.state.step * self.inputs.len() as u64;
         let (step, rate) = (self.state.step, rates.matrices);
@@ -261,13 +271,15 @@ impl<'a, B: Backend> Run<'a, B> {
             mixer.learn(clusters.iter().map(|(cluster, loss)| (*cluster, f64::from(*loss))));
         }
         let (update, bounded) = (report.relative() as f32, report.bounded_share() as f32);
-        let flips = self.model().layout().ternary.then_some(report.flip_rate() as f32);
+        let flips = ternary.then_some(report.flip_rate() as f32);
         let report = StepReport {
             step,
             loss,
             rate,
             gradient_norm,
             direction_norm,
+            log_multiplier: decision.map(|decision| decision.log_multiplier as f32),
+            log_radius: decision.map(|decision| decision.log_radius as f32),
             update,
             bounded,
             flips,

@@ -11,7 +11,7 @@ use tritrain_files::{
     tensors::{Dtype, TensorFile, TensorView},
 };
 use tritrain_model::{Layout, Model, ModelConfig};
-use tritrain_optim::{Guard, Optimizer, Part};
+use tritrain_optim::{Controller, Guard, Optimizer, Part};
 
 use crate::{Error, Result};
 
@@ -37,6 +37,9 @@ pub(crate) struct State {
     /// Of the adaptive plan.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) mixer: Option<Mixer>,
+    /// Where the run has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) controller: Option<Controller>,
 }
 
 /// Metadata of a model file: what is needed to build the model around its tensors.

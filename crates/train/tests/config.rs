@@ -1,7 +1,7 @@
 //! The configuration: messages, order of layers, round trips.
 
 use proptest::prelude::*;
-use tritrain_optim::{DirectionKind, StorageKind};
+use tritrain_optim::{ControllerKind, DirectionKind, StorageKind};
 use tritrain_train::{Config, FREE, Kind};
 
 /// The message of a file that must be refused.
@@ -17,6 +17,8 @@ fn options_without_effect_are_refused() {
     let error = Config::resolve(None, &["optim.direction=adamw", "optim.moment=trits2"]).unwrap_err();
     assert!(error.to_string().contains("optim.moment is for the factored direction"), "{error}");
     assert!(Config::resolve(None, &["optim.moment=trits2"]).is_ok());
+    let error = Config::resolve(None, &["optim.controller_weights=w.json"]).unwrap_err();
+    assert!(error.to_string().contains("is for the learned controller"), "{error}");
 }
 
 #[test]
@@ -32,7 +34,7 @@ fn bad_files_say_what_is_wrong_and_where() {
         (
             "[optim]\nzzz = 4",
             "run.toml:2: optim.zzz: no such option; [optim] has direction, rate, rate_f32, embedding_rate, latent, range, gradient, moment, radius, \
-             momentum, beta1, beta2, weight_decay, schedule, warmup, decay, final_rate",
+             controller, controller_weights, momentum, beta1, beta2, weight_decay, schedule, warmup, decay, final_rate",
         ),
         ("[modle]\ndim = 4", "run.toml:1: [modle]: no such section; did you mean [model]?"),
         ("[zzz]", "run.toml:1: [zzz]: no such section; the sections are model, data, optim, run"),
@@ -384,6 +386,9 @@ fn any_config() -> impl Strategy<Value = Config> {
         config.run.steps = config.run.steps.max(1);
         if config.optim.direction != DirectionKind::Factored {
             config.optim.moment = StorageKind::F32;
+        }
+        if config.optim.controller != ControllerKind::Learned {
+            config.optim.controller_weights.clear();
         }
         config
     })

@@ -9,7 +9,7 @@ use tritrain_backend::Cpu;
 use tritrain_data::{Corpus, Document, PlanKind, Preparation, Source};
 use tritrain_files::Disk;
 use tritrain_model::Precision;
-use tritrain_optim::{GradientKind, StorageKind};
+use tritrain_optim::{ControllerKind, GradientKind, StorageKind};
 use tritrain_train::{Config, Error, Event, Run, Workplace, audit, with_topics};
 
 const STEPS: u64 = 40;
@@ -182,6 +182,53 @@ fn runs_in_few_bits_resume_and_do_not_depend_on_threads() {
             check_resuming(&whole, &backend, k);
         }
     }
+}
+
+/// Controllers move rate and radius, and go on where they were: the weights of a network come from the
+/// checkpoint, not from the file, which is gone by then.
+#[test]
+fn controlled_runs_resume_and_do_not_depend_on_threads() {
+    let weights = tempfile::tempdir().unwrap();
+    let path = weights.path().join("weights.json");
+    let numbers: Vec<f32> = (0..146).map(|i| (i * i % 29) as f32 / 14.0 - 1.0).collect();
+    for kind in [ControllerKind::Rule, ControllerKind::Random, ControllerKind::Learned] {
+        let mut config = config();
+        (config.optim.controller, config.optim.radius) = (kind, 0.01);
+        if kind == ControllerKind::Learned {
+            config.optim.controller_weights = path.display().to_string();
+            fs::write(&path, serde_json::json!({ "weights": numbers }).to_string()).unwrap();
+        }
+        let whole = whole_of(config);
+        check_threads(&whole, &format!("{kind:?}"));
+        if kind == ControllerKind::Learned {
+            fs::remove_file(&path).unwrap();
+        }
+        let backend = Cpu::new(2).unwrap();
+        for k in [1, 13, STEPS - 1] {
+            check_resuming(&whole, &backend, k);
+        }
+        let log = fs::read_to_string(whole.dir.join("metrics.jsonl")).unwrap();
+        let records = log.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        let moved: Vec<f64> = records.filter_map(|r| r["log_multiplier"].as_f64()).collect();
+        assert!(moved.len() as u64 == STEPS && moved[0] == 0.0, "{kind:?}: {moved:?}");
+        assert!(moved.iter().any(|m| m.abs() > 0.02), "{kind:?}: {moved:?}");
+    }
+}
+
+#[test]
+fn weights_that_are_none_are_refused() {
+    let mut config = config();
+    config.optim.controller = ControllerKind::Learned;
+    let root = tempfile::tempdir().unwrap();
+    let corpus = corpus(&config, root.path());
+    let path = root.path().join("weights.json");
+    fs::write(&path, "{\"weights\": [1.0]}").unwrap();
+    config.optim.controller_weights = path.display().to_string();
+    let backend = Cpu::new(1).unwrap();
+    let workplace = Workplace::start(&Disk, &root.path().join("run"), config).unwrap();
+    let error = Run::new(&backend, &Disk, workplace, &corpus).err().unwrap();
+    assert!(error.to_string().contains("1 weights, expected 146"), "{error}");
+    assert_eq!(error.exit_code(), 4);
 }
 
 #[test]
