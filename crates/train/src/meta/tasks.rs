@@ -1,0 +1,67 @@
+//! What proxies of meta-training are drawn from: sizes, text, storage, seeds and wrong learning rates.
+
+use tritrain_backend::Stream;
+use tritrain_data::Corpus;
+use tritrain_optim::{GradientKind, Network, StorageKind};
+
+use crate::{Config, Proxy};
+
+/// Base rates are wrong by up to this factor either way.
+pub const WRONG: f32 = 16.0;
+
+/// A run to be controlled.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Task<'a> {
+    corpus: &'a Corpus,
+    layers: usize,
+    ffn: usize,
+    context: usize,
+    batch: usize,
+    steps: u64,
+    /// Four trits of latent weight and no stored gradient, instead of f32.
+    trits: bool,
+    radius: f32,
+    seed: u64,
+    /// Factor of the default rates of matrices and embedding.
+    pub(super) wrong: f32,
+}
+
+impl<'a> Task<'a> {
+    /// The `index`-th of `count` tasks that `stream` draws; together they cover the range of wrong rates evenly.
+    pub(super) fn draw(stream: &Stream, (index, count): (usize, usize), corpora: &'a [Corpus]) -> Task<'a> {
+        let uniform = |which: u64| f64::from(stream.uniform(index as u64 * 16 + which));
+        let choose = |which: u64, of: &[usize]| of[(uniform(which) * of.len() as f64) as usize % of.len()];
+        let context = choose(0, &[64, 128]);
+        let place = (index as f64 + uniform(1)) / count.max(1) as f64;
+        Task {
+            corpus: &corpora[(uniform(2) * corpora.len() as f64) as usize % corpora.len()],
+            layers: choose(3, &[1, 1, 2]),
+            ffn: choose(4, &[256, 512]),
+            context,
+            batch: choose(5, &[128, 256, 256, 512]) / context,
+            steps: (120.0 * 2.5f64.powf(uniform(6))) as u64,
+            trits: uniform(7) < 0.3,
+            radius: if uniform(8) < 0.5 { 0.0 } else { 0.04 },
+            seed: u64::from(stream.bits(index as u64 * 16 + 9)),
+            wrong: WRONG.powf((2.0 * place - 1.0) as f32),
+        }
+    }
+
+    /// The proxy, with rates wrong by `wrong`.
+    pub(super) fn proxy(&self, wrong: f32, network: Option<Network>) -> Proxy<'a> {
+        let mut config = Config::default();
+        let model = &mut config.model;
+        (model.layers, model.ffn, model.context) = (self.layers, self.ffn, self.context);
+        let run = &mut config.run;
+        (run.batch, run.steps, run.tokens, run.seed) = (self.batch, self.steps, 0, self.seed);
+        run.eval_tokens = 4096;
+        let optim = &mut config.optim;
+        optim.rate *= wrong;
+        optim.embedding_rate *= wrong;
+        optim.radius = self.radius;
+        if self.trits {
+            (optim.latent, optim.gradient) = (StorageKind::Trits4, GradientKind::None);
+        }
+        Proxy { corpus: self.corpus, config, network }
+    }
+}
