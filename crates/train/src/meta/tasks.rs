@@ -31,15 +31,15 @@ impl<'a> Task<'a> {
     pub(super) fn draw(stream: &Stream, (index, count): (usize, usize), corpora: &'a [Corpus]) -> Task<'a> {
         let uniform = |which: u64| f64::from(stream.uniform(index as u64 * 16 + which));
         let choose = |which: u64, of: &[usize]| of[(uniform(which) * of.len() as f64) as usize % of.len()];
-        let context = choose(0, &[64, 128]);
+        let context = choose(0, &[64, 64, 128]);
         let place = (index as f64 + uniform(1)) / count.max(1) as f64;
         Task {
             corpus: &corpora[(uniform(2) * corpora.len() as f64) as usize % corpora.len()],
-            layers: choose(3, &[1, 1, 2]),
+            layers: choose(3, &[1, 1, 1, 2]),
             ffn: choose(4, &[256, 512]),
             context,
-            batch: choose(5, &[128, 256, 256, 512]) / context,
-            steps: (120.0 * 2.5f64.powf(uniform(6))) as u64,
+            batch: choose(5, &[128, 128, 256]) / context,
+            steps: (100.0 * 3f64.powf(uniform(6))) as u64,
             trits: uniform(7) < 0.3,
             radius: if uniform(8) < 0.5 { 0.0 } else { 0.04 },
             seed: u64::from(stream.bits(index as u64 * 16 + 9)),
