@@ -86,12 +86,32 @@ pub(crate) struct MetaTrain {
     /// Short runs of each network in a generation.
     #[arg(long, default_value_t = 3)]
     pub(crate) tasks: usize,
+    /// Steps of the shortest of them; the longest has three times as many.
+    #[arg(long, default_value_t = 100)]
+    pub(crate) steps: u64,
     /// Seed of all draws.
     #[arg(long, default_value_t = 0)]
     pub(crate) seed: u64,
     /// Short runs side by side; 0 takes every core. The result does not depend on it.
     #[arg(long, default_value_t = 0)]
     pub(crate) threads: usize,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum ControllerName {
+    /// The schedule alone.
+    Off,
+    /// Holds the ratio of update to weight.
+    Rule,
+    /// The network.
+    Learned,
+    /// Chance.
+    Random,
+}
+
+impl ControllerName {
+    pub(crate) const ALL: [ControllerName; 4] =
+        [ControllerName::Off, ControllerName::Rule, ControllerName::Learned, ControllerName::Random];
 }
 
 #[derive(Debug, ClapArgs)]
@@ -105,6 +125,9 @@ pub(crate) struct BenchController {
     /// Seeds, from 1.
     #[arg(long, default_value_t = 3)]
     pub(crate) seeds: u64,
+    /// Controllers to compare, as in optim.controller.
+    #[arg(long, value_enum, num_args = 1.., default_values_t = ControllerName::ALL)]
+    pub(crate) controllers: Vec<ControllerName>,
     /// Runs side by side; 0 takes every core. The result does not depend on it.
     #[arg(long, default_value_t = 0)]
     pub(crate) threads: usize,

@@ -10,7 +10,7 @@ use tritrain_optim::ControllerKind;
 use tritrain_train::{Check, Config, FOUND, Meta, MetaOptions, Proxy, Signals, losses};
 
 use crate::{
-    args::{BenchController, MetaTrain},
+    args::{BenchController, ControllerName, MetaTrain},
     error::Result,
     prepare, show,
 };
@@ -28,7 +28,12 @@ pub(crate) fn meta_train(args: &MetaTrain) -> Result<ExitCode> {
         (config.data.vocab, config.data.tokenizer_sample, config.data.validation) = (VOCAB, 4, 0.05);
         corpora.push(corpus(&config, &backends[0], &args.out.join(format!("text-{n}")))?);
     }
-    let options = MetaOptions { seed: args.seed, pairs: args.pairs.max(1), tasks: args.tasks.max(1) };
+    let options = MetaOptions {
+        seed: args.seed,
+        pairs: args.pairs.max(1),
+        tasks: args.tasks.max(1),
+        steps: args.steps.max(1),
+    };
     let mut meta = Meta::open(&backends, &Disk, &args.out, &corpora, options)?;
     for (name, check) in ["off", "rule", "network"].into_iter().zip(meta.checks()) {
         show::line(&checked(name, check))?;
@@ -64,12 +69,15 @@ fn checked(name: &str, check: &Check) -> String {
     )
 }
 
-const MODES: [(&str, ControllerKind); 4] = [
-    ("off", ControllerKind::Off),
-    ("rule", ControllerKind::Rule),
-    ("learned", ControllerKind::Learned),
-    ("random", ControllerKind::Random),
-];
+fn kind(name: ControllerName) -> (&'static str, ControllerKind) {
+    match name {
+        ControllerName::Off => ("off", ControllerKind::Off),
+        ControllerName::Rule => ("rule", ControllerKind::Rule),
+        ControllerName::Learned => ("learned", ControllerKind::Learned),
+        ControllerName::Random => ("random", ControllerKind::Random),
+    }
+}
+
 const FACTORS: [f32; 5] = [1.0 / 16.0, 0.25, 1.0, 4.0, 16.0];
 /// Factors of the fixed rates among which the best is sought.
 const FIXED: [f32; 9] = [1.0 / 16.0, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0];
@@ -82,6 +90,14 @@ struct Row {
     factor: f32,
     /// Final validation loss over that of the best fixed rate of the same seed, in percent, by seed.
     over_best_percent: Vec<f64>,
+}
+
+/// What `bench controller --json` prints.
+#[derive(Serialize)]
+struct Contest<'a> {
+    /// Final validation losses of fixed rates, in nats per token: by seed, then by power of two from 1/16 to 16.
+    fixed_losses: Vec<&'a [f64]>,
+    rows: Vec<Row>,
 }
 
 pub(crate) fn bench(args: &BenchController) -> Result<()> {
@@ -113,7 +129,7 @@ pub(crate) fn bench(args: &BenchController) -> Result<()> {
     let mut rows = Vec::new();
     show::line("percent over the best fixed rate, mean (largest) over seeds, by factor of the base rate:")?;
     show::line(&format!("{:8}{:>16}{:>16}{:>16}{:>16}{:>16}", "", "1/16", "1/4", "1", "4", "16"))?;
-    for (name, kind) in MODES {
+    for (name, kind) in args.controllers.iter().map(|name| kind(*name)) {
         let proxies = FACTORS.iter().flat_map(|factor| seeds.clone().map(|seed| proxy(seed, kind, *factor)));
         let proxies: Vec<_> = proxies.collect();
         let found = losses(&backends, &proxies)?;
@@ -128,7 +144,7 @@ pub(crate) fn bench(args: &BenchController) -> Result<()> {
         }
         show::line(&line)?;
     }
-    if args.json { show::json(&rows) } else { Ok(()) }
+    if args.json { show::json(&Contest { fixed_losses: fixed, rows }) } else { Ok(()) }
 }
 
 /// One backend of one thread for each run that goes on side by side.

@@ -21,8 +21,8 @@ use tritrain_optim::{ControllerKind, INPUTS, Network, WEIGHTS};
 
 use crate::{Error, Proxy, Result, losses};
 
-pub use tasks::WRONG;
 use tasks::Task;
+pub use tasks::WRONG;
 
 const STATE: &str = "meta.json";
 /// The best weights so far, for `optim.controller_weights`.
@@ -55,6 +55,8 @@ pub struct MetaOptions {
     pub pairs: usize,
     /// Tasks of a generation.
     pub tasks: usize,
+    /// Steps of the shortest task; the longest has three times as many.
+    pub steps: u64,
 }
 
 /// Mean log of the final loss over that of the best fixed rate, over the tasks of a check.
@@ -141,7 +143,8 @@ impl<'a> Meta<'a> {
             tasks.iter().flat_map(|task| FIXED.map(|power| task.proxy(2f32.powi(power), None))).collect();
         let logs = logs(backends, &grid)?;
         let by_task = logs.chunks_exact(FIXED.count());
-        state.fixed = by_task.clone().map(|logs| logs.iter().copied().fold(f64::INFINITY, f64::min)).collect();
+        state.fixed =
+            by_task.clone().map(|logs| logs.iter().copied().fold(f64::INFINITY, f64::min)).collect();
         // Every other power of two is a factor of a check.
         let off: Vec<f64> = by_task.flat_map(|logs| logs.iter().copied().step_by(2)).collect();
         state.off = state.compare(&off);
@@ -171,11 +174,11 @@ impl<'a> Meta<'a> {
     /// # Errors
     /// The text or the disk.
     pub fn advance<B: Backend + Sync>(&mut self, backends: &[B]) -> Result<f64> {
-        let MetaOptions { seed, pairs, tasks } = self.state.options;
+        let MetaOptions { seed, pairs, tasks, steps } = self.state.options;
         let generation = self.state.generation;
         let stream = Stream::new(seed, TASKS, generation + 1);
         let tasks: Vec<Task<'_>> =
-            (0..tasks).map(|index| Task::draw(&stream, (index, tasks), self.corpora)).collect();
+            (0..tasks).map(|index| Task::draw(&stream, (index, tasks), steps, self.corpora)).collect();
         let noise = Stream::new(seed, EPSILON, generation);
         let epsilon = |pair: usize| (0..WEIGHTS).map(move |i| noise.normal((pair * WEIGHTS + i) as u64));
         let mean = self.state.mean.weights();
@@ -188,8 +191,10 @@ impl<'a> Meta<'a> {
             }
         }
         let logs = logs(backends, &proxies)?;
-        let scores: Vec<f64> =
-            logs.chunks_exact(tasks.len()).map(|logs| logs.iter().sum::<f64>() / tasks.len() as f64).collect();
+        let scores: Vec<f64> = logs
+            .chunks_exact(tasks.len())
+            .map(|logs| logs.iter().sum::<f64>() / tasks.len() as f64)
+            .collect();
         let ranks = ranks(&scores);
         let mut mean = mean.to_vec();
         for (pair, ranks) in ranks.as_chunks::<2>().0.iter().enumerate() {
@@ -253,7 +258,7 @@ impl State {
 /// The tasks of every check: of the same family as those of generations, drawn by no generation.
 fn check_tasks<'a>(options: &MetaOptions, corpora: &'a [Corpus]) -> Vec<Task<'a>> {
     let stream = Stream::new(options.seed, TASKS, 0);
-    (0..CHECKS).map(|index| Task::draw(&stream, (index, CHECKS), corpora)).collect()
+    (0..CHECKS).map(|index| Task::draw(&stream, (index, CHECKS), options.steps, corpora)).collect()
 }
 
 fn checks<'a>(tasks: &[Task<'a>], network: Option<&Network>) -> Vec<Proxy<'a>> {

@@ -27,8 +27,14 @@ pub(super) struct Task<'a> {
 }
 
 impl<'a> Task<'a> {
-    /// The `index`-th of `count` tasks that `stream` draws; together they cover the range of wrong rates evenly.
-    pub(super) fn draw(stream: &Stream, (index, count): (usize, usize), corpora: &'a [Corpus]) -> Task<'a> {
+    /// The `index`-th of `count` tasks that `stream` draws, of `steps` to three times as many; together they cover
+    /// the range of wrong rates evenly.
+    pub(super) fn draw(
+        stream: &Stream,
+        (index, count): (usize, usize),
+        steps: u64,
+        corpora: &'a [Corpus],
+    ) -> Task<'a> {
         let uniform = |which: u64| f64::from(stream.uniform(index as u64 * 16 + which));
         let choose = |which: u64, of: &[usize]| of[(uniform(which) * of.len() as f64) as usize % of.len()];
         let context = choose(0, &[64, 64, 128]);
@@ -39,7 +45,7 @@ impl<'a> Task<'a> {
             ffn: choose(4, &[256, 512]),
             context,
             batch: choose(5, &[128, 128, 256]) / context,
-            steps: (100.0 * 3f64.powf(uniform(6))) as u64,
+            steps: (steps as f64 * 3f64.powf(uniform(6))) as u64,
             trits: uniform(7) < 0.3,
             radius: if uniform(8) < 0.5 { 0.0 } else { 0.04 },
             seed: u64::from(stream.bits(index as u64 * 16 + 9)),
