@@ -180,14 +180,11 @@ impl Controller {
     }
 }
 
-/// The update-to-weight ratio at the peak of the schedule that the rule holds, as a log over [`RATIO`].
-const HELD: f64 = 0.0;
-
-/// The rule: hold a constant ratio of update to weight (at the peak; the schedule is above it), less while the
-/// loss rises and after a gradient that is out of the ordinary, for which the radius shrinks as well.
+/// The rule: hold the ratio of update to weight at [`RATIO`] times the schedule's share; less while the loss
+/// rises and after a gradient that is out of the ordinary, for which the radius shrinks as well.
 fn rule(&[_, score, cluster, trend, ..]: &[f64; INPUTS]) -> [f64; OUTPUTS] {
     let alarm = (score - 2.0).max(0.0);
-    let rate = (HELD - cluster) / REACH - 0.5 * trend.max(0.0) - 0.5 * alarm;
+    let rate = -cluster / REACH - 0.5 * trend.max(0.0) - 0.5 * alarm;
     [rate.clamp(-1.0, 1.0), -alarm]
 }
 

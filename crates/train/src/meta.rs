@@ -29,9 +29,9 @@ const STATE: &str = "meta.json";
 pub const FOUND: &str = "controller.json";
 
 /// Standard deviation of the networks of a generation around their mean.
-const SIGMA: f32 = 0.1;
+const SIGMA: f32 = 0.2;
 /// Length of a step of the mean, per unit of mean rank difference.
-const STEP: f32 = 0.4;
+const STEP: f32 = 0.5;
 /// Generations between two checks of the mean.
 const CHECK_EVERY: u64 = 5;
 /// Tasks of a check, each with every one of the factors below.

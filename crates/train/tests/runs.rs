@@ -225,8 +225,9 @@ fn a_proxy_ends_as_its_run_does() {
         (config.optim.controller, config.optim.rate) = (kind, 0.1);
         let Whole { corpus, config, dir, .. } = &whole_of(config);
         let log = fs::read_to_string(dir.join("metrics.jsonl")).unwrap();
-        let records = log.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
-        let last = records.filter_map(|record| record["validation_loss"].as_f64()).last().unwrap();
+        let mut records =
+            log.lines().rev().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        let last = records.find_map(|record| record["validation_loss"].as_f64()).unwrap();
         let proxy = Proxy { corpus, config: config.clone(), network: None };
         let backends = [1, 2].map(|threads| Cpu::new(threads).unwrap());
         assert_eq!(losses(&backends, &[proxy.clone(), proxy.clone(), proxy]).unwrap(), [last; 3], "{kind:?}");

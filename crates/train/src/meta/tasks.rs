@@ -60,7 +60,7 @@ impl<'a> Task<'a> {
         (model.layers, model.ffn, model.context) = (self.layers, self.ffn, self.context);
         let run = &mut config.run;
         (run.batch, run.steps, run.tokens, run.seed) = (self.batch, self.steps, 0, self.seed);
-        run.eval_tokens = 4096;
+        run.eval_tokens = 2048;
         let optim = &mut config.optim;
         optim.rate *= wrong;
         optim.embedding_rate *= wrong;
