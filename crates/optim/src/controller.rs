@@ -24,7 +24,7 @@ mod network;
 use serde::{Deserialize, Serialize};
 use tritrain_backend::Stream;
 
-pub use inputs::{CLIP, RATIO, Signals};
+pub use inputs::{RATIO, Signals};
 pub use network::{INPUTS, Network, NetworkError, OUTPUTS, WEIGHTS};
 
 use crate::ControllerKind;

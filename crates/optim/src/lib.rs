@@ -10,9 +10,7 @@ mod schedule;
 pub use config::{
     ConfigError, ControllerKind, DirectionKind, GradientKind, OptimConfig, ScheduleKind, StorageKind,
 };
-pub use controller::{
-    CLIP, Controller, Decision, INPUTS, Network, NetworkError, OUTPUTS, RATIO, Signals, WEIGHTS,
-};
+pub use controller::{Controller, Decision, INPUTS, Network, NetworkError, OUTPUTS, RATIO, Signals, WEIGHTS};
 pub use guard::{Guard, Skip, Verdict};
 pub use optimizer::{Optimizer, Parameter, Part, Rates, Role, StateError};
 pub use report::Report;

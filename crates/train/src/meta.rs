@@ -232,7 +232,7 @@ impl<'a> Meta<'a> {
         let [off, rule, _, found] = self.checks();
         let provenance = serde_json::json!({
             "version": version, "options": options, "corpora": corpora, "generations": generation,
-            "sigma": SIGMA, "step": STEP, "off": off, "rule": rule, "best": found,
+            "sigma": SIGMA, "step": STEP, "family": tasks::family(), "off": off, "rule": rule, "best": found,
         });
         write(FOUND, &serde_json::json!({ "weights": best.weights(), "provenance": provenance }))?;
         let state = serde_json::to_value(&self.state)

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::network::INPUTS;
 
 /// Every input lies within ± this.
-pub const CLIP: f64 = 3.0;
+const CLIP: f64 = 3.0;
 /// The update-to-weight ratio at the peak of the schedule that is input 0.
 pub const RATIO: f64 = 0.01;
 

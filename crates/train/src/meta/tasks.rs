@@ -9,6 +9,28 @@ use crate::{Config, Proxy};
 /// Base rates are wrong by up to this factor either way.
 pub const WRONG: f32 = 16.0;
 
+/// What sizes are chosen among, each entry with the same chance.
+const LAYERS: [usize; 4] = [1, 1, 1, 2];
+const FFN: [usize; 2] = [256, 512];
+const CONTEXT: [usize; 3] = [64, 64, 128];
+const TOKENS_PER_STEP: [usize; 3] = [128, 128, 256];
+/// The longest task over the shortest.
+const LONGEST: f64 = 3.0;
+/// Share of the tasks in four trits, without stored gradients.
+const TRITS: f64 = 0.3;
+/// Share of the tasks without a radius, and the radius of the others.
+const UNBOUNDED: f64 = 0.5;
+const RADIUS: f32 = 0.04;
+
+/// The family of tasks in words and numbers, for the provenance of what is learnt from them.
+pub(super) fn family() -> serde_json::Value {
+    serde_json::json!({
+        "dim": Config::default().model.dim, "layers": LAYERS, "ffn": FFN, "context": CONTEXT,
+        "tokens_per_step": TOKENS_PER_STEP, "longest_over_shortest": LONGEST,
+        "share_in_trits4": TRITS, "share_without_radius": UNBOUNDED, "radius": RADIUS, "wrong_up_to": WRONG,
+    })
+}
+
 /// A run to be controlled.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Task<'a> {
@@ -27,7 +49,7 @@ pub(super) struct Task<'a> {
 }
 
 impl<'a> Task<'a> {
-    /// The `index`-th of `count` tasks that `stream` draws, of `steps` to three times as many; together they cover
+    /// The `index`-th of `count` tasks that `stream` draws, of `steps` to [`LONGEST`] times as many; together they cover
     /// the range of wrong rates evenly.
     pub(super) fn draw(
         stream: &Stream,
@@ -37,17 +59,17 @@ impl<'a> Task<'a> {
     ) -> Task<'a> {
         let uniform = |which: u64| f64::from(stream.uniform(index as u64 * 16 + which));
         let choose = |which: u64, of: &[usize]| of[(uniform(which) * of.len() as f64) as usize % of.len()];
-        let context = choose(0, &[64, 64, 128]);
+        let context = choose(0, &CONTEXT);
         let place = (index as f64 + uniform(1)) / count.max(1) as f64;
         Task {
             corpus: &corpora[(uniform(2) * corpora.len() as f64) as usize % corpora.len()],
-            layers: choose(3, &[1, 1, 1, 2]),
-            ffn: choose(4, &[256, 512]),
+            layers: choose(3, &LAYERS),
+            ffn: choose(4, &FFN),
             context,
-            batch: choose(5, &[128, 128, 256]) / context,
-            steps: (steps as f64 * 3f64.powf(uniform(6))) as u64,
-            trits: uniform(7) < 0.3,
-            radius: if uniform(8) < 0.5 { 0.0 } else { 0.04 },
+            batch: choose(5, &TOKENS_PER_STEP) / context,
+            steps: (steps as f64 * LONGEST.powf(uniform(6))) as u64,
+            trits: uniform(7) < TRITS,
+            radius: if uniform(8) < UNBOUNDED { 0.0 } else { RADIUS },
             seed: u64::from(stream.bits(index as u64 * 16 + 9)),
             wrong: WRONG.powf((2.0 * place - 1.0) as f32),
         }
