@@ -222,23 +222,29 @@ impl<'a> Meta<'a> {
     }
 
     fn save(&self) -> Result<()> {
-        let write = |name: &str, value: &serde_json::Value| {
-            let path = self.dir.join(name);
-            let text = serde_json::to_vec_pretty(value)
-                .map_err(|error| content(&path, "numbers that JSON can hold", error.to_string()))?;
-            Ok::<_, Error>(write_atomic(self.storage, &path, &text)?)
-        };
         let State { version, options, corpora, generation, best, .. } = &self.state;
         let [off, rule, _, found] = self.checks();
         let provenance = serde_json::json!({
             "version": version, "options": options, "corpora": corpora, "generations": generation,
             "sigma": SIGMA, "step": STEP, "family": tasks::family(), "off": off, "rule": rule, "best": found,
         });
-        write(FOUND, &serde_json::json!({ "weights": best.weights(), "provenance": provenance }))?;
-        let state = serde_json::to_value(&self.state)
-            .map_err(|error| content(&self.dir.join(STATE), "a state", error.to_string()))?;
-        write(STATE, &state)
+        self.write(FOUND, &Found { weights: best, provenance })?;
+        self.write(STATE, &self.state)
     }
+
+    fn write(&self, name: &str, value: &impl Serialize) -> Result<()> {
+        let path = self.dir.join(name);
+        let text = serde_json::to_vec_pretty(value)
+            .map_err(|error| content(&path, "numbers that JSON can hold", error.to_string()))?;
+        Ok(write_atomic(self.storage, &path, &text)?)
+    }
+}
+
+/// The file of the weights found.
+#[derive(Serialize)]
+struct Found<'a> {
+    weights: &'a Network,
+    provenance: serde_json::Value,
 }
 
 impl State {
