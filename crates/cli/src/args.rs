@@ -34,6 +34,8 @@ pub(crate) enum Command {
     Audit(Audit),
     /// Measure what this machine does: kernels, training steps, generation.
     Bench(Bench),
+    /// Train the network of the learned controller on many short runs.
+    MetaTrain(MetaTrain),
     /// Show what this machine offers; with --self-test, check every kernel on it.
     Doctor(Doctor),
     /// Print the default configuration file with the help of every option.
@@ -77,6 +79,77 @@ pub(crate) struct Memory {
     /// Configuration file (see `tritrain config`).
     pub(crate) config: Option<PathBuf>,
     /// Change one option, for example --set optim.latent=trits4; may be repeated.
+    #[arg(long, value_name = "SECTION.KEY=VALUE")]
+    pub(crate) set: Vec<String>,
+    /// Print one JSON object as the last line of standard output.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// A call with the same folder and options goes on where the one before stopped.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct MetaTrain {
+    /// Files or folders of text; short runs take one of them each.
+    #[arg(long, required = true, num_args = 1.., value_name = "PATH")]
+    pub(crate) data: Vec<PathBuf>,
+    /// Folder for tokens, state and the weights found (controller.json).
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
+    /// Generations in all.
+    #[arg(long, default_value_t = 50)]
+    pub(crate) generations: u64,
+    /// Pairs of networks in a generation.
+    #[arg(long, default_value_t = 6)]
+    pub(crate) pairs: usize,
+    /// Short runs of each network in a generation.
+    #[arg(long, default_value_t = 3)]
+    pub(crate) tasks: usize,
+    /// Steps of the shortest of them; the longest has three times as many.
+    #[arg(long, default_value_t = 100)]
+    pub(crate) steps: u64,
+    /// Seed of all draws.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) seed: u64,
+    /// Short runs side by side; 0 takes every core. The result does not depend on it.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) threads: usize,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum ControllerName {
+    /// The schedule alone.
+    Off,
+    /// Holds the ratio of update to weight.
+    Rule,
+    /// The network.
+    Learned,
+    /// Chance.
+    Random,
+}
+
+impl ControllerName {
+    pub(crate) const ALL: [ControllerName; 4] =
+        [ControllerName::Off, ControllerName::Rule, ControllerName::Learned, ControllerName::Random];
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct BenchController {
+    /// Files or folders of text.
+    #[arg(long, required = true, num_args = 1.., value_name = "PATH")]
+    pub(crate) data: Vec<PathBuf>,
+    /// Folder for the tokens.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
+    /// Seeds, from 1.
+    #[arg(long, default_value_t = 3)]
+    pub(crate) seeds: u64,
+    /// Controllers to compare, as in optim.controller.
+    #[arg(long, value_enum, num_args = 1.., default_values_t = ControllerName::ALL)]
+    pub(crate) controllers: Vec<ControllerName>,
+    /// Runs side by side; 0 takes every core. The result does not depend on it.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) threads: usize,
+    /// Change one option of the runs, for example --set run.steps=600; may be repeated.
     #[arg(long, value_name = "SECTION.KEY=VALUE")]
     pub(crate) set: Vec<String>,
     /// Print one JSON object as the last line of standard output.
@@ -257,6 +330,8 @@ pub(crate) enum BenchKind {
     Step(BenchStep),
     /// Reading a prompt and making tokens with a model.
     Generate(BenchGenerate),
+    /// Runs by schedule alone, rule, network and chance, with base rates that are wrong by up to 16.
+    Controller(BenchController),
 }
 
 #[derive(Debug, ClapArgs)]

@@ -10,7 +10,7 @@ use tritrain_train::Config;
 
 use crate::{
     args::{Bench, BenchGemm, BenchGenerate, BenchKind, BenchOperations, BenchShape, BenchSizes, BenchStep},
-    bars,
+    bars, controller,
     error::Result,
     show,
 };
@@ -22,6 +22,7 @@ pub(crate) fn run(args: &Bench) -> Result<ExitCode> {
         Some(BenchKind::Gemm(args)) => bench_gemm(args),
         Some(BenchKind::Step(args)) => bench_step(args),
         Some(BenchKind::Generate(args)) => bench_generate(args),
+        Some(BenchKind::Controller(args)) => controller::bench(args),
     }?;
     Ok(ExitCode::SUCCESS)
 }

@@ -15,7 +15,7 @@ use tritrain_train::{
 
 use crate::{
     args::{self, Args, Command},
-    bench, cluster, doctor,
+    bench, cluster, controller, doctor,
     error::{Error, Result},
     experts, inspect, memory, plot, prepare, show,
 };
@@ -31,6 +31,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         Command::Inspect(args) => inspect::run(&args),
         Command::Audit(args) => audit(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::MetaTrain(args) => controller::meta_train(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Config => show::line(Config::annotated().trim_end()).map(|()| ExitCode::SUCCESS),
     }

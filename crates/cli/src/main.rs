@@ -6,6 +6,7 @@ mod bench;
 mod cluster;
 mod clusters;
 mod commands;
+mod controller;
 mod doctor;
 mod error;
 mod experts;

@@ -96,6 +96,20 @@ pub enum ScheduleKind {
     Constant,
 }
 
+/// Who adjusts learning rate and trust region while a run goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ControllerKind {
+    /// Nobody: the schedule alone.
+    Off,
+    /// A rule that holds the ratio of update to weight.
+    Rule,
+    /// A network of 146 weights, trained on many short runs (`tritrain meta-train`).
+    Learned,
+    /// Chance, for comparison.
+    Random,
+}
+
 /// The `[optim]` section.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -128,6 +142,10 @@ pub struct OptimConfig {
     /// Clusters of rows of matrices by what updates do to them, each with a rate and radius of its own; 1 for none.
     #[schemars(range(min = 1, max = 32))]
     pub clusters: usize,
+    /// Who adjusts rates and radius during the run: "off", "rule", "learned" (a network) or "random".
+    pub controller: ControllerKind,
+    /// Weights of the learned controller, as `tritrain meta-train` writes them; empty takes those in the program.
+    pub controller_weights: String,
     /// Momentum of the factored direction; 0 keeps no first moment.
     #[schemars(range(min = 0.0, max = 0.9999))]
     pub momentum: f32,
@@ -174,6 +192,10 @@ impl OptimConfig {
             let reason = "has no effect on AdamW: leave it \"f32\", or set optim.direction to \"adamw8\"";
             return Err(ConfigError { option: "moment", reason });
         }
+        if !self.controller_weights.is_empty() && self.controller != ControllerKind::Learned {
+            let reason = "is for the learned controller, and optim.controller is another: leave it \"\"";
+            return Err(ConfigError { option: "controller_weights", reason });
+        }
         Ok(())
     }
 }
@@ -201,6 +223,8 @@ impl Default for OptimConfig {
             moment: StorageKind::F32,
             radius: 0.0,
             clusters: 1,
+            controller: ControllerKind::Off,
+            controller_weights: String::new(),
             momentum: 0.5,
             beta1: 0.9,
             beta2: 0.99,

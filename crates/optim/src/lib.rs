@@ -1,7 +1,8 @@
-//! From gradients to updated weights: directions, schedules, the guard against bad steps.
+//! From gradients to updated weights: directions, schedules, the controller, the guard against bad steps.
 
 mod clusters;
 mod config;
+mod controller;
 mod direction;
 mod guard;
 mod optimizer;
@@ -12,8 +13,10 @@ mod spike;
 
 pub use clusters::Steer;
 pub use config::{
-    ConfigError, DirectionKind, GradientKind, OptimConfig, ScheduleKind, SpikeKind, StorageKind,
+    ConfigError, ControllerKind, DirectionKind, GradientKind, OptimConfig, ScheduleKind, SpikeKind,
+    StorageKind,
 };
+pub use controller::{Controller, Decision, INPUTS, Network, NetworkError, OUTPUTS, RATIO, Signals, WEIGHTS};
 pub use guard::{Guard, Skip, Verdict};
 pub use optimizer::{Optimizer, Parameter, Part, Rates, Role, StateError};
 pub use report::Report;

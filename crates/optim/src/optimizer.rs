@@ -166,6 +166,11 @@ impl<B: Backend> Optimizer<B> {
         self.clusters.reports()
     }
 
+    /// How the rows of each cluster move.
+    pub fn steers(&self) -> &[Steer] {
+        &self.steers
+    }
+
     /// How the rows of each cluster move from now on.
     ///
     /// # Panics

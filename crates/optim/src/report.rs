@@ -9,6 +9,8 @@ pub struct Report {
     pub applied: f64,
     /// `‖W‖²` of all matrices, before.
     pub weights: f64,
+    /// `‖u‖²` of the directions of all matrices, momentum included.
+    pub direction: f64,
     /// Ternary codes that changed.
     pub flips: f64,
     /// Ternary codes that are zero.
@@ -30,6 +32,7 @@ impl Report {
     pub fn add(&mut self, row: &RowReport, cols: usize) {
         self.applied += f64::from(row.applied);
         self.weights += f64::from(row.weights);
+        self.direction += f64::from(row.direction);
         self.flips += f64::from(row.flips);
         self.zeros += f64::from(row.zeros);
         self.numbers += cols as f64;
@@ -42,6 +45,7 @@ impl Report {
         Report {
             applied: self.applied + other.applied,
             weights: self.weights + other.weights,
+            direction: self.direction + other.direction,
             flips: self.flips + other.flips,
             zeros: self.zeros + other.zeros,
             numbers: self.numbers + other.numbers,
@@ -55,6 +59,11 @@ impl Report {
     /// Norm of the update as a share of that of the weights.
     pub fn relative(&self) -> f64 {
         if self.weights > 0.0 { (self.applied / self.weights).sqrt() } else { 0.0 }
+    }
+
+    /// Norm of the update at `rate` as a share of that of the weights, before rounding and bound.
+    pub fn intended(&self, rate: f32) -> f64 {
+        f64::from(rate) * (self.direction / self.numbers.max(1.0)).sqrt()
     }
 
     /// Share of the codes that changed.

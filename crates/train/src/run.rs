@@ -15,7 +15,7 @@ use tritrain_files::{
     write_atomic,
 };
 use tritrain_model::{Layout, Model, Sampling, initial_tensor};
-use tritrain_optim::{Guard, Rates, Report, Skip, Verdict, rate_at};
+use tritrain_optim::{Controller, Guard, Report, Skip, Verdict};
 
 use crate::{
     Config, Error, Evaluation, Learner, Measured, Part, Result, Setup, Single, Workplace,
@@ -25,6 +25,7 @@ use crate::{
     evaluate::only,
     generate::{Continuation, generate},
     save::{self, State},
+    steering,
 };
 
 /// Of tokens repeated in samples: what CTRL takes (arXiv 1909.05858, section 4.1).
@@ -43,6 +44,12 @@ pub struct StepReport {
     pub gradient_norm: f32,
     /// Norm of the direction, all tensors together, before the learning rate.
     pub direction_norm: f32,
+    /// Log of what the controller multiplied the scheduled rates by, where there is a controller.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log_multiplier: Option<f32>,
+    /// Log of what it multiplied the configured radius by.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log_radius: Option<f32>,
     /// Norm of the update of all matrices as applied, a share of the norm of their weights.
     pub update: f32,
     /// Share of the rows of matrices whose update the trust region made shorter.
@@ -213,7 +220,10 @@ impl<'a, B: Backend> Run<'a, B> {
         let mut learner = Learner::new(backend, &config.model, &config.optim, setup, &weights);
         let mut state = match origin {
             Some(checkpoint) => save::restore_state(backend, storage, checkpoint, &mut learner.optimizer)?,
-            None => State { mixer: plan.mixer(), ..State::default() },
+            None => {
+                let controller = steering::controller(storage, &config.optim, seed)?;
+                State { mixer: plan.mixer(), controller, ..State::default() }
+            }
         };
         if workplace.checkpoint.is_none() {
             // What the shared start has measured is not the expert's.
@@ -302,25 +312,26 @@ impl<'a, B: Backend> Run<'a, B> {
     fn step(&mut self) -> Result<Event> {
         let started = Instant::now();
         let step = self.state.step;
-        let rates = {
-            let optim = &self.config().optim;
-            let peak = if self.model().layout().ternary { optim.rate } else { optim.rate_f32 };
-            let slower = self.state.setbacks.share();
-            let (at, steps) = self.part.scheduled(step);
-            let share = rate_at(optim, at, steps) * slower;
-            let (matrices, embedding) = (peak * share, optim.embedding_rate * share);
-            Rates { matrices, embedding, radius: optim.bound() * slower }
-        };
+        let (ternary, at) = (self.model().layout().ternary, self.part.scheduled(step));
+        let (optim, slower) = (&self.workplace.config().optim, self.state.setbacks.share());
+        let controller = self.state.controller.as_ref();
+        let rates = steering::steer(optim, ternary, at, slower, controller, &mut self.learner.optimizer);
+        let decision = controller.map(Controller::mean);
         let windows = self.plan.windows_of(step - self.part.first, self.state.mixer.as_mut())?;
         self.plan.read(self.corpus, &windows, &mut self.inputs, &mut self.targets)?;
         self.state.step += 1;
         let measured = self.learner.step(self.backend, &self.inputs, &self.targets, rates);
         self.state.updates = self.learner.optimizer.updates();
-        let Measured { loss, gradient_norm, direction_norm, report } = match measured {
+        let measured = match measured {
             Ok(measured) => measured,
             Err(what) => return self.skip(what),
         };
         self.state.guard.taken();
+        if let Some(controller) = &mut self.state.controller {
+            let optim = &self.workplace.config().optim;
+            steering::observe(controller, optim, at, rates, &measured, &self.learner.optimizer);
+        }
+        let Measured { loss, gradient_norm, direction_norm, report } = measured;
 
         let tokens = self.state.step * self.inputs.len() as u64;
         let (step, rate) = (self.state.step, rates.matrices);
@@ -330,7 +341,7 @@ impl<'a, B: Backend> Run<'a, B> {
         }
         let (update, bounded) = (report.relative() as f32, report.bounded_share() as f32);
         let clipped = report.clipped_share() as f32;
-        let flips = self.model().layout().ternary.then_some(report.flip_rate() as f32);
+        let flips = ternary.then_some(report.flip_rate() as f32);
         let row_clusters = match self.learner.optimizer.reports() {
             [_] => Vec::new(),
             reports => reports.iter().map(RowCluster::new).collect(),
@@ -341,6 +352,8 @@ impl<'a, B: Backend> Run<'a, B> {
             rate,
             gradient_norm,
             direction_norm,
+            log_multiplier: decision.map(|decision| decision.log_multiplier as f32),
+            log_radius: decision.map(|decision| decision.log_radius as f32),
             update,
             bounded,
             clipped,

@@ -11,7 +11,7 @@ use tritrain_files::{
     tensors::{Dtype, TensorFile, TensorView},
 };
 use tritrain_model::{Layout, Model, ModelConfig};
-use tritrain_optim::{Guard, Optimizer, Part, Setbacks, Spikes};
+use tritrain_optim::{Controller, Guard, Optimizer, Part, Setbacks, Spikes};
 
 use crate::{Error, Result};
 
@@ -42,6 +42,9 @@ pub(crate) struct State {
     pub(crate) spikes: Option<Spikes>,
     #[serde(default)]
     pub(crate) setbacks: Setbacks,
+    /// Where the run has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) controller: Option<Controller>,
 }
 
 /// Metadata of a model file: what is needed to build the model around its tensors.

@@ -1,7 +1,7 @@
 //! The configuration: messages, order of layers, round trips.
 
 use proptest::prelude::*;
-use tritrain_optim::{DirectionKind, StorageKind};
+use tritrain_optim::{ControllerKind, DirectionKind, StorageKind};
 use tritrain_train::{Config, FREE, Kind};
 
 /// The message of a file that must be refused.
@@ -18,6 +18,8 @@ fn options_without_effect_are_refused() {
     assert!(error.to_string().contains("optim.moment has no effect on AdamW"), "{error}");
     assert!(Config::resolve(None, &["optim.moment=trits2"]).is_ok());
     assert!(Config::resolve(None, &["optim.direction=muon", "optim.moment=int8"]).is_ok());
+    let error = Config::resolve(None, &["optim.controller_weights=w.json"]).unwrap_err();
+    assert!(error.to_string().contains("is for the learned controller"), "{error}");
 }
 
 #[test]
@@ -33,7 +35,7 @@ fn bad_files_say_what_is_wrong_and_where() {
         (
             "[optim]\nzzz = 4",
             "run.toml:2: optim.zzz: no such option; [optim] has direction, rate, rate_f32, embedding_rate, latent, range, gradient, moment, \
-             radius, clusters, momentum, beta1, beta2, weight_decay, spike, spike_z, schedule, warmup, decay, final_rate",
+             radius, clusters, controller, controller_weights, momentum, beta1, beta2, weight_decay, spike, spike_z, schedule, warmup, decay, final_rate",
         ),
         ("[modle]\ndim = 4", "run.toml:1: [modle]: no such section; did you mean [model]?"),
         ("[zzz]", "run.toml:1: [zzz]: no such section; the sections are model, data, optim, run"),
@@ -392,6 +394,9 @@ fn any_config() -> impl Strategy<Value = Config> {
         }
         if matches!(config.optim.direction, DirectionKind::Adamw | DirectionKind::Adamw8) {
             config.optim.moment = StorageKind::F32;
+        }
+        if config.optim.controller != ControllerKind::Learned {
+            config.optim.controller_weights.clear();
         }
         config
     })

@@ -9,8 +9,10 @@ use tritrain_backend::Cpu;
 use tritrain_data::{Corpus, Document, PlanKind, Preparation, Source};
 use tritrain_files::Disk;
 use tritrain_model::Precision;
-use tritrain_optim::{DirectionKind, GradientKind, StorageKind};
-use tritrain_train::{Config, Error, Event, Run, Workplace, audit, with_topics};
+use tritrain_optim::{ControllerKind, DirectionKind, GradientKind, Network, StorageKind};
+use tritrain_train::{
+    Config, Error, Event, FOUND, Meta, MetaOptions, Proxy, Run, Workplace, audit, losses, with_topics,
+};
 
 const STEPS: u64 = 40;
 
@@ -184,6 +186,96 @@ fn runs_in_few_bits_resume_and_do_not_depend_on_threads() {
             check_resuming(&whole, &backend, k);
         }
     }
+}
+
+/// Controllers move rate and radius, and go on where they were: the weights of a network come from the
+/// checkpoint, not from the file, which is gone by then.
+#[test]
+fn controlled_runs_resume_and_do_not_depend_on_threads() {
+    let weights = tempfile::tempdir().unwrap();
+    let path = weights.path().join("weights.json");
+    let numbers: Vec<f32> = (0..146).map(|i| (i * i % 29) as f32 / 14.0 - 1.0).collect();
+    for kind in [ControllerKind::Rule, ControllerKind::Random, ControllerKind::Learned] {
+        let mut config = config();
+        (config.optim.controller, config.optim.radius) = (kind, 0.01);
+        if kind == ControllerKind::Learned {
+            config.optim.controller_weights = path.display().to_string();
+            fs::write(&path, serde_json::json!({ "weights": numbers }).to_string()).unwrap();
+        }
+        let whole = whole_of(config);
+        check_threads(&whole, &format!("{kind:?}"));
+        if kind == ControllerKind::Learned {
+            fs::remove_file(&path).unwrap();
+        }
+        let backend = Cpu::new(2).unwrap();
+        for k in [1, 13, STEPS - 1] {
+            check_resuming(&whole, &backend, k);
+        }
+        let log = fs::read_to_string(whole.dir.join("metrics.jsonl")).unwrap();
+        let records = log.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        let moved: Vec<f64> = records.filter_map(|r| r["log_multiplier"].as_f64()).collect();
+        assert!(moved.len() as u64 == STEPS && moved[0] == 0.0, "{kind:?}: {moved:?}");
+        assert!(moved.iter().any(|m| m.abs() > 0.02), "{kind:?}: {moved:?}");
+    }
+}
+
+/// A short run in memory ends as the run of the same configuration in a directory does.
+#[test]
+fn a_proxy_ends_as_its_run_does() {
+    for kind in [ControllerKind::Off, ControllerKind::Learned] {
+        let mut config = config();
+        (config.optim.controller, config.optim.rate) = (kind, 0.1);
+        let Whole { corpus, config, dir, .. } = &whole_of(config);
+        let log = fs::read_to_string(dir.join("metrics.jsonl")).unwrap();
+        let mut records =
+            log.lines().rev().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        let last = records.find_map(|record| record["validation_loss"].as_f64()).unwrap();
+        let proxy = Proxy { corpus, config: config.clone(), network: None };
+        let backends = [1, 2].map(|threads| Cpu::new(threads).unwrap());
+        assert_eq!(losses(&backends, &[proxy.clone(), proxy.clone(), proxy]).unwrap(), [last; 3], "{kind:?}");
+    }
+}
+
+/// Meta-training that was stopped goes on to the same weights, on any number of threads.
+#[test]
+fn meta_training_resumes_and_does_not_depend_on_threads() {
+    let root = tempfile::tempdir().unwrap();
+    let corpora = [corpus(&config(), root.path())];
+    let options = MetaOptions { seed: 5, pairs: 2, tasks: 2, steps: 2 };
+    let backends = [0; 3].map(|_| Cpu::new(1).unwrap());
+    let advance = |backends: &[Cpu], name: &str, generations: usize| {
+        let dir = root.path().join(name);
+        fs::create_dir_all(&dir).unwrap();
+        let mut meta = Meta::open(backends, &Disk, &dir, &corpora, options.clone()).unwrap();
+        (0..generations).for_each(|_| assert!(meta.advance(backends).unwrap().is_finite()));
+        ["meta.json", FOUND].map(|name| fs::read(dir.join(name)).unwrap())
+    };
+    let start = advance(&backends, "whole", 0);
+    let whole = advance(&backends, "whole", 2);
+    assert!(start != whole);
+    advance(&backends[..1], "stopped", 1);
+    assert!(advance(&backends[..2], "stopped", 1) == whole);
+    let network = Network::parse(&String::from_utf8_lossy(&whole[1])).unwrap();
+    assert_eq!(network.weights().len(), 146);
+    let other = MetaOptions { seed: 6, ..options.clone() };
+    let error = Meta::open(&backends, &Disk, &root.path().join("whole"), &corpora, other).unwrap_err();
+    assert!(error.exit_code() == 4 && error.to_string().contains("seed: 5"), "{error}");
+}
+
+#[test]
+fn weights_that_are_none_are_refused() {
+    let mut config = config();
+    config.optim.controller = ControllerKind::Learned;
+    let root = tempfile::tempdir().unwrap();
+    let corpus = corpus(&config, root.path());
+    let path = root.path().join("weights.json");
+    fs::write(&path, "{\"weights\": [1.0]}").unwrap();
+    config.optim.controller_weights = path.display().to_string();
+    let backend = Cpu::new(1).unwrap();
+    let workplace = Workplace::start(&Disk, &root.path().join("run"), config).unwrap();
+    let error = Run::new(&backend, &Disk, workplace, &corpus).err().unwrap();
+    assert!(error.to_string().contains("1 weights, expected 146"), "{error}");
+    assert_eq!(error.exit_code(), 4);
 }
 
 #[test]

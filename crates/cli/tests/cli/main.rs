@@ -163,6 +163,29 @@ fn the_default_configuration_can_be_used_as_a_file() {
 }
 
 #[test]
+fn a_controller_is_trained_and_steers() {
+    let program = Program::new();
+    program.write("a.txt", (0..9).map(|n| format!("{n} {}", prose())).collect::<String>());
+    let few = ["--generations", "1", "--pairs", "1", "--tasks", "1", "--steps", "1"];
+    let output = program.run(&[&["meta-train", "--data", "a.txt", "--out", "meta"], &few[..]].concat());
+    assert!(output.status.success() && stdout(&output).contains("best"), "{}", stderr(&output));
+    let weights = "optim.controller_weights=meta/controller.json";
+    let steered = ["--set", "optim.controller=learned", "--set", weights];
+    let output = program.tiny(&[&["train", "--data", "a.txt", "--out", "run"], &steered[..]].concat());
+    assert!(output.status.success(), "{}", stderr(&output));
+    let log = fs::read_to_string(program.path().join("run/metrics.jsonl")).unwrap();
+    assert!(log.contains("log_multiplier"), "{log}");
+    let compared = ["bench", "controller", "--data", "a.txt", "--out", "bench", "--seeds", "1", "--json"];
+    let result = json(&program.tiny(&[&compared[..], &["--controllers", "off", "rule"]].concat()));
+    let (fixed, rows) = (&result["fixed_losses"][0], result["rows"].as_array().unwrap());
+    assert_eq!((fixed.as_array().unwrap().len(), rows.len()), (9, 10), "{result}");
+    let losses = fixed.as_array().unwrap().iter().map(|loss| loss.as_f64().unwrap());
+    let best = losses.fold(f64::INFINITY, f64::min);
+    let expected = 100.0 * (fixed[0].as_f64().unwrap() / best - 1.0);
+    assert_eq!(rows[0]["over_best_percent"][0].as_f64(), Some(expected), "off with the base rate x 1/16");
+}
+
+#[test]
 fn bad_input_is_a_clear_error_and_starts_no_run() {
     let program = Program::new();
     program.write("a.txt", prose());
