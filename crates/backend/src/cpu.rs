@@ -16,8 +16,8 @@ use tritrain_kernels::{
 use tritrain_trit::ternary::scale_from_total;
 
 use crate::{
-    Adam, Apply, Assigned, Backend, Descent, Factored, Format, Gate, Momentum, Products, Search, Shape,
-    Sides, Spent, Store, Stored, Stream, Weight,
+    Adam, Apply, Assigned, Backend, Descent, Factored, Format, Gate, Memory, Momentum, Products, Search,
+    Shape, Sides, Spent, Store, Stored, Stream, Weight,
     profile::{Profile, Span},
 };
 
@@ -102,32 +102,15 @@ pub struct TernaryMatrix {
     backward: Option<ternary::Panels>,
 }
 
-impl Backend for Cpu {
+impl Memory for Cpu {
     type Floats = Floats;
     type Tokens = Vec<u32>;
     type Rows = Int8Rows;
     type Ternary = TernaryMatrix;
     type Packed = Packed;
-    type Clusters = kmeans::Clusters;
-
-    fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
-        self.cx.run(work)
-    }
-
-    fn run_awake<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
-        self.cx.run_awake(work)
-    }
 
     fn floats(&self, len: usize) -> Floats {
         Floats::zeros(len)
-    }
-
-    fn host<'a>(&self, from: &'a Floats) -> Cow<'a, [f32]> {
-        Cow::Borrowed(from)
-    }
-
-    fn resize(&self, buffer: &mut Floats, len: usize) {
-        buffer.resize(len);
     }
 
     fn tokens(&self, len: usize) -> Vec<u32> {
@@ -148,6 +131,26 @@ impl Backend for Cpu {
 
     fn packed(&self, format: Format, rows: usize, cols: usize, by_row: bool) -> Packed {
         Packed::zeros(format, rows, cols, by_row)
+    }
+}
+
+impl Backend for Cpu {
+    type Clusters = kmeans::Clusters;
+
+    fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        self.cx.run(work)
+    }
+
+    fn run_awake<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        self.cx.run_awake(work)
+    }
+
+    fn host<'a>(&self, from: &'a Floats) -> Cow<'a, [f32]> {
+        Cow::Borrowed(from)
+    }
+
+    fn resize(&self, buffer: &mut Floats, len: usize) {
+        buffer.resize(len);
     }
 
     fn upload_packed(&self, from: &[f32], range: f32, to: &mut Packed) {
@@ -438,6 +441,11 @@ impl Backend for Cpu {
     fn add_sum_squares(&self, x: &Floats, out: &mut Floats, at: usize) {
         let _span = self.span("add_sum_squares");
         out[at] += elementwise::sum_squares(&self.cx, x) as f32;
+    }
+
+    fn square_sums(&self, x: &Floats, out: &mut Floats) {
+        let _span = self.span("square_sums");
+        elementwise::square_sums(&self.cx, x, out);
     }
 
     fn adam(&self, g: &mut Floats, m: &mut Floats, v: &mut Floats, with: Adam) {

@@ -7,10 +7,12 @@ use std::borrow::Cow;
 
 mod cpu;
 mod profile;
+mod tally;
 mod weight;
 
 pub use cpu::{Cpu, CpuError, Int8Rows, TernaryMatrix};
 pub use profile::Spent;
+pub use tally::Tally;
 pub use tritrain_kernels::{
     Store, Tier,
     attention::{Shape, rope_table},
@@ -18,17 +20,14 @@ pub use tritrain_kernels::{
     gate::Gate,
     kmeans::{Assigned, Search},
     loss::Products,
+    room::{Sizes, training as working_memory},
     update::{Adam, Apply, BLOCK as ADAM_BLOCK, Factored, Momentum},
 };
 pub use tritrain_trit::{format::Format, rng::Stream};
 pub use weight::{Sides, Stored, Values, Weight, by_row};
 
-/// Device buffers and the operations on them.
-///
-/// Matrices are row-major; a buffer's length is part of its type of use, and operations panic when
-/// lengths do not fit together: shapes are the caller's business, checked before any buffer is made.
-/// "tokens" below is the number of rows of activations, batch × time.
-pub trait Backend: Send + Sync {
+/// Memory of a device. A [`Backend`] has it; a [`Tally`] only counts how much it would be.
+pub trait Memory: Send + Sync {
     /// Buffer of f32.
     type Floats: Send + Sync;
     /// Buffer of token ids.
@@ -40,6 +39,25 @@ pub trait Backend: Send + Sync {
     /// A matrix in few bits: latent weights or moments.
     type Packed: Send + Sync;
 
+    /// `len` zeros.
+    fn floats(&self, len: usize) -> Self::Floats;
+    /// Room for `len` token ids.
+    fn tokens(&self, len: usize) -> Self::Tokens;
+    /// Room for int8 rows.
+    fn rows(&self, rows: usize, cols: usize) -> Self::Rows;
+    /// Room for a ternary matrix; `gradient` when [`Backend::ternary_input_gradient`] will be called.
+    fn ternary(&self, outputs: usize, inputs: usize, gradient: bool) -> Self::Ternary;
+
+    /// A matrix of zeros in few bits; `by_row` gives each row a step of its own where the format has steps.
+    fn packed(&self, format: Format, rows: usize, cols: usize, by_row: bool) -> Self::Packed;
+}
+
+/// Device buffers and the operations on them.
+///
+/// Matrices are row-major; a buffer's length is part of its type of use, and operations panic when
+/// lengths do not fit together: shapes are the caller's business, checked before any buffer is made.
+/// "tokens" below is the number of rows of activations, batch × time.
+pub trait Backend: Memory {
     /// Rows that are being clustered: labels, and what the search for the nearest centroid keeps.
     type Clusters: Send + Sync;
 
@@ -54,19 +72,8 @@ pub trait Backend: Send + Sync {
         self.run(work)
     }
 
-    /// `len` zeros.
-    fn floats(&self, len: usize) -> Self::Floats;
     /// Makes a buffer one of `len` floats of unknown contents, without new memory where it had as many before.
     fn resize(&self, buffer: &mut Self::Floats, len: usize);
-    /// Room for `len` token ids.
-    fn tokens(&self, len: usize) -> Self::Tokens;
-    /// Room for int8 rows.
-    fn rows(&self, rows: usize, cols: usize) -> Self::Rows;
-    /// Room for a ternary matrix; `gradient` when [`Backend::ternary_input_gradient`] will be called.
-    fn ternary(&self, outputs: usize, inputs: usize, gradient: bool) -> Self::Ternary;
-
-    /// A matrix of zeros in few bits; `by_row` gives each row a step of its own where the format has steps.
-    fn packed(&self, format: Format, rows: usize, cols: usize, by_row: bool) -> Self::Packed;
 
     /// Rounds host floats `[rows][cols]` to the nearest numbers that `to` can hold: levels reach to `range`
     /// times the mean magnitude, of the matrix or of each row as `to` has steps.
@@ -286,6 +293,9 @@ pub trait Backend: Send + Sync {
     fn sum(&self, x: &Self::Floats, out: &mut Self::Floats, at: usize);
     /// `out[at] += Σ x²`.
     fn add_sum_squares(&self, x: &Self::Floats, out: &mut Self::Floats, at: usize);
+
+    /// `out[r] = Σ x[r]²`; `x` `[rows][cols]`, `out` `[rows]`.
+    fn square_sums(&self, x: &Self::Floats, out: &mut Self::Floats);
 
     /// Turns a gradient into the Adam update in place and advances the moments.
     fn adam(&self, g: &mut Self::Floats, m: &mut Self::Floats, v: &mut Self::Floats, with: Adam);

@@ -6,8 +6,8 @@
 mod gemm;
 mod generate;
 mod limits;
-mod memory;
 mod operations;
+pub mod peak_memory;
 mod self_test;
 mod shape;
 mod step;

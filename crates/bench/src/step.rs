@@ -5,7 +5,7 @@ use tritrain_backend::Cpu;
 use tritrain_optim::{OptimConfig, Rates};
 use tritrain_train::{Learner, Setup};
 
-use crate::{BenchError, ModelShape, memory, shape::SEED, time};
+use crate::{BenchError, ModelShape, peak_memory, shape::SEED, time};
 
 /// What a training step takes.
 #[derive(Clone, Debug, Serialize)]
@@ -93,7 +93,7 @@ pub fn step(
     Ok(StepReport {
         tokens_per_s: count as f64 / step_s,
         step_s,
-        peak_rss_mb: memory::peak_rss_mb(),
+        peak_rss_mb: peak_memory::bytes().map(|bytes| bytes as f64 / f64::from(1 << 20)),
         parameters: shape.parameters(),
         threads: backend.threads(),
         tier: backend.tier().name(),

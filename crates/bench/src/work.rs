@@ -5,7 +5,7 @@
 //! in a cache from before.
 
 use tritrain_backend::{
-    Apply, Backend, Cpu, Factored, Gate, Int8Rows, Products, Search, Shape, Store, TernaryMatrix,
+    Apply, Backend, Cpu, Factored, Gate, Int8Rows, Memory, Products, Search, Shape, Store, TernaryMatrix,
 };
 use tritrain_kernels::{Floats, limit::Kind};
 use tritrain_optim::{OptimConfig, Rates};

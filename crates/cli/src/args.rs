@@ -26,6 +26,8 @@ pub(crate) enum Command {
     Compare(Compare),
     /// Cluster text, or the rows of a matrix (.npy), by k-means.
     Cluster(Cluster),
+    /// What a run will take of memory, class by class.
+    Memory(Memory),
     /// Show what a file or folder of a run holds.
     Inspect(Inspect),
     /// Do the batch plan of a run over again: what it has seen of its text, and whether it kept the plan.
@@ -64,6 +66,18 @@ pub(crate) struct Train {
     /// Go on with the run in --out from its newest checkpoint.
     #[arg(long, requires = "out")]
     pub(crate) resume: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Memory {
+    /// Configuration file (see `tritrain config`).
+    pub(crate) config: Option<PathBuf>,
+    /// Change one option, for example --set optim.latent=trits4; may be repeated.
+    #[arg(long, value_name = "SECTION.KEY=VALUE")]
+    pub(crate) set: Vec<String>,
+    /// Print one JSON object as the last line of standard output.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, ClapArgs)]

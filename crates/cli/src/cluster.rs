@@ -3,7 +3,7 @@
 use std::{ops::Range, path::Path, process::ExitCode, time::Instant};
 
 use serde_json::{Value, json};
-use tritrain_backend::{Backend, Cpu};
+use tritrain_backend::{Backend, Cpu, Memory};
 use tritrain_cluster::{
     Candidate, Fit, Method, MiniBatch, Options, Points, Start, Stop, Suggestion, fit, label, suggest,
 };
@@ -124,7 +124,7 @@ fn in_file(path: &Path) -> impl Fn(tritrain_cluster::Error) -> Error + '_ {
     move |source| Error::Cluster { path: path.to_path_buf(), source }
 }
 
-fn upload(backend: &Cpu, values: &[f32]) -> <Cpu as Backend>::Floats {
+fn upload(backend: &Cpu, values: &[f32]) -> <Cpu as Memory>::Floats {
     let mut floats = backend.floats(values.len());
     backend.upload(values, &mut floats);
     floats

@@ -4,6 +4,7 @@ use std::{path::Path, process::ExitCode};
 
 use serde_json::json;
 use tritrain_backend::{Backend, Cpu};
+use tritrain_bench::peak_memory;
 use tritrain_data::{Corpus, Source, clusters::Clusters};
 use tritrain_files::{Disk, Storage};
 use tritrain_model::{Activations, Keep, Precision, Sampling, TensorKind};
@@ -16,7 +17,7 @@ use crate::{
     args::{self, Args, Command},
     bench, cluster, doctor,
     error::{Error, Result},
-    inspect, plot, prepare, show,
+    inspect, memory, plot, prepare, show,
 };
 
 pub(crate) fn run(args: Args) -> Result<ExitCode> {
@@ -26,6 +27,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         Command::Eval(args) => eval(&args),
         Command::Compare(args) => compare(&args),
         Command::Cluster(args) => cluster::run(&args),
+        Command::Memory(args) => memory::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Audit(args) => audit(&args),
         Command::Bench(args) => bench::run(&args),
@@ -73,6 +75,7 @@ fn train(args: &args::Train) -> Result<ExitCode> {
 /// Runs to the end or to a signal, showing what happens. For a thread of the pool, so that no step has to
 /// be handed over to it.
 fn drive(backend: &Cpu, workplace: Workplace, corpus: &Corpus, signals: &Signals) -> Result<Outcome> {
+    peak_memory::forget();
     let mut run = Run::new(backend, &Disk, workplace, corpus)?;
     show::note(&header(backend, &run));
     let (start, steps) = run.progress();
@@ -118,6 +121,16 @@ fn drive(backend: &Cpu, workplace: Workplace, corpus: &Corpus, signals: &Signals
         outcome.curve.last = Some(run.validate()?);
     }
     outcome.steps = run.progress().0;
+    if let Some(peak) = peak_memory::bytes() {
+        let vocab = corpus.tokenizer().vocab_size() as usize;
+        let expected = memory::ledger(run.config(), vocab, backend).bytes;
+        show::note(&format!(
+            "memory: {} MiB at most, {} expected (see `{} memory`)",
+            memory::mib(peak),
+            memory::mib(expected),
+            show::program()
+        ));
+    }
     Ok(outcome)
 }
 

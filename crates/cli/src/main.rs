@@ -10,6 +10,7 @@ mod doctor;
 mod error;
 mod inspect;
 mod map;
+mod memory;
 mod plot;
 mod prepare;
 mod show;

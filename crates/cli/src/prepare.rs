@@ -7,7 +7,7 @@ use std::{
 
 use tritrain_backend::{Backend, Cpu};
 use tritrain_data::{Corpus, Preparation, Source, clusters::Clusters};
-use tritrain_files::{Storage, tokens::Split};
+use tritrain_files::{Storage, give_back_memory, tokens::Split};
 use tritrain_train::{CLUSTERS, Config, with_topics};
 
 use crate::{
@@ -25,21 +25,28 @@ pub(crate) static EMBEDDED: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/co
 /// Fails before anything is written when the text it names is not there.
 pub(crate) fn config(setup: &Setup, resumed: Option<&Path>) -> Result<Config> {
     let saved = resumed.map(|dir| dir.join("config.toml")).filter(|path| path.exists());
-    let file = match setup.config.clone().or(saved) {
-        Some(path) => {
-            let read = fs::read_to_string(&path);
-            let origin = path.display().to_string();
-            Some((read.map_err(|source| Error::Read { path, source })?, origin))
-        }
-        None => None,
-    };
-    let file = file.as_ref().map(|(text, origin)| (text.as_str(), origin.as_str()));
-    let mut config = Config::resolve(file, &setup.set)?;
+    let mut config = configured(setup.config.as_deref().or(saved.as_deref()), &setup.set)?;
     if !setup.data.is_empty() {
         config.data.paths = setup.data.iter().map(|path| path.display().to_string()).collect();
     }
     Source::new(&config.data, EMBEDDED).open()?;
     Ok(config)
+}
+
+/// The configuration of a file, or the default one, with some options set.
+pub(crate) fn configured(file: Option<&Path>, set: &[String]) -> Result<Config> {
+    let file = match file {
+        Some(path) => {
+            let read = fs::read_to_string(path);
+            Some((
+                read.map_err(|source| Error::Read { path: path.to_path_buf(), source })?,
+                path.display().to_string(),
+            ))
+        }
+        None => None,
+    };
+    let file = file.as_ref().map(|(text, origin)| (text.as_str(), origin.as_str()));
+    Ok(Config::resolve(file, set)?)
 }
 
 /// The folder of the run: the one asked for, or the next free `runs/N`.
@@ -98,6 +105,7 @@ pub(crate) fn corpus(
     if let Some((_, bar)) = &bar {
         bar.clear();
     }
+    give_back_memory();
     show::note(&format!(
         "data: {} training and {} validation tokens, vocabulary {}",
         show::short(corpus.len(Split::Train)),

@@ -3,7 +3,7 @@
 use std::alloc::System;
 
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
-use tritrain_backend::{Backend, Cpu, Search};
+use tritrain_backend::{Backend, Cpu, Memory, Search};
 use tritrain_trit::rng::Stream;
 
 #[global_allocator]

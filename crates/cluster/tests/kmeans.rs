@@ -1,6 +1,6 @@
 //! Fits against plain loops in f64, known answers, and rows that cannot be clustered.
 
-use tritrain_backend::{Backend, Cpu, Tier};
+use tritrain_backend::{Backend, Cpu, Memory, Tier};
 use tritrain_cluster::{
     Error, Fit, Method, MiniBatch, Options, Points, Start, Stop, fit, label, silhouette, suggest,
 };

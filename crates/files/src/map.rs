@@ -1,5 +1,8 @@
-//! Read-only memory maps: the only `unsafe` of this crate.
-#![expect(unsafe_code, reason = "a memory map is unsafe to create: the file may change under it")]
+//! Read-only memory maps, and freed memory back to the system: the only `unsafe` of this crate.
+#![expect(
+    unsafe_code,
+    reason = "a memory map is unsafe to create: the file may change under it; malloc_trim is C"
+)]
 
 use std::fs::File;
 use std::io;
@@ -64,6 +67,16 @@ impl Bytes {
                 tracing::debug!(%error, "madvise refused");
             }
         }
+    }
+}
+
+/// Gives freed memory back to the system, which glibc otherwise keeps: after work that took much more than what
+/// comes next. Does nothing elsewhere.
+pub fn give_back_memory() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: the function takes no pointer, and may be called at any time from any thread.
+    unsafe {
+        libc::malloc_trim(0);
     }
 }
 

@@ -332,6 +332,9 @@ impl TokenCorpus {
                 }
             }
         }
+        // A window is read once in a long time, and with it the system maps what lies around it.
+        let from = start.saturating_sub(AROUND);
+        shard.bytes.release(from, (start - from + bytes.len() + AROUND).min(shard.bytes.len() - from));
         match out.iter().position(|&token| token >= self.manifest.vocab) {
             None => Ok(()),
             Some(index) => {
@@ -446,6 +449,9 @@ fn check_manifest(manifest: &Manifest, path: &Path) -> Result<()> {
     }
     Ok(())
 }
+
+/// Bytes on each side of a read that Linux may map as well where they are in its cache: a huge page.
+const AROUND: usize = 1 << 21;
 
 fn shard_name(split: Split, index: usize) -> String {
     format!("{}-{index:05}.tok", split.name())

@@ -168,7 +168,7 @@ pub fn forward(cx: &Context, qkv: &[f32], table: &[f32], shape: Shape, out: &mut
 }
 
 /// Floats that [`attend`] works on.
-fn attend_memory(shape: Shape, start: usize) -> usize {
+pub(crate) fn attend_memory(shape: Shape, start: usize) -> usize {
     let (keys, width) = (start + shape.time, shape.padded());
     let block = BLOCK.min(shape.time);
     width * (shape.time.max(keys) + keys + keys.next_multiple_of(N)) + block * score_stride(keys)
@@ -305,7 +305,7 @@ pub fn backward(
 }
 
 /// Floats that [`head_backward`] works on.
-fn backward_memory(shape: Shape) -> usize {
+pub(crate) fn backward_memory(shape: Shape) -> usize {
     let (width, panels) = (shape.padded(), shape.time.next_multiple_of(N));
     let block = BLOCK.min(shape.time);
     width * (5 * shape.time + 2 * panels + 2 * shape.time + block)

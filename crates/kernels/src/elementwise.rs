@@ -27,6 +27,21 @@ pub fn sum_squares(cx: &Context, x: &[f32]) -> f64 {
     block_sums(cx, x, square_sum)
 }
 
+/// `out[r] = Σ x[r]²` in eight lanes; `x` `[rows][cols]`, `out` `[rows]`.
+///
+/// # Panics
+/// The rows are not all of one length.
+pub fn square_sums(cx: &Context, x: &[f32], out: &mut [f32]) {
+    let cols = x.len() / out.len().max(1);
+    assert_eq!(x.len(), out.len() * cols);
+    let rows = (BLOCK / cols.max(1)).max(1);
+    cx.chunks(out, rows, |first, out| {
+        for (at, out) in out.iter_mut().enumerate() {
+            *out = square_sum(cx.tier(), &x[(first * rows + at) * cols..][..cols]);
+        }
+    });
+}
+
 /// `Σ x`, in the same blocks.
 pub fn sum(cx: &Context, x: &[f32]) -> f64 {
     block_sums(cx, x, plain_sum)

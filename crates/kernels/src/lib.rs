@@ -34,6 +34,7 @@ mod noise;
 pub mod norm;
 pub mod outer;
 pub mod packed;
+pub mod room;
 pub mod rows;
 mod strips;
 mod team;

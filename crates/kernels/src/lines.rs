@@ -24,15 +24,21 @@ impl Lines {
     /// The first `len` bytes, of unknown contents, rounded up to whole lines.
     pub(crate) fn sized(&mut self, len: usize) -> &mut [u8] {
         let lines = len.div_ceil(LINE);
-        if self.0.len() < lines {
-            self.0.resize(lines, Line([0; LINE]));
-        }
+        grow(&mut self.0, lines);
         bytemuck::cast_slice_mut(&mut self.0[..lines])
     }
 
     /// All bytes.
     pub(crate) fn bytes(&self) -> &[u8] {
         bytemuck::cast_slice(&self.0)
+    }
+}
+
+/// Makes a buffer at least `len` long, without room for more.
+pub(crate) fn grow<T: Clone + Zeroable>(buffer: &mut Vec<T>, len: usize) {
+    if buffer.len() < len {
+        buffer.reserve_exact(len - buffer.len());
+        buffer.resize(len, T::zeroed());
     }
 }
 
@@ -52,9 +58,7 @@ impl Floats {
     /// Makes them `len` of unknown contents; memory is taken where there was less before.
     pub fn resize(&mut self, len: usize) {
         let lines = (len * size_of::<f32>()).div_ceil(LINE);
-        if self.lines.len() < lines {
-            self.lines.resize(lines, Line([0; LINE]));
-        }
+        grow(&mut self.lines, lines);
         self.len = len;
     }
 }

@@ -17,8 +17,8 @@ use crate::{
     Context, Store, Tier, lanes,
     matmul::{View, matmul},
     outer::{
-        self, Kind, Left, Right, product, quantise_left_rows, quantise_right_rows, round_columns,
-        weight_gradient_of,
+        self, Kind, Left, Right, left_room, product, quantise_left_rows, quantise_right_rows, right_room,
+        round_columns, weight_gradient_of,
     },
     rows,
 };
@@ -167,6 +167,20 @@ const FEW_ROWS: usize = 4;
 /// Tokens per chunk for a vocabulary: a function of sizes alone, since it orders the sums of `d_head`.
 fn chunk_rows(vocab: usize) -> usize {
     (SCRATCH / vocab).clamp(1, CHUNK)
+}
+
+/// Bytes of [`Scratch`] for the gradients of `tokens` tokens.
+pub(crate) fn room(tier: Tier, products: Products, tokens: usize, vocab: usize, dim: usize) -> usize {
+    let rows = chunk_rows(vocab).min(tokens);
+    let logits = rows * vocab * size_of::<f32>();
+    if products == Products::F32 {
+        return logits;
+    }
+    let twelve = left_room(tier, Kind::Twelve, rows, dim) + right_room(tier, Kind::Twelve, dim, vocab, true);
+    let columns = right_room(tier, Kind::Int16, vocab, dim, false) + vocab * size_of::<f32>();
+    let rounded = outer::BLOCK.min(vocab) * dim + rows * (dim + size_of::<f32>());
+    let gradient = outer::room(tier, Kind::Int16, rows, &[[vocab, dim]]);
+    logits + twelve + columns + rounded + left_room(tier, Kind::Int16, rows, vocab) + gradient
 }
 
 /// Cross entropy of the output head, in nats, and its gradients.

@@ -24,7 +24,8 @@ mod scalar;
 use form::Layout;
 pub(crate) use form::{Form, Kind, Side, TILE, TILE_ROWS};
 pub(crate) use pack::{
-    pack_columns, quantise_columns, quantise_left_rows, quantise_right_rows, round_columns, scale,
+    left_room, pack_columns, quantise_columns, quantise_left_rows, quantise_right_rows, right_room,
+    round_columns, scale,
 };
 
 use crate::{
@@ -77,6 +78,13 @@ pub(crate) struct Right {
 pub struct Scratch {
     gradients: Left,
     inputs: Right,
+}
+
+/// Bytes of [`Scratch`] for gradients of matrices of these shapes from `tokens` rows.
+pub(crate) fn room(tier: Tier, kind: Kind, tokens: usize, shapes: &[[usize; 2]]) -> usize {
+    let left = shapes.iter().map(|[rows, _]| left_room(tier, kind, *rows, tokens)).max();
+    let right = shapes.iter().map(|[_, cols]| right_room(tier, kind, tokens, *cols, false)).max();
+    left.unwrap_or(0) + right.unwrap_or(0)
 }
 
 /// `dw = Σ_t (dy[t] · a[t]) ⊗ x[t]`, or that added to `dw`.

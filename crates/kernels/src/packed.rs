@@ -28,17 +28,22 @@ pub struct Sums {
     pub squares: f64,
 }
 
+/// Number of steps of a matrix.
+fn steps(format: Format, rows: usize, by_row: bool) -> usize {
+    match (format.largest(), by_row) {
+        (None, _) => 0,
+        (Some(_), true) => rows,
+        (Some(_), false) => 1,
+    }
+}
+
 impl Packed {
     /// Zeros. `by_row` gives every row a step of its own.
     ///
     /// # Panics
     /// More than five digits, or none.
     pub fn zeros(format: Format, rows: usize, cols: usize, by_row: bool) -> Packed {
-        let steps = match (format.largest(), by_row) {
-            (None, _) => 0,
-            (Some(_), true) => rows,
-            (Some(_), false) => 1,
-        };
+        let steps = steps(format, rows, by_row);
         let mut bytes = Lines::default();
         bytes.sized(rows * format.row_len(cols));
         let mut packed = Packed { format, rows, cols, bytes, steps: vec![0.0; steps], sums: Sums::default() };
@@ -47,6 +52,11 @@ impl Packed {
             packed.bytes_mut().fill(digits::to_byte([1; PER_BYTE]));
         }
         packed
+    }
+
+    /// Bytes that a matrix takes.
+    pub fn room(format: Format, rows: usize, cols: usize, by_row: bool) -> usize {
+        rows * format.row_len(cols) + steps(format, rows, by_row) * size_of::<f32>()
     }
 
     /// How it is stored.

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use rayon::prelude::*;
 
-use crate::{strips::Parts, team::Team};
+use crate::{lines::grow, strips::Parts, team::Team};
 
 /// A set of instructions, known to exist on this machine.
 ///
@@ -302,10 +302,7 @@ impl Context {
     pub(crate) fn each(&self, count: usize, len: usize, work: impl Fn(usize, &mut [f32]) + Sync + Send) {
         let desk = |at: usize| self.desks[at].lock().unwrap_or_else(PoisonError::into_inner);
         for at in 0..self.desks.len() {
-            let mut floats = desk(at);
-            if floats.len() < len {
-                floats.resize(len, 0.0);
-            }
+            grow(&mut desk(at), len);
         }
         let outside = self.desks.len() - 1;
         let one = |index: usize| {
@@ -322,9 +319,7 @@ impl Context {
     pub(crate) fn with_floats<R>(&self, len: usize, work: impl FnOnce(&mut [f32]) -> R) -> R {
         let spare = || self.spare.lock().unwrap_or_else(PoisonError::into_inner);
         let mut floats = spare().pop().unwrap_or_default();
-        if floats.len() < len {
-            floats.resize(len, 0.0);
-        }
+        grow(&mut floats, len);
         let result = work(&mut floats[..len]);
         spare().push(floats);
         result

@@ -6,6 +6,7 @@ mod orthogonal;
 
 pub use adam8::{BLOCK, adam8};
 pub use momentum::{Momentum, momentum, momentum_packed};
+pub(crate) use orthogonal::orthogonal_room;
 pub use orthogonal::orthogonalize;
 
 use crate::{
@@ -73,7 +74,7 @@ pub struct Factored {
 }
 
 /// Rows of one task of [`factored`], and of one partial sum over columns.
-const ROWS: usize = 16;
+pub(crate) const ROWS: usize = 16;
 /// Columns whose partial sums one task adds up.
 const COLS: usize = 128;
 /// Added to squares, so that a row or column without gradient divides by something.

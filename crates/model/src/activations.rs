@@ -1,6 +1,6 @@
 //! Device memory of a forward and backward pass, made once per run.
 
-use tritrain_backend::{Backend, Shape};
+use tritrain_backend::{Memory, Shape};
 
 use crate::{
     ModelConfig, Precision,
@@ -20,7 +20,7 @@ pub enum Keep {
 
 /// What one block computes and its backward pass needs, besides its input. All buffers have one row per
 /// token.
-pub(crate) struct BlockBuffers<B: Backend> {
+pub(crate) struct BlockBuffers<B: Memory> {
     pub(crate) attn_in: Input<B>,
     pub(crate) attn_rstd: B::Floats,
     /// Queries, keys and values, before their rotation.
@@ -38,7 +38,7 @@ pub(crate) struct BlockBuffers<B: Backend> {
     pub(crate) down_rstd: B::Floats,
 }
 
-impl<B: Backend> BlockBuffers<B> {
+impl<B: Memory> BlockBuffers<B> {
     pub(crate) fn new(backend: &B, config: &ModelConfig, tokens: usize) -> BlockBuffers<B> {
         let ternary = config.precision == Precision::Ternary;
         let inner = config.heads * config.head_dim();
@@ -65,7 +65,7 @@ impl<B: Backend> BlockBuffers<B> {
 pub(crate) const WITHOUT_GRADIENTS: &str = "activations of Keep::Nothing have no gradients";
 
 /// Room for gradients on their way back, shared by all blocks.
-pub(crate) struct BackwardBuffers<B: Backend> {
+pub(crate) struct BackwardBuffers<B: Memory> {
     /// Gradient of the residual stream.
     pub(crate) dx: Gradient<B>,
     pub(crate) d_dim: B::Floats,
@@ -77,7 +77,7 @@ pub(crate) struct BackwardBuffers<B: Backend> {
 }
 
 /// All activations of a batch of `shape.batch` sequences of `shape.time` tokens.
-pub struct Activations<B: Backend> {
+pub struct Activations<B: Memory> {
     pub(crate) shape: Shape,
     pub(crate) inputs: B::Tokens,
     pub(crate) targets: B::Tokens,
@@ -93,7 +93,7 @@ pub struct Activations<B: Backend> {
     pub(crate) back: Option<BackwardBuffers<B>>,
 }
 
-impl<B: Backend> Activations<B> {
+impl<B: Memory> Activations<B> {
     /// Room for batches of `batch` × `time` tokens.
     pub fn new(backend: &B, config: &ModelConfig, batch: usize, time: usize, keep: Keep) -> Activations<B> {
         let tokens = batch * time;
@@ -113,7 +113,7 @@ impl<B: Backend> Activations<B> {
         let blocks = if keep == Keep::Everything { config.layers } else { 1 };
         let stream = if keep == Keep::Nothing { 2 } else { config.layers + 1 };
         Activations {
-            shape: shape(config, batch, time),
+            shape: config.attention(batch, time),
             inputs: backend.tokens(tokens),
             targets: backend.tokens(tokens),
             stream: (0..stream).map(|_| floats(config.dim)).collect(),
@@ -140,10 +140,4 @@ impl<B: Backend> Activations<B> {
     pub fn losses(&self) -> &B::Floats {
         &self.losses
     }
-}
-
-/// The attention shape of `batch` sequences of `time` tokens.
-pub(crate) fn shape(config: &ModelConfig, batch: usize, time: usize) -> Shape {
-    let (heads, kv_heads, head_dim) = (config.heads, config.kv_heads, config.head_dim());
-    Shape { batch, time, heads, kv_heads, head_dim }
 }

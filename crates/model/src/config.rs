@@ -2,6 +2,7 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use tritrain_backend::{Products, Shape};
 
 /// How the linear layers inside the blocks are stored and multiplied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -101,6 +102,20 @@ impl ModelConfig {
     /// Rows of the `qkv` matrix.
     pub fn qkv_rows(&self) -> usize {
         (self.heads + 2 * self.kv_heads) * self.head_dim()
+    }
+
+    /// How attention sees `batch` sequences of `time` tokens.
+    pub fn attention(&self, batch: usize, time: usize) -> Shape {
+        let (heads, kv_heads, head_dim) = (self.heads, self.kv_heads, self.head_dim());
+        Shape { batch, time, heads, kv_heads, head_dim }
+    }
+
+    /// How the output head multiplies.
+    pub fn head_products(&self) -> Products {
+        match self.precision {
+            Precision::Ternary => Products::Int16,
+            Precision::F32 => Products::F32,
+        }
     }
 
     /// Whether the options fit together.

@@ -2,11 +2,7 @@
 
 use tritrain_backend::{Backend, Shape};
 
-use crate::{
-    Model, Precision,
-    activations::{BlockBuffers, shape},
-    linear::Gated,
-};
+use crate::{Model, Precision, activations::BlockBuffers, linear::Gated};
 
 /// Why a prompt cannot be continued.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -141,7 +137,7 @@ impl<B: Backend> Pass<B> {
     fn new(model: &Model<B>, backend: &B, rows: usize) -> Pass<B> {
         let config = &model.config;
         Pass {
-            shape: shape(config, 1, rows),
+            shape: config.attention(1, rows),
             tokens: backend.tokens(rows),
             x: backend.floats(rows * config.dim),
             out: backend.floats(rows * config.dim),

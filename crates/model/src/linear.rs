@@ -1,17 +1,17 @@
 //! The linear layer in both precisions, with what makes its input and the gradient of its output: the one
 //! place where ternary and f32 part ways.
 
-use tritrain_backend::{Backend, Gate, Sides, Store};
+use tritrain_backend::{Backend, Gate, Memory, Sides, Store};
 
 use crate::{Model, Sink};
 
 /// What a linear layer multiplies: int8 rows in a ternary model, f32 in its twin.
-pub(crate) enum Input<B: Backend> {
+pub(crate) enum Input<B: Memory> {
     Rows(B::Rows),
     Floats(B::Floats),
 }
 
-impl<B: Backend> Input<B> {
+impl<B: Memory> Input<B> {
     /// Room for `rows` × `cols`.
     pub(crate) fn new(backend: &B, ternary: bool, rows: usize, cols: usize) -> Input<B> {
         match ternary {
@@ -22,17 +22,19 @@ impl<B: Backend> Input<B> {
 }
 
 /// Gradient of what a linear layer gives; in a ternary model also as int8 rows.
-pub(crate) struct Gradient<B: Backend> {
+pub(crate) struct Gradient<B: Memory> {
     pub(crate) floats: B::Floats,
     rows: Option<B::Rows>,
 }
 
-impl<B: Backend> Gradient<B> {
+impl<B: Memory> Gradient<B> {
     /// Room for `rows` × `cols`.
     pub(crate) fn new(backend: &B, ternary: bool, rows: usize, cols: usize) -> Gradient<B> {
         Gradient { floats: backend.floats(rows * cols), rows: ternary.then(|| backend.rows(rows, cols)) }
     }
+}
 
+impl<B: Backend> Gradient<B> {
     /// Makes the rows from the floats.
     pub(crate) fn round(&mut self, backend: &B) {
         if let Some(rows) = &mut self.rows {
@@ -42,12 +44,12 @@ impl<B: Backend> Gradient<B> {
 }
 
 /// Room for a gated activation and its gradient, which exist in f32 models only.
-pub(crate) struct Gated<B: Backend> {
+pub(crate) struct Gated<B: Memory> {
     a: B::Floats,
     d_a: B::Floats,
 }
 
-impl<B: Backend> Gated<B> {
+impl<B: Memory> Gated<B> {
     /// Room for `rows` × `cols`.
     pub(crate) fn new(backend: &B, ternary: bool, rows: usize, cols: usize) -> Gated<B> {
         let len = if ternary { 0 } else { rows * cols };

@@ -4,7 +4,7 @@ use std::sync::{Mutex, PoisonError};
 
 use tritrain_backend::{Backend, Format, Products, Sides, Store, Values, Weight, rope_table};
 
-use crate::{Activations, Layout, ModelConfig, Precision, Sink, TensorKind, activations::WITHOUT_GRADIENTS};
+use crate::{Activations, Layout, ModelConfig, Sink, TensorKind, activations::WITHOUT_GRADIENTS};
 
 /// What a model is made for.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -280,11 +280,7 @@ impl<B: Backend> Model<B> {
 
     /// Width of the hidden states, and how the head multiplies them.
     fn head_products(&self) -> (usize, Products) {
-        let products = match self.config.precision {
-            Precision::Ternary => Products::Int16,
-            Precision::F32 => Products::F32,
-        };
-        (self.config.dim, products)
+        (self.config.dim, self.config.head_products())
     }
 
     /// Everything up to the normalised hidden states.

@@ -1,6 +1,6 @@
 //! The model on the CPU backend against its f64 reference, tensor by tensor.
 
-use tritrain_backend::{Backend, Cpu, Format, Tier};
+use tritrain_backend::{Backend, Cpu, Format, Memory, Tier};
 use tritrain_model::{
     Activations, Gate, Generator, Keep, Layout, Model, ModelConfig, Precision, Use, initial_weights,
     reference::{Arithmetic, Reference},

@@ -125,6 +125,9 @@ pub struct OptimConfig {
     /// Trust region: largest norm of the update of a row, a share of that of a mean row of its matrix; 0 for none.
     #[schemars(range(min = 0.0, max = 10.0))]
     pub radius: f32,
+    /// Clusters of rows of matrices by what updates do to them, each with a rate and radius of its own; 1 for none.
+    #[schemars(range(min = 1, max = 32))]
+    pub clusters: usize,
     /// Momentum of the factored direction; 0 keeps no first moment.
     #[schemars(range(min = 0.0, max = 0.9999))]
     pub momentum: f32,
@@ -197,6 +200,7 @@ impl Default for OptimConfig {
             gradient: GradientKind::F32,
             moment: StorageKind::F32,
             radius: 0.0,
+            clusters: 1,
             momentum: 0.5,
             beta1: 0.9,
             beta2: 0.99,

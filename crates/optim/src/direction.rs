@@ -1,6 +1,6 @@
 //! What a tensor's direction keeps between updates, and how it turns a gradient.
 
-use tritrain_backend::{ADAM_BLOCK, Adam, Backend, Factored, Format, Momentum, Stream};
+use tritrain_backend::{ADAM_BLOCK, Adam, Backend, Factored, Format, Memory, Momentum, Stream};
 
 use crate::{DirectionKind, OptimConfig, Parameter, Part, Role};
 
@@ -12,7 +12,7 @@ const ADAM_EPS: f32 = 1e-8;
 const MUON_RMS: f32 = 0.5;
 
 /// Moments of a tensor, besides a momentum.
-enum State<B: Backend> {
+enum State<B: Memory> {
     /// As a gain has under every direction.
     Adam {
         m: B::Floats,
@@ -31,14 +31,14 @@ enum State<B: Backend> {
 }
 
 /// A momentum.
-enum Moment<B: Backend> {
+enum Moment<B: Memory> {
     None,
     Floats(B::Floats),
     Packed(B::Packed),
 }
 
 /// What a tensor's direction keeps between updates.
-pub(crate) struct Slot<B: Backend> {
+pub(crate) struct Slot<B: Memory> {
     kind: DirectionKind,
     state: State<B>,
     moment: Moment<B>,
@@ -47,12 +47,12 @@ pub(crate) struct Slot<B: Backend> {
 }
 
 /// A part of the state, to be restored.
-pub(crate) enum PartMut<'a, B: Backend> {
+pub(crate) enum PartMut<'a, B: Memory> {
     Floats(&'a mut B::Floats),
     Packed(&'a mut B::Packed),
 }
 
-impl<B: Backend> Slot<B> {
+impl<B: Memory> Slot<B> {
     /// Zeros for a tensor; matrices are `ternary` or not.
     pub(crate) fn new(backend: &B, config: &OptimConfig, parameter: &Parameter, ternary: bool) -> Slot<B> {
         let Parameter { rows, cols, role, .. } = *parameter;
@@ -80,7 +80,9 @@ impl<B: Backend> Slot<B> {
         };
         Slot { kind, state, moment, nothing: backend.floats(0) }
     }
+}
 
+impl<B: Backend> Slot<B> {
     /// Turns a gradient of `rows` rows into the direction of update `step` (from one), in place.
     pub(crate) fn direct(
         &mut self,

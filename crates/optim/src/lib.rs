@@ -1,5 +1,6 @@
 //! From gradients to updated weights: directions, schedules, the guard against bad steps.
 
+mod clusters;
 mod config;
 mod direction;
 mod guard;
@@ -9,6 +10,7 @@ mod schedule;
 mod setback;
 mod spike;
 
+pub use clusters::Steer;
 pub use config::{
     ConfigError, DirectionKind, GradientKind, OptimConfig, ScheduleKind, SpikeKind, StorageKind,
 };

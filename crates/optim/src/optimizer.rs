@@ -1,9 +1,12 @@
 //! Directions: what turns one gradient per tensor into one update per tensor.
 
-use tritrain_backend::{Apply, Backend, Descent, Pace, REPORT, RowReport, Stream, Values, Weight};
+use std::borrow::Cow;
+
+use tritrain_backend::{Apply, Backend, Descent, Memory, Pace, REPORT, Stream, Values, Weight};
 
 use crate::{
-    Admission, OptimConfig, Report, SpikeKind, Spikes,
+    Admission, OptimConfig, Report, SpikeKind, Spikes, Steer,
+    clusters::Clusters,
     direction::{PartMut, Slot},
 };
 
@@ -75,15 +78,17 @@ pub enum StateError {
 }
 
 /// A tensor of the state on its device.
-pub enum Part<'a, B: Backend> {
+pub enum Part<'a, B: Memory> {
     /// f32.
     Floats(&'a B::Floats),
     /// Few bits.
     Packed(&'a B::Packed),
+    /// f32 on the host.
+    Host(Vec<f32>),
 }
 
 /// The state of every tensor's direction.
-pub struct Optimizer<B: Backend> {
+pub struct Optimizer<B: Memory> {
     config: OptimConfig,
     parameters: Vec<Parameter>,
     slots: Vec<Slot<B>>,
@@ -91,7 +96,12 @@ pub struct Optimizer<B: Backend> {
     seed: u64,
     /// Updates begun, for bias corrections, decay of the second moments and random numbers.
     updates: u64,
-    report: Report,
+    /// Of the spike guard.
+    admitted: Report,
+    clusters: Clusters,
+    /// By cluster, with room for the paces that come of it.
+    steers: Vec<Steer>,
+    paces: Vec<Pace>,
     /// Reports of the rows of a matrix, on the device and here.
     rows: B::Floats,
     rows_here: Vec<f32>,
@@ -102,7 +112,7 @@ const WEIGHT_NOISE: u32 = 1 << 30;
 const MOMENT_NOISE: u32 = 1 << 31;
 const GRADIENT_NOISE: u32 = WEIGHT_NOISE | MOMENT_NOISE;
 
-impl<B: Backend> Optimizer<B> {
+impl<B: Memory> Optimizer<B> {
     /// Zero state for `parameters`, whose matrices are `ternary` or not. Rounding draws from `seed`.
     pub fn new(
         backend: &B,
@@ -115,33 +125,53 @@ impl<B: Backend> Optimizer<B> {
         let slots = slots.collect();
         let matrices = parameters.iter().filter(|parameter| parameter.role == Role::Matrix);
         let most = matrices.map(|parameter| parameter.rows).max().unwrap_or(0) * REPORT;
+        let clusters = Clusters::new(&parameters, config.clusters);
         Optimizer {
             config: config.clone(),
             slots,
             spikes: Spikes::new(parameters.len()),
             seed,
             updates: 0,
-            report: Report::default(),
+            admitted: Report::default(),
+            steers: vec![Steer::default(); clusters.count()],
+            paces: Vec::with_capacity(clusters.count()),
+            clusters,
             rows: backend.floats(most),
             rows_here: vec![0.0; most],
             parameters,
         }
     }
+}
 
+impl<B: Backend> Optimizer<B> {
     /// Updates begun so far.
     pub fn updates(&self) -> u64 {
         self.updates
     }
 
     /// Begins an update: every tensor is then directed and applied, once each, in any order.
-    pub fn begin(&mut self) {
+    pub fn begin(&mut self, backend: &B) {
+        self.clusters.begin(backend, self.updates);
+        self.admitted = Report::default();
         self.updates += 1;
-        self.report = Report::default();
     }
 
-    /// What [`Optimizer::apply`] did to matrices since the update began.
-    pub fn report(&self) -> &Report {
-        &self.report
+    /// What [`Optimizer::admit`] and [`Optimizer::apply`] did since the update began.
+    pub fn report(&self) -> Report {
+        self.reports().iter().fold(self.admitted, Report::with)
+    }
+
+    /// What [`Optimizer::apply`] did to matrices, by cluster of rows.
+    pub fn reports(&self) -> &[Report] {
+        self.clusters.reports()
+    }
+
+    /// How the rows of each cluster move from now on.
+    ///
+    /// # Panics
+    /// There are more or fewer of them than clusters.
+    pub fn steer(&mut self, by_cluster: &[Steer]) {
+        self.steers.copy_from_slice(by_cluster);
     }
 
     /// Random numbers for storing the gradient of tensor `id` in few bits.
@@ -160,9 +190,9 @@ impl<B: Backend> Optimizer<B> {
     /// There is no such tensor.
     pub fn admit(&mut self, backend: &B, id: usize, norm: f32, grad: &mut B::Floats) -> bool {
         let admission = self.spikes.admit(&self.config, id, norm);
-        self.report.tensors += 1.0;
+        self.admitted.tensors += 1.0;
         if admission != Admission::Whole {
-            self.report.clipped += 1.0;
+            self.admitted.clipped += 1.0;
         }
         if let Admission::Clipped(share) = admission {
             backend.scale(grad, share);
@@ -195,8 +225,16 @@ impl<B: Backend> Optimizer<B> {
     pub fn direct(&mut self, backend: &B, id: usize, grad: &mut B::Floats) {
         let step = self.updates;
         assert!(step > 0, "an update begins before its directions");
+        let parameter = &self.parameters[id];
+        if parameter.role == Role::Matrix && self.clusters.measures(step) {
+            backend.resize(&mut self.rows, parameter.rows);
+            backend.square_sums(grad, &mut self.rows);
+            let squares = &mut self.rows_here[..parameter.rows];
+            backend.download(&self.rows, squares);
+            self.clusters.gradient(id, squares, parameter.cols);
+        }
         let noise = Stream::new(self.seed, MOMENT_NOISE | id as u32, step);
-        self.slots[id].direct(backend, &self.config, self.parameters[id].rows, (step, noise), grad);
+        self.slots[id].direct(backend, &self.config, parameter.rows, (step, noise), grad);
     }
 
     /// Moves tensor `id` against its direction.
@@ -214,18 +252,23 @@ impl<B: Backend> Optimizer<B> {
         let (parameter, decay) = (&self.parameters[id], self.config.weight_decay);
         let with = match parameter.role {
             Role::Matrix => {
-                let paces = [Pace { rate: rates.matrices, radius: rates.radius }];
+                let pace = |steer: &Steer| Pace {
+                    rate: rates.matrices * steer.rate,
+                    radius: rates.radius * steer.radius,
+                };
+                self.paces.clear();
+                self.paces.extend(self.steers.iter().map(pace));
                 let stream = |which: u32| Stream::new(self.seed, which | id as u32, self.updates);
                 let noise = (stream(WEIGHT_NOISE), stream(MOMENT_NOISE));
                 let momentum = self.config.momentum;
-                let with = Descent { paces: &paces, clusters: &[], decay, momentum, noise };
+                let clusters = self.clusters.labels(id);
+                let with = Descent { paces: &self.paces, clusters, decay, momentum, noise };
                 let len = parameter.rows * REPORT;
                 backend.resize(&mut self.rows, len);
                 backend.descend(weight, direction, self.slots[id].late_moment(), &with, &mut self.rows);
                 backend.download(&self.rows, &mut self.rows_here[..len]);
-                for row in self.rows_here[..len].as_chunks().0 {
-                    self.report.add(&RowReport::read(*row), parameter.cols);
-                }
+                let measured = self.clusters.measures(self.updates);
+                self.clusters.applied(id, &self.rows_here[..len], parameter.cols, measured);
                 return;
             }
             Role::Embedding => Apply { rate: rates.embedding, decay },
@@ -240,7 +283,9 @@ impl<B: Backend> Optimizer<B> {
             let parts = slot.parts(parameter.rows, parameter.cols);
             parts.into_iter().map(|(part, shape, place)| (format!("{}.{part}", parameter.name), shape, place))
         });
-        tensors.collect()
+        let clusters = self.clusters.state().into_iter();
+        let clusters = clusters.map(|(name, shape, values)| (name.to_owned(), shape, Part::Host(values)));
+        tensors.chain(clusters).collect()
     }
 
     /// Restores a state after `updates` updates; `read` gives the tensor of a name.
@@ -262,10 +307,9 @@ impl<B: Backend> Optimizer<B> {
             let names: Vec<_> = slot.parts(parameter.rows, parameter.cols).into_iter().map(named).collect();
             for ((name, expected), place) in names.into_iter().zip(slot.places()) {
                 match (read(&name), place) {
-                    (Some(Values::Floats(host)), PartMut::Floats(_)) if host.len() != expected => {
-                        return Err(StateError::Length { name, found: host.len(), expected });
+                    (found @ Some(Values::Floats(_)), PartMut::Floats(buffer)) => {
+                        backend.upload(&floats(found, name, expected)?, buffer);
                     }
-                    (Some(Values::Floats(host)), PartMut::Floats(buffer)) => backend.upload(&host, buffer),
                     (Some(Values::Packed(stored)), PartMut::Packed(moment)) => backend
                         .restore(&stored, moment)
                         .map_err(|reason| StateError::Stored { name, reason })?,
@@ -273,6 +317,19 @@ impl<B: Backend> Optimizer<B> {
                 }
             }
         }
+        for (name, [rows, cols], _) in self.clusters.state() {
+            let host = floats(read(name), name.to_owned(), rows * cols)?;
+            self.clusters.restore(name, &host);
+        }
         Ok(())
+    }
+}
+
+/// The numbers of a tensor of the state that has `expected` of them in f32.
+fn floats(found: Option<Values<'_>>, name: String, expected: usize) -> Result<Cow<'_, [f32]>, StateError> {
+    match found {
+        Some(Values::Floats(host)) if host.len() == expected => Ok(host),
+        Some(Values::Floats(host)) => Err(StateError::Length { name, found: host.len(), expected }),
+        Some(Values::Packed(_)) | None => Err(StateError::Missing { name }),
     }
 }

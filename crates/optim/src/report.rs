@@ -37,6 +37,21 @@ impl Report {
         self.rows += 1.0;
     }
 
+    /// Both together.
+    pub fn with(self, other: &Report) -> Report {
+        Report {
+            applied: self.applied + other.applied,
+            weights: self.weights + other.weights,
+            flips: self.flips + other.flips,
+            zeros: self.zeros + other.zeros,
+            numbers: self.numbers + other.numbers,
+            bounded: self.bounded + other.bounded,
+            rows: self.rows + other.rows,
+            clipped: self.clipped + other.clipped,
+            tensors: self.tensors + other.tensors,
+        }
+    }
+
     /// Norm of the update as a share of that of the weights.
     pub fn relative(&self) -> f64 {
         if self.weights > 0.0 { (self.applied / self.weights).sqrt() } else { 0.0 }

@@ -1,6 +1,6 @@
 //! What learns, without the files around it: a model, its optimizer and the buffers of a step.
 
-use tritrain_backend::{Backend, Format, Values, Weight};
+use tritrain_backend::{Backend, Format, Memory, Values, Weight};
 use tritrain_model::{Activations, Keep, Layout, Model, ModelConfig, Sink, TensorKind, TensorSpec, Use};
 use tritrain_optim::{GradientKind, OptimConfig, Optimizer, Parameter, Rates, Report, Role, Skip};
 
@@ -116,7 +116,7 @@ impl<B: Backend> Learner<B> {
             // The first matrix moves as soon as its gradient is there.
             gathering.gradients.read(backend);
             finite(gathering.gradients.here[LOSS], Skip::Loss)?;
-            gathering.optimizer.begin();
+            gathering.optimizer.begin(backend);
         }
         model.block_gradients(backend, activations, &mut gathering);
         let loss = self.gradients.finish(backend, &mut self.optimizer, self.model.weights_mut(), rates);
@@ -126,7 +126,7 @@ impl<B: Backend> Learner<B> {
         self.gradients.read(backend);
         let gradient_norm = self.gradients.norm(self.optimizer.guards());
         let direction_norm = self.gradients.here[DIRECTION].sqrt();
-        Ok(Measured { loss, gradient_norm, direction_norm, report: *self.optimizer.report() })
+        Ok(Measured { loss, gradient_norm, direction_norm, report: self.optimizer.report() })
     }
 
     /// Multiplies the gradients of the steps to come.
@@ -145,7 +145,7 @@ impl<B: Backend> Learner<B> {
 }
 
 /// Gradients until they are applied.
-struct Gradients<B: Backend> {
+pub(crate) struct Gradients<B: Memory> {
     /// Where those of matrices are kept: in f32 unless the model is ternary.
     kind: GradientKind,
     /// By tensor; without numbers for matrices that are kept otherwise.
@@ -169,8 +169,8 @@ struct Gradients<B: Backend> {
     fault: f32,
 }
 
-impl<B: Backend> Gradients<B> {
-    fn new(backend: &B, layout: &Layout, kind: GradientKind) -> Gradients<B> {
+impl<B: Memory> Gradients<B> {
+    pub(crate) fn new(backend: &B, layout: &Layout, kind: GradientKind) -> Gradients<B> {
         let kind = if layout.ternary { kind } else { GradientKind::F32 };
         let is_matrix = |spec: &TensorSpec| spec.kind == TensorKind::Matrix;
         let is_own = |spec: &TensorSpec| !is_matrix(spec) || kind == GradientKind::F32;
@@ -195,7 +195,9 @@ impl<B: Backend> Gradients<B> {
             fault: 1.0,
         }
     }
+}
 
+impl<B: Backend> Gradients<B> {
     /// Waits for the statistics.
     fn read(&mut self, backend: &B) {
         backend.download(&self.statistics, &mut self.here);
@@ -250,7 +252,7 @@ impl<B: Backend> Gradients<B> {
         finite(loss, Skip::Loss)?;
         finite(self.norm(optimizer.guards()), Skip::GradientNorm)?;
         if self.kind != GradientKind::None {
-            optimizer.begin();
+            optimizer.begin(backend);
         }
         for (id, weight) in weights.iter_mut().enumerate() {
             if let (Some(packed), Some(len)) = (&self.packed[id], self.matrices[id]) {
@@ -321,7 +323,7 @@ fn finite(value: f32, what: Skip) -> Result<(), Skip> {
     if value.is_finite() { Ok(()) } else { Err(what) }
 }
 
-fn parameters(layout: &Layout) -> Vec<Parameter> {
+pub(crate) fn parameters(layout: &Layout) -> Vec<Parameter> {
     let role = |kind| match kind {
         TensorKind::Matrix => Role::Matrix,
         TensorKind::Embedding => Role::Embedding,

@@ -6,6 +6,7 @@ mod config;
 mod error;
 mod evaluate;
 mod learner;
+mod ledger;
 mod load;
 mod run;
 mod run_config;
@@ -20,8 +21,9 @@ pub use config::{Config, ConfigError, Difference, FREE, Kind, OptionInfo, Proble
 pub use error::{Error, Result};
 pub use evaluate::{ClusterLoss, DomainLoss, Evaluation, evaluate, evaluate_text};
 pub use learner::{Learner, Measured, Setup};
+pub use ledger::{Class, Ledger};
 pub use load::{Loaded, load};
-pub use run::{Event, Run, StepReport, generate};
+pub use run::{Event, RowCluster, Run, StepReport, generate};
 pub use run_config::RunConfig;
 pub use signals::{STOPPED, Signals};
 pub use topics::{CLUSTERS, with_topics};

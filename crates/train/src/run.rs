@@ -15,7 +15,7 @@ use tritrain_files::{
     write_atomic,
 };
 use tritrain_model::{Generator, Layout, Model, Sampling, initial_tensor, sample};
-use tritrain_optim::{Guard, Rates, Skip, Verdict, rate_at};
+use tritrain_optim::{Guard, Rates, Report, Skip, Verdict, rate_at};
 
 use crate::{
     Config, Error, Evaluation, Learner, Measured, Result, Setup, Workplace,
@@ -46,6 +46,9 @@ pub struct StepReport {
     /// Share of the ternary codes that changed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub flips: Option<f32>,
+    /// By cluster of rows, where there are several.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub row_clusters: Vec<RowCluster>,
     /// Tokens behind.
     pub tokens: u64,
     /// The cluster of most windows of the batch, where the text has clusters.
@@ -54,6 +57,30 @@ pub struct StepReport {
     /// Mean loss of the windows of each cluster in the batch, in nats per token.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub clusters: BTreeMap<u32, f32>,
+}
+
+/// What a step did to a cluster of rows of matrices.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct RowCluster {
+    /// Its rows.
+    pub rows: u64,
+    /// As [`StepReport::update`], of its rows alone.
+    pub update: f32,
+    /// As [`StepReport::bounded`].
+    pub bounded: f32,
+    /// As [`StepReport::flips`].
+    pub flips: f32,
+}
+
+impl RowCluster {
+    fn new(report: &Report) -> RowCluster {
+        RowCluster {
+            rows: report.rows as u64,
+            update: report.relative() as f32,
+            bounded: report.bounded_share() as f32,
+            flips: report.flip_rate() as f32,
+        }
+    }
 }
 
 /// What [`Run::advance`] did.
@@ -277,6 +304,10 @@ impl<'a, B: Backend> Run<'a, B> {
         let (update, bounded) = (report.relative() as f32, report.bounded_share() as f32);
         let clipped = report.clipped_share() as f32;
         let flips = self.model().layout().ternary.then_some(report.flip_rate() as f32);
+        let row_clusters = match self.learner.optimizer.reports() {
+            [_] => Vec::new(),
+            reports => reports.iter().map(RowCluster::new).collect(),
+        };
         let report = StepReport {
             step,
             loss,
@@ -287,6 +318,7 @@ impl<'a, B: Backend> Run<'a, B> {
             bounded,
             clipped,
             flips,
+            row_clusters,
             tokens,
             cluster,
             clusters,

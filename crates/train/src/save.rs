@@ -73,6 +73,7 @@ pub(crate) fn save<B: Backend>(
         let values = match part {
             Part::Packed(packed) => Values::Packed(backend.stored(packed)),
             Part::Floats(buffer) => Values::Floats(backend.host(buffer)),
+            Part::Host(values) => Values::Floats(values.into()),
         };
         (name, shape.to_vec(), values)
     });

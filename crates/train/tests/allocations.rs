@@ -3,10 +3,10 @@
 use std::alloc::System;
 
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, Stats, StatsAlloc};
-use tritrain_backend::{Backend, Cpu, Values};
+use tritrain_backend::{Backend, Cpu, Tier, Values};
 use tritrain_model::{Layout, ModelConfig, Precision, initial_tensor};
 use tritrain_optim::{DirectionKind, GradientKind, OptimConfig, Rates, StorageKind};
-use tritrain_train::{Learner, Setup};
+use tritrain_train::{Config, Learner, Ledger, Setup};
 
 #[global_allocator]
 static COUNTED: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
@@ -77,8 +77,54 @@ fn settings() -> [OptimConfig; 7] {
 fn main() {
     // All of them live to the end: threads of a pool that is dropped would free their memory under a step.
     let mut backends = Vec::new();
+    the_ledger_counts_what_is_allocated(&mut backends);
     a_step_allocates_nothing_after_the_first(&mut backends);
     muon_takes_memory_for_its_products_alone(&mut backends);
+}
+
+/// Bytes that are allocated and not freed, a learner and two of its steps long.
+fn live(backend: &Cpu, optim: &OptimConfig, model: &ModelConfig, recompute: bool) -> usize {
+    let layout = Layout::new(model, VOCAB);
+    let region = Region::new(COUNTED);
+    let weights = |id: usize| Values::Floats(initial_tensor(model, &layout, 1, id).into());
+    let setup = Setup { vocab: VOCAB, batch: BATCH, recompute, seed: 1 };
+    let mut learner = Learner::new(backend, model, optim, setup, &weights);
+    let tokens: Vec<u32> = (0..BATCH * model.context).map(|t| (t * t % VOCAB) as u32).collect();
+    let rates = Rates { matrices: 0.01, embedding: 0.01, radius: f32::INFINITY };
+    backend.run(|| {
+        for _ in 0..2 {
+            learner.step(backend, &tokens, &tokens, rates).unwrap();
+        }
+    });
+    let Stats { bytes_allocated, bytes_deallocated, .. } = region.change();
+    bytes_allocated - bytes_deallocated
+}
+
+fn the_ledger_counts_what_is_allocated(backends: &mut Vec<Cpu>) {
+    let model = ModelConfig { dim: 512, ffn: 2048, layers: 4, ..model(Precision::Ternary) };
+    let muon = OptimConfig { direction: DirectionKind::Muon, ..OptimConfig::default() };
+    for optim in settings().into_iter().chain([muon]) {
+        for recompute in [false, true] {
+            for threads in [1, 3] {
+                let backend = Cpu::new(threads).unwrap();
+                let mut config = Config { model: model.clone(), optim: optim.clone(), ..Config::default() };
+                (config.run.batch, config.run.recompute) = (BATCH, recompute);
+                let ledger = Ledger::new(&config, VOCAB, Tier::detect().unwrap(), threads);
+                let (counted, found) = (ledger.of_the_run(), live(&backend, &optim, &model, recompute));
+                let off = counted as f64 / found as f64 - 1.0;
+                let OptimConfig { direction, latent, gradient, .. } = optim;
+                let what = format!("{direction:?} {latent:?} {gradient:?}, recompute {recompute}");
+                println!(
+                    "{what}, {threads} threads: {counted} bytes in the ledger, {found} found, {off:+.4}"
+                );
+                // The ledger leaves out what the `gemm` crate keeps for each thread.
+                let kept = if direction == DirectionKind::Muon { threads as f64 * 2.5e6 } else { 0.0 };
+                let least = -0.01 - kept / found as f64;
+                assert!((least..0.01).contains(&off), "{:#?}", ledger.classes);
+                backends.push(backend);
+            }
+        }
+    }
 }
 
 fn a_step_allocates_nothing_after_the_first(backends: &mut Vec<Cpu>) {

@@ -32,8 +32,8 @@ fn bad_files_say_what_is_wrong_and_where() {
         ),
         (
             "[optim]\nzzz = 4",
-            "run.toml:2: optim.zzz: no such option; [optim] has direction, rate, rate_f32, embedding_rate, latent, range, gradient, moment, radius, \
-             momentum, beta1, beta2, weight_decay, spike, spike_z, schedule, warmup, decay, final_rate",
+            "run.toml:2: optim.zzz: no such option; [optim] has direction, rate, rate_f32, embedding_rate, latent, range, gradient, moment, \
+             radius, clusters, momentum, beta1, beta2, weight_decay, spike, spike_z, schedule, warmup, decay, final_rate",
         ),
         ("[modle]\ndim = 4", "run.toml:1: [modle]: no such section; did you mean [model]?"),
         ("[zzz]", "run.toml:1: [zzz]: no such section; the sections are model, data, optim, run"),

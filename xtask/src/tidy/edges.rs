@@ -9,7 +9,7 @@ const ALLOWED: [(&str, &[&str]); 11] = [
     ("backend", &["kernels", "trit"]),
     ("cluster", &["backend", "trit"]),
     ("model", &["backend", "trit"]),
-    ("optim", &["backend"]),
+    ("optim", &["backend", "cluster"]),
     ("files", &["trit"]),
     ("data", &["files", "trit"]),
     ("train", &["backend", "cluster", "data", "files", "model", "optim"]),

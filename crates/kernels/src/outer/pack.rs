@@ -4,7 +4,7 @@ use super::{
     BLOCK, Kind, Left, Right,
     form::{Form, Side, TILE, TILE_QUADS, TILE_ROWS},
 };
-use crate::{Context, lanes, rows, tile::COLUMNS};
+use crate::{Context, Tier, lanes, rows, tile::COLUMNS};
 
 /// Rows of the left factor that one task lays out: whole panels of every form.
 const STRIPE: usize = 96;
@@ -22,6 +22,21 @@ pub(super) fn padded_rows(rows: usize) -> usize {
 /// Panels of the right factor in each block, likewise.
 pub(super) fn padded_panels(columns: usize) -> usize {
     columns.div_ceil(COLUMNS).next_multiple_of(PANELS)
+}
+
+/// Bytes of a left factor of `rows` by `inner`.
+pub(crate) fn left_room(tier: Tier, kind: Kind, rows: usize, inner: usize) -> usize {
+    let side = Form::of(tier, kind).left;
+    let blocks = inner.div_ceil(BLOCK);
+    let (stripes, panel) = (padded_rows(rows) / STRIPE, side.panel(inner.min(BLOCK)));
+    blocks * stripes * (STRIPE / side.width() * panel + STRIPE * (size_of::<f32>() + size_of::<i32>()))
+}
+
+/// Bytes of a right factor of `inner` by `columns`, `scaled` by blocks or not.
+pub(crate) fn right_room(tier: Tier, kind: Kind, inner: usize, columns: usize, scaled: bool) -> usize {
+    let panel = Form::of(tier, kind).right.panel(inner.min(BLOCK));
+    let scales = if scaled { COLUMNS * size_of::<f32>() } else { 0 };
+    inner.div_ceil(BLOCK) * padded_panels(columns) * (panel + scales)
 }
 
 /// The scale that maps `largest` to the integer `bound`, and its inverse.

@@ -49,6 +49,18 @@ pub struct Scratch {
     factors: Vec<f32>,
 }
 
+/// Bytes of [`Scratch`] for products of `tokens` rows with matrices of these shapes, both ways.
+pub(crate) fn room(tier: Tier, tokens: usize, shapes: &[[usize; 2]]) -> usize {
+    let both = shapes.iter().flat_map(|[rows, cols]| [(*rows, *cols), (*cols, *rows)]);
+    let (mut codes, mut rows) = (0, 0);
+    for (outputs, inputs) in both {
+        let plan = Plan::of(tier, (tokens, outputs, inputs));
+        codes = codes.max(outputs.next_multiple_of(COLUMNS) * inputs.next_multiple_of(64));
+        rows = rows.max(tokens.next_multiple_of(plan.part()) * inputs.next_multiple_of(plan.depth));
+    }
+    codes + rows + tokens * (size_of::<i32>() + size_of::<f32>())
+}
+
 tiered! {
     /// One byte per code: register by register, two registers a step.
     fn expand(packed: &[u8], codes: &mut [u8]) {

@@ -25,8 +25,13 @@ impl Panels {
     /// More than [`MAX_INPUTS`] inputs: the sums would not fit an i32.
     pub fn zeros(outputs: usize, inputs: usize) -> Panels {
         assert!(inputs <= MAX_INPUTS, "{inputs} inputs: at most {MAX_INPUTS} keep the sums exact");
-        let bytes = vec![0b0101_0101; outputs.div_ceil(COLUMNS) * panel_len(inputs)];
+        let bytes = vec![0b0101_0101; Panels::room(outputs, inputs)];
         Panels { outputs, inputs, bytes }
+    }
+
+    /// Bytes that a matrix takes.
+    pub fn room(outputs: usize, inputs: usize) -> usize {
+        outputs.div_ceil(COLUMNS) * panel_len(inputs)
     }
 
     /// Number of outputs.

@@ -1,0 +1,160 @@
+//! What a run takes of memory, class by class, before it begins.
+//!
+//! Everything that lives on a device is made here too, by the same code as in a run, on a [`Tally`] that counts and
+//! takes nothing. What kernels keep comes from [`working_memory`]. Only the program around them is an estimate.
+
+use serde::Serialize;
+use tritrain_backend::{Memory, Sizes, Tally, Tier, by_row, working_memory};
+use tritrain_model::{Activations, Keep, Layout, TensorKind, TensorSpec};
+use tritrain_optim::{DirectionKind, GradientKind, Optimizer};
+
+use crate::{
+    Config,
+    learner::{Gradients, parameters},
+};
+
+/// What the program takes besides: its code, threads, tokenizer and pages of tokens. Measured on Linux.
+const PROGRAM: usize = 24 << 20;
+/// What a tokenizer takes for each token of its vocabulary. Measured.
+const TOKENIZER: usize = 1024;
+
+/// One kind of memory.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Class {
+    /// What it is.
+    pub name: &'static str,
+    /// Bytes.
+    pub bytes: usize,
+    /// Bits for each parameter of the tensors it belongs to, where it belongs to parameters.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bits_per_parameter: Option<f64>,
+}
+
+/// What a run takes.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Ledger {
+    /// Parameters in matrices of blocks.
+    pub matrix_parameters: usize,
+    /// All others: embedding, head, gains.
+    pub other_parameters: usize,
+    /// Codes, latent weights, stored gradients and optimizer state of the matrices, in bits for each of their
+    /// parameters.
+    pub ternary_bits_per_parameter: f64,
+    /// By class.
+    pub classes: Vec<Class>,
+    /// All of them.
+    pub bytes: usize,
+}
+
+impl Ledger {
+    /// The ledger of a configuration with a vocabulary of `vocab` tokens, on a tier and a number of threads.
+    pub fn new(config: &Config, vocab: usize, tier: Tier, threads: usize) -> Ledger {
+        let (model, optim) = (&config.model, &config.optim);
+        let layout = Layout::new(model, vocab);
+        let tally = Tally::default();
+        let of = |kind: fn(&TensorSpec) -> bool| {
+            let specs: Vec<TensorSpec> = layout.specs.iter().filter(|spec| kind(spec)).cloned().collect();
+            Layout { specs, ..layout.clone() }
+        };
+        let matrices = of(|spec| spec.kind == TensorKind::Matrix);
+        let (embedding, gains) = (layout.embedding, of(|spec| spec.kind == TensorKind::Norm));
+        let embedding_parameters = layout.specs[embedding].len();
+        let head = if layout.head == embedding { 0 } else { layout.specs[layout.head].len() };
+        let ternary = layout.ternary;
+
+        let format = optim.latent.format().filter(|_| ternary);
+        let mut shapes: Vec<[usize; 2]> = matrices.specs.iter().map(|spec| [spec.rows, spec.cols]).collect();
+        for [rows, cols] in &shapes {
+            match format {
+                Some(format) => tally.packed(format, *rows, *cols, by_row(format)),
+                None => tally.floats(rows * cols),
+            }
+        }
+        let latent = tally.take();
+        let all = shapes.clone();
+        shapes.sort_unstable();
+        shapes.dedup();
+        if ternary {
+            for [rows, cols] in if format.is_some() { &shapes } else { &all } {
+                tally.ternary(*rows, *cols, true);
+            }
+        }
+        let codes = tally.take();
+        let state = |layout: &Layout| {
+            Optimizer::<Tally>::new(&tally, optim, parameters(layout), ternary, 0);
+            tally.take()
+        };
+        let matrix_state = state(&matrices);
+        let other_state = state(&of(|spec| spec.kind != TensorKind::Matrix));
+        Gradients::<Tally>::new(&tally, &matrices, optim.gradient);
+        let gradients = tally.take();
+        // With a gradient kept otherwise, the one in f32 is room that all matrices share.
+        let shared = if ternary && optim.gradient != GradientKind::F32 {
+            matrices.specs.iter().map(TensorSpec::len).max().unwrap_or(0) * size_of::<f32>()
+        } else {
+            0
+        };
+        let keep = if config.run.recompute { Keep::Inputs } else { Keep::Everything };
+        Activations::<Tally>::new(&tally, model, config.run.batch, model.context, keep);
+        let activations = tally.take();
+        let sizes = Sizes {
+            shape: model.attention(config.run.batch, model.context),
+            dim: model.dim,
+            vocab,
+            ffn: model.ffn,
+            ternary: if ternary { shapes.clone() } else { Vec::new() },
+            matrices: shapes.iter().copied().chain([[vocab, model.dim]]).collect(),
+            orthogonal: if optim.direction == DirectionKind::Muon { shapes.clone() } else { Vec::new() },
+            head: model.head_products(),
+        };
+        let working: usize = working_memory(tier, threads, &sizes).iter().map(|(_, bytes)| bytes).sum();
+
+        let matrix_parameters = matrices.parameters();
+        let other_parameters = layout.parameters() - matrix_parameters;
+        let bits = |bytes: usize, of: usize| 8.0 * bytes as f64 / of.max(1) as f64;
+        let class = |name, bytes, of: usize| Class {
+            name,
+            bytes,
+            bits_per_parameter: (of > 0).then(|| bits(bytes, of)),
+        };
+        let f32s = |numbers: usize| numbers * size_of::<f32>();
+        let kept_codes = if format.is_some() { 0 } else { codes };
+        let matrix_gradients = gradients - shared;
+        let mut classes = vec![
+            class("matrices: latent weights", latent, matrix_parameters),
+            class("matrices: codes kept", kept_codes, matrix_parameters),
+            class("matrices: gradients kept", matrix_gradients, matrix_parameters),
+            class("matrices: optimizer state", matrix_state, matrix_parameters),
+            class("embedding: weights", f32s(embedding_parameters), embedding_parameters),
+        ];
+        if head > 0 {
+            classes.push(class("head: weights", f32s(head), head));
+        }
+        classes.extend([
+            class("gains: weights", f32s(gains.parameters()), gains.parameters()),
+            class("embedding, head, gains: gradients", f32s(other_parameters), other_parameters),
+            class("embedding, head, gains: optimizer state", other_state, other_parameters),
+            class("activations", activations, 0),
+            class("room that matrices share: codes", codes - kept_codes, 0),
+            class("room that matrices share: gradient", shared, 0),
+            class("working memory of kernels", working, 0),
+            class("program (estimate)", PROGRAM + TOKENIZER * vocab, 0),
+        ]);
+        classes.retain(|class| class.bytes > 0 || class.name.starts_with("matrices"));
+        Ledger {
+            matrix_parameters,
+            other_parameters,
+            ternary_bits_per_parameter: bits(
+                latent + kept_codes + matrix_gradients + matrix_state,
+                matrix_parameters,
+            ),
+            bytes: classes.iter().map(|class| class.bytes).sum(),
+            classes,
+        }
+    }
+
+    /// All but the estimate of the program around the run.
+    pub fn of_the_run(&self) -> usize {
+        self.bytes - self.classes.last().map_or(0, |program| program.bytes)
+    }
+}
