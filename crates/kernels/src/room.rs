@@ -17,6 +17,8 @@ pub struct Sizes {
     pub ternary: Vec<[usize; 2]>,
     /// Shapes of all matrices, the embedding among them.
     pub matrices: Vec<[usize; 2]>,
+    /// Shapes of the matrices whose directions are made orthogonal.
+    pub orthogonal: Vec<[usize; 2]>,
     /// How the head multiplies.
     pub head: loss::Products,
 }
@@ -32,7 +34,9 @@ pub fn training(tier: Tier, threads: usize, sizes: &Sizes) -> Vec<(&'static str,
         .max(attention::attend_memory(sizes.shape, 0))
         .max(3 * sizes.ffn)
         .max(descent::Desk::len(widest));
-    let partial = sizes.matrices.iter().map(|[rows, cols]| rows.div_ceil(update::ROWS) * cols).max();
+    let partial = sizes.matrices.iter().map(|[rows, cols]| rows.div_ceil(update::ROWS) * cols);
+    let orthogonal = sizes.orthogonal.iter().map(|[rows, cols]| update::orthogonal_room(*rows, *cols));
+    let partial = partial.chain(orthogonal).max();
     vec![
         ("ternary products", ternary::room(tier, tokens, &sizes.ternary)),
         ("weight gradients", outer::room(tier, outer::Kind::Int8, tokens, &sizes.ternary)),

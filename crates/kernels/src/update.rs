@@ -6,6 +6,7 @@ mod orthogonal;
 
 pub use adam8::{BLOCK, adam8};
 pub use momentum::{Momentum, momentum, momentum_packed};
+pub(crate) use orthogonal::orthogonal_room;
 pub use orthogonal::orthogonalize;
 
 use crate::{

@@ -6,7 +6,7 @@
 use serde::Serialize;
 use tritrain_backend::{Memory, Sizes, Tally, Tier, by_row, working_memory};
 use tritrain_model::{Activations, Keep, Layout, TensorKind, TensorSpec};
-use tritrain_optim::{GradientKind, Optimizer};
+use tritrain_optim::{DirectionKind, GradientKind, Optimizer};
 
 use crate::{
     Config,
@@ -104,6 +104,7 @@ impl Ledger {
             ffn: model.ffn,
             ternary: if ternary { shapes.clone() } else { Vec::new() },
             matrices: shapes.iter().copied().chain([[vocab, model.dim]]).collect(),
+            orthogonal: if optim.direction == DirectionKind::Muon { shapes.clone() } else { Vec::new() },
             head: model.head_products(),
         };
         let working: usize = working_memory(tier, threads, &sizes).iter().map(|(_, bytes)| bytes).sum();

@@ -102,7 +102,8 @@ fn live(backend: &Cpu, optim: &OptimConfig, model: &ModelConfig, recompute: bool
 
 fn the_ledger_counts_what_is_allocated(backends: &mut Vec<Cpu>) {
     let model = ModelConfig { dim: 512, ffn: 2048, layers: 4, ..model(Precision::Ternary) };
-    for optim in settings() {
+    let muon = OptimConfig { direction: DirectionKind::Muon, ..OptimConfig::default() };
+    for optim in settings().into_iter().chain([muon]) {
         for recompute in [false, true] {
             for threads in [1, 3] {
                 let backend = Cpu::new(threads).unwrap();
@@ -111,11 +112,15 @@ fn the_ledger_counts_what_is_allocated(backends: &mut Vec<Cpu>) {
                 let ledger = Ledger::new(&config, VOCAB, Tier::detect().unwrap(), threads);
                 let (counted, found) = (ledger.of_the_run(), live(&backend, &optim, &model, recompute));
                 let off = counted as f64 / found as f64 - 1.0;
-                let what = format!("{:?}, {:?}, recompute {recompute}", optim.latent, optim.gradient);
+                let OptimConfig { direction, latent, gradient, .. } = optim;
+                let what = format!("{direction:?} {latent:?} {gradient:?}, recompute {recompute}");
                 println!(
                     "{what}, {threads} threads: {counted} bytes in the ledger, {found} found, {off:+.4}"
                 );
-                assert!(off.abs() < 0.01, "{:#?}", ledger.classes);
+                // The ledger leaves out what the `gemm` crate keeps for each thread.
+                let kept = if direction == DirectionKind::Muon { threads as f64 * 2.5e6 } else { 0.0 };
+                let least = -0.01 - kept / found as f64;
+                assert!((least..0.01).contains(&off), "{:#?}", ledger.classes);
                 backends.push(backend);
             }
         }

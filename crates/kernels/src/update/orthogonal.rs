@@ -35,7 +35,7 @@ pub fn orthogonalize(cx: &Context, x: &mut [f32], rows: usize, rms: f32) {
     let side = rows.min(cols);
     let norm = (elementwise::sum_squares(cx, x).sqrt() as f32).max(LEAST);
     let factor = rms * (rows.max(cols) as f32).sqrt();
-    cx.with_floats(x.len() + 4 * side * side, |lent| {
+    cx.with_floats(orthogonal_room(rows, cols), |lent| {
         let (unit, small) = lent.split_at_mut(x.len());
         let (gram, small) = small.split_at_mut(side * side);
         let (polynomial, small) = small.split_at_mut(side * side);
@@ -68,6 +68,11 @@ pub fn orthogonalize(cx: &Context, x: &mut [f32], rows: usize, rms: f32) {
             matmul(cx, unit, square(product, side), 0.0, x);
         }
     });
+}
+
+/// Floats that [`orthogonalize`] works with.
+pub(crate) fn orthogonal_room(rows: usize, cols: usize) -> usize {
+    rows * cols + 4 * rows.min(cols).pow(2)
 }
 
 fn square(x: &[f32], side: usize) -> View<'_> {
