@@ -22,6 +22,9 @@ pub enum BenchError {
     /// The prompt does not fit the model.
     #[error(transparent)]
     Prompt(#[from] PromptError),
+    /// A model in f32 where a ternary one is measured.
+    #[error("the model is in f32; expected a ternary one (model.precision)")]
+    NotTernary,
     /// The model learnt nothing: a step was not finite.
     #[error("step {step} of the benchmark was not finite ({what:?})")]
     Step {

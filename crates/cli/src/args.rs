@@ -330,8 +330,31 @@ pub(crate) enum BenchKind {
     Step(BenchStep),
     /// Reading a prompt and making tokens with a model.
     Generate(BenchGenerate),
+    /// What few bits keep of the weights and gradients of a trained model.
+    Signal(BenchSignal),
     /// Runs by schedule alone, rule, network and chance, with base rates that are wrong by up to 16.
     Controller(BenchController),
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct BenchSignal {
+    /// Run folder, step folder or model.safetensors.
+    pub(crate) model: PathBuf,
+    /// Files or folders of text, the beginning of which is one batch.
+    #[arg(long, required = true, num_args = 1.., value_name = "PATH")]
+    pub(crate) data: Vec<PathBuf>,
+    /// Sequences of one context in the batch.
+    #[arg(long, default_value_t = 8)]
+    pub(crate) batch: usize,
+    /// As optim.range: largest latent weight in levels, times the mean magnitude.
+    #[arg(long, default_value_t = 3.75)]
+    pub(crate) range: f32,
+    /// Threads; 0 takes every core.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) threads: usize,
+    /// Print one JSON object as the last line of standard output.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, ClapArgs)]

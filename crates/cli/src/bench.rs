@@ -1,17 +1,24 @@
 //! `tritrain bench`: measures and shows.
 
-use std::process::ExitCode;
+use std::{path::PathBuf, process::ExitCode};
 
+use tritrain_backend::Cpu;
 use tritrain_bench::{
-    Limits, ModelShape, OperationReport, gemm, generate, operation_names, operations, step,
+    LayerSignal, Limits, ModelShape, OperationReport, gemm, generate, operation_names, operations, signal,
+    step,
 };
+use tritrain_data::Source;
+use tritrain_files::Disk;
 use tritrain_model::{ModelConfig, Precision};
-use tritrain_train::Config;
+use tritrain_train::{Config, Loaded, load};
 
 use crate::{
-    args::{Bench, BenchGemm, BenchGenerate, BenchKind, BenchOperations, BenchShape, BenchSizes, BenchStep},
+    args::{
+        Bench, BenchGemm, BenchGenerate, BenchKind, BenchOperations, BenchShape, BenchSignal, BenchSizes,
+        BenchStep,
+    },
     bars, controller,
-    error::Result,
+    error::{Error, Result},
     show,
 };
 
@@ -22,9 +29,61 @@ pub(crate) fn run(args: &Bench) -> Result<ExitCode> {
         Some(BenchKind::Gemm(args)) => bench_gemm(args),
         Some(BenchKind::Step(args)) => bench_step(args),
         Some(BenchKind::Generate(args)) => bench_generate(args),
+        Some(BenchKind::Signal(args)) => bench_signal(args),
         Some(BenchKind::Controller(args)) => controller::bench(args),
     }?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn bench_signal(args: &BenchSignal) -> Result<()> {
+    let loaded = load(&Disk, &args.model)?;
+    let backend = Cpu::new(args.threads)?;
+    let tokens = first_tokens(&loaded, &args.data, args.batch.max(1) * loaded.config.context + 1)?;
+    let layers = signal(&backend, &loaded, &tokens, args.range)?;
+    show::line("magnitude kept, ‖Q(x)‖/‖x‖ in percent, of weights")?;
+    let latent = |layer: &LayerSignal| {
+        let parts: Vec<String> =
+            layer.latent.iter().map(|(name, kept)| format!("{name} {kept:.2}")).collect();
+        format!("  {:8} ternary codes {:.2}, latent: {}", layer.name, layer.codes, parts.join(", "))
+    };
+    for layer in &layers {
+        show::line(&latent(layer))?;
+    }
+    show::line("gradients in one digit, rounded by chance, mean of n draws: magnitude in percent, cosine")?;
+    for layer in &layers {
+        let part = layer.gradient.iter().step_by(2);
+        let draws: Vec<String> =
+            part.map(|of| format!("{}: {:.1}, {:.4}", of.draws, of.magnitude, of.cosine)).collect();
+        show::line(&format!("  {:8} {}", layer.name, draws.join("; ")))?;
+        let clipped = match layer.draws_to_keep {
+            Some(draws) => format!("from {draws} draws"),
+            None => "not with what lies beyond 2.5 standard deviations cut off".into(),
+        };
+        let without = layer.draws_unclipped;
+        show::line(&format!("  {:8} cosine 0.99 {clipped}; from {without} draws without the cut", ""))?;
+    }
+    if args.json {
+        show::json(&serde_json::json!({ "layers": layers }))?;
+    }
+    Ok(())
+}
+
+/// The first tokens of some text.
+fn first_tokens(loaded: &Loaded, paths: &[PathBuf], count: usize) -> Result<Vec<u32>> {
+    let mut tokens = vec![loaded.tokenizer.eos()];
+    let mut documents = Source::Paths(paths.to_vec()).open()?;
+    while tokens.len() < count
+        && let Some(document) = documents.next().transpose()?
+    {
+        tokens.extend(loaded.tokenizer.encode(&document.text)?);
+        tokens.push(loaded.tokenizer.eos());
+    }
+    if tokens.len() < count {
+        let expected = "text of at least as many tokens as a batch (--batch times the context)";
+        return Err(Error::Usage { option: "data", found: format!("{} tokens", tokens.len()), expected });
+    }
+    tokens.truncate(count);
+    Ok(tokens)
 }
 
 fn model_shape(args: &BenchShape) -> ModelShape {

@@ -4,7 +4,7 @@
 //! takes nothing. What kernels keep comes from [`working_memory`]. Only the program around them is an estimate.
 
 use serde::Serialize;
-use tritrain_backend::{Memory, Sizes, Tally, Tier, by_row, working_memory};
+use tritrain_backend::{Memory, REPORT, Sizes, Tally, Tier, by_row, working_memory};
 use tritrain_model::{Activations, Keep, Layout, TensorKind, TensorSpec};
 use tritrain_optim::{DirectionKind, GradientKind, Optimizer};
 
@@ -84,7 +84,10 @@ impl Ledger {
             Optimizer::<Tally>::new(&tally, optim, parameters(layout), ternary, 0);
             tally.take()
         };
-        let matrix_state = state(&matrices);
+        // Reports of the rows of a matrix, which all matrices share, are made with the state.
+        let most_rows = matrices.specs.iter().map(|spec| spec.rows).max().unwrap_or(0);
+        let reports = most_rows * REPORT * size_of::<f32>();
+        let matrix_state = state(&matrices) - reports;
         let other_state = state(&of(|spec| spec.kind != TensorKind::Matrix));
         Gradients::<Tally>::new(&tally, &matrices, optim.gradient);
         let gradients = tally.take();
@@ -108,6 +111,7 @@ impl Ledger {
             head: model.head_products(),
         };
         let working: usize = working_memory(tier, threads, &sizes).iter().map(|(_, bytes)| bytes).sum();
+        let working = working + reports;
 
         let matrix_parameters = matrices.parameters();
         let other_parameters = layout.parameters() - matrix_parameters;

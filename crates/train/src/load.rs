@@ -36,6 +36,11 @@ impl Loaded {
         Model::new(backend, &self.config, self.vocab, &|id| self.model.values(id), Use::Inference)
     }
 
+    /// The model on a device with its latent weights in f32, for gradients.
+    pub fn trainable<B: Backend>(&self, backend: &B) -> Model<B> {
+        Model::new(backend, &self.config, self.vocab, &|id| self.model.values(id), Use::Training)
+    }
+
     /// The token embedding, `[vocab][dim]`.
     pub fn embedding(&self) -> Vec<f32> {
         match self.model.values(self.model.layout.embedding) {

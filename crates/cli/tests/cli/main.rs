@@ -163,6 +163,34 @@ fn the_default_configuration_can_be_used_as_a_file() {
 }
 
 #[test]
+fn memory_is_told_before_a_run_and_what_bits_keep_after_it() {
+    let program = Program::new();
+    program.write("a.txt", prose());
+    let low = ["--set", "optim.latent=trits4", "--set", "optim.gradient=none", "--set", "optim.momentum=0"];
+    let ledger = json(&program.tiny(&[&["memory", "--json"], &low[..]].concat()));
+    let bits = ledger["ternary_bits_per_parameter"].as_f64().unwrap();
+    assert!((6.4..6.7).contains(&bits), "{ledger}");
+    let classes = ledger["classes"].as_array().unwrap();
+    let sum: u64 = classes.iter().map(|class| class["bytes"].as_u64().unwrap()).sum();
+    assert_eq!(ledger["bytes"].as_u64(), Some(sum), "{ledger}");
+    program.fails(&["memory", "none.toml"], 2, &["none.toml"]);
+
+    let output = program.tiny(&["train", "--data", "a.txt", "--out", "run"]);
+    assert!(stderr(&output).contains("MiB at most"), "{}", stderr(&output));
+    let signal = ["bench", "signal", "run", "--data", "a.txt", "--batch", "1", "--json"];
+    let layers = json(&program.run(&signal))["layers"].as_array().unwrap().clone();
+    let names: Vec<&str> = layers.iter().map(|layer| layer["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["qkv", "o", "gate_up", "down"]);
+    for layer in &layers {
+        assert!((50.0..80.0).contains(&layer["codes"].as_f64().unwrap()), "{layer}");
+        let draws = layer["gradient"].as_array().unwrap();
+        let cosine = |at: usize| draws[at]["cosine"].as_f64().unwrap();
+        assert!(cosine(0) < cosine(3) && cosine(3) < cosine(draws.len() - 1), "{layer}");
+    }
+    program.fails(&["bench", "signal", "run", "--data", "a.txt", "--batch", "9999"], 2, &["as many tokens"]);
+}
+
+#[test]
 fn a_controller_is_trained_and_steers() {
     let program = Program::new();
     program.write("a.txt", (0..9).map(|n| format!("{n} {}", prose())).collect::<String>());
