@@ -211,6 +211,10 @@ def main():
         record = dict(date=datetime.date.today().isoformat(), processor=processor(), cores=os.cpu_count(), pairs=a.pairs)
         suffix = f"-{a.tier}" if a.tier else ""
         path = ROOT / "bench" / "record" / f"kmeans-{record['date']}{suffix}.json"
+        # Sets that were not measured now keep what the same day recorded of them.
+        before = json.loads(path.read_text())["kmeans"] if path.exists() else []
+        measured = {result["set"] for result in results}
+        results = [result for result in before if result["set"] not in measured] + results
         path.write_text(json.dumps(dict(record, kmeans=results), indent=1) + "\n")
         print(f"recorded in {path.relative_to(ROOT)}")
 

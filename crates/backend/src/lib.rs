@@ -72,7 +72,8 @@ pub trait Backend: Memory {
         self.run(work)
     }
 
-    /// Makes a buffer one of `len` floats of unknown contents, without new memory where it had as many before.
+    /// Makes a buffer one of `len` floats, without new memory where it had as many before. The first ones are as they
+    /// were, further ones unknown.
     fn resize(&self, buffer: &mut Self::Floats, len: usize);
 
     /// Rounds host floats `[rows][cols]` to the nearest numbers that `to` can hold: levels reach to `range`

@@ -55,7 +55,7 @@ impl Floats {
         Floats { lines: vec![Line([0; LINE]); (len * size_of::<f32>()).div_ceil(LINE)], len }
     }
 
-    /// Makes them `len` of unknown contents; memory is taken where there was less before.
+    /// Makes them `len`, of which new ones have unknown contents; memory is taken where there was less before.
     pub fn resize(&mut self, len: usize) {
         let lines = (len * size_of::<f32>()).div_ceil(LINE);
         grow(&mut self.lines, lines);

@@ -22,7 +22,10 @@ pub enum PromptError {
     },
 }
 
-/// Keys and values of a block so far, `[context][kv_heads · head_dim]`.
+/// Positions that caches have room for at first; the room doubles when it is full, up to the context.
+const ROOM: usize = 64;
+
+/// Keys and values of a block so far, `[room][kv_heads · head_dim]`.
 struct Cache<B: Backend> {
     keys: B::Floats,
     values: B::Floats,
@@ -43,10 +46,12 @@ struct Pass<B: Backend> {
 
 /// A sequence being continued.
 ///
-/// The caches hold `model.context` positions. When they are full, the later half of the sequence is
+/// The caches hold up to `model.context` positions. When they are full, the later half of the sequence is
 /// read again from position 0 and the earlier half forgotten.
 pub struct Generator<B: Backend> {
     caches: Vec<Cache<B>>,
+    /// Positions that the caches have room for.
+    room: usize,
     /// The head as int8 rows, in a ternary model: a quarter of the bytes to read for every token.
     head: Option<B::Rows>,
     step: Pass<B>,
@@ -69,8 +74,7 @@ impl<B: Backend> Generator<B> {
                 return Err(PromptError::Token { found, position, vocab: model.vocab });
             }
         }
-        let width = model.config.kv_heads * model.config.head_dim();
-        let cache = || backend.floats(model.config.context * width);
+        let cache = || backend.floats(0);
         let caches = (0..model.config.layers).map(|_| Cache { keys: cache(), values: cache() }).collect();
         let head = (model.config.precision == Precision::Ternary).then(|| {
             let mut rows = backend.rows(model.vocab, model.config.dim);
@@ -79,6 +83,7 @@ impl<B: Backend> Generator<B> {
         });
         let mut generator = Generator {
             caches,
+            room: 0,
             head,
             step: Pass::new(model, backend, 1),
             sequence: Vec::new(),
@@ -111,6 +116,7 @@ impl<B: Backend> Generator<B> {
             self.read(model, backend, &kept);
             return;
         }
+        self.make_room(model, backend, self.sequence.len() + 1);
         self.step.run(model, backend, &mut self.caches, self.sequence.len(), &[token]);
         let (hidden, dim, logits) = (&self.step.hidden, model.config.dim, &mut self.device_logits);
         match &self.head {
@@ -121,8 +127,21 @@ impl<B: Backend> Generator<B> {
         self.sequence.push(token);
     }
 
+    /// Makes room for some number of positions, at most a context.
+    fn make_room(&mut self, model: &Model<B>, backend: &B, positions: usize) {
+        if positions > self.room {
+            self.room = positions.next_power_of_two().max(ROOM).min(model.config.context);
+            let len = self.room * model.config.kv_heads * model.config.head_dim();
+            for Cache { keys, values } in &mut self.caches {
+                backend.resize(keys, len);
+                backend.resize(values, len);
+            }
+        }
+    }
+
     /// Reads tokens from position 0: all but the last in one pass, the last as a step, which gives logits.
     fn read(&mut self, model: &Model<B>, backend: &B, tokens: &[u32]) {
+        self.make_room(model, backend, tokens.len());
         let (last, before) = tokens.split_last().expect("prompts hold a token");
         if !before.is_empty() {
             let mut pass = Pass::new(model, backend, before.len());

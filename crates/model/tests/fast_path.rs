@@ -202,6 +202,27 @@ fn generation_sees_what_training_saw() {
     }
 }
 
+/// Caches grow while tokens are made, and keep what they hold.
+#[test]
+fn a_long_sequence_is_remembered() {
+    let config = ModelConfig { dim: 256, layers: 2, ffn: 256, context: 150, ..ModelConfig::default() };
+    let case = Case::new(config, 1, 150, 6);
+    let backend = Cpu::new(2).unwrap();
+    let (losses, _) = case.fast(&backend);
+    let model = Model::new(&backend, &case.config, VOCAB, &|id| (&case.weights[id]).into(), Use::Inference);
+    let mut generator = Generator::new(&model, &backend, &case.inputs[..1]).unwrap();
+    for position in 0..150 {
+        let logits = generator.logits();
+        let total: f64 = logits.iter().map(|l| f64::from(*l).exp()).sum();
+        let loss = total.ln() - f64::from(logits[case.targets[position] as usize]);
+        let error = (loss - f64::from(losses[position])).abs();
+        assert!(error < 2e-2 * loss.max(1.0), "position {position}: {error}");
+        if position < 149 {
+            generator.push(&model, &backend, case.inputs[position + 1]);
+        }
+    }
+}
+
 #[test]
 fn generation_goes_on_past_the_context() {
     let config = ModelConfig { dim: 256, layers: 1, ffn: 256, context: 8, ..ModelConfig::default() };
