@@ -330,10 +330,31 @@ pub(crate) enum BenchKind {
     Step(BenchStep),
     /// Reading a prompt and making tokens with a model.
     Generate(BenchGenerate),
+    /// What few bits cost in loss: the same model with several ways to store it, beside its f32 twins.
+    Quality(BenchQuality),
     /// What few bits keep of the weights and gradients of a trained model.
     Signal(BenchSignal),
     /// Runs by schedule alone, rule, network and chance, with base rates that are wrong by up to 16.
     Controller(BenchController),
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct BenchQuality {
+    /// Files or folders of text.
+    #[arg(long, required = true, num_args = 1.., value_name = "PATH")]
+    pub(crate) data: Vec<PathBuf>,
+    /// Folder of the runs; those that are complete are not made again.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
+    /// Seeds, from 1 on.
+    #[arg(long, default_value_t = 3)]
+    pub(crate) seeds: u64,
+    /// Change one option of all runs, for example --set run.tokens=3000000; may be repeated.
+    #[arg(long, value_name = "SECTION.KEY=VALUE")]
+    pub(crate) set: Vec<String>,
+    /// Print one JSON object as the last line of standard output.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -404,7 +404,8 @@ fn compare(args: &args::Compare) -> Result<ExitCode> {
         unreachable!("every run ends with an evaluation")
     };
     let path = dir.join("compare.svg");
-    plot::curves(&path, &[("ternary", ternary), ("f32 twin", f32)], &comparison)?;
+    let caption = format!("gap {:.2} %, r = {:.5}", comparison.gap_percent, comparison.pearson_r);
+    plot::curves(&path, &[("ternary", ternary), ("f32 twin", f32)], &caption)?;
     show::line(&format!(
         "ternary {:.4} nats per token, f32 twin {:.4}",
         comparison.ternary_loss, comparison.f32_loss

@@ -16,6 +16,7 @@ mod memory;
 mod plot;
 mod prepare;
 mod proxy;
+mod quality;
 mod show;
 
 use std::{io::IsTerminal, process::ExitCode};

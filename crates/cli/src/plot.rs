@@ -4,17 +4,27 @@ use std::path::Path;
 
 use plotters::prelude::*;
 use tritrain_files::{Disk, write_atomic};
-use tritrain_train::{Comparison, Curve};
+use tritrain_train::Curve;
 
 use crate::error::{Error, Result};
 
 /// Steps that one point of a drawn curve averages, at most; fewer for short runs.
 const POINTS: usize = 400;
 
-/// Draws the training losses and evaluations of both runs.
-pub(crate) fn curves(path: &Path, curves: &[(&str, &Curve)], comparison: &Comparison) -> Result<()> {
+/// Of curves, in their order.
+const COLOURS: [RGBColor; 6] = [
+    RGBColor(214, 96, 20),
+    RGBColor(31, 90, 160),
+    RGBColor(0, 130, 90),
+    RGBColor(150, 60, 150),
+    RGBColor(120, 120, 120),
+    RGBColor(200, 160, 0),
+];
+
+/// Draws the training losses and evaluations of up to six runs.
+pub(crate) fn curves(path: &Path, curves: &[(&str, &Curve)], caption: &str) -> Result<()> {
     let mut svg = String::new();
-    draw(&mut svg, curves, comparison)
+    draw(&mut svg, curves, caption)
         .map_err(|error| Error::Plot { path: path.to_path_buf(), reason: error.to_string() })?;
     write_atomic(&Disk, path, svg.as_bytes())?;
     Ok(())
@@ -23,7 +33,7 @@ pub(crate) fn curves(path: &Path, curves: &[(&str, &Curve)], comparison: &Compar
 fn draw(
     svg: &mut String,
     curves: &[(&str, &Curve)],
-    comparison: &Comparison,
+    caption: &str,
 ) -> std::result::Result<(), Box<dyn std::error::Error>> {
     let smoothed: Vec<Vec<(f64, f64)>> = curves.iter().map(|(_, curve)| smooth(&curve.losses)).collect();
     let all = || {
@@ -35,7 +45,6 @@ fn draw(
     let steps = curves.iter().map(|(_, curve)| curve.losses.len()).max().unwrap_or(1) as f64;
     let root = SVGBackend::with_string(svg, (900, 540)).into_drawing_area();
     root.fill(&WHITE)?;
-    let caption = format!("gap {:.2} %, r = {:.5}", comparison.gap_percent, comparison.pearson_r);
     let mut chart = ChartBuilder::on(&root)
         .caption(caption, ("sans-serif", 20))
         .margin(16)
@@ -49,8 +58,7 @@ fn draw(
         .y_desc("loss, nats per token")
         .light_line_style(TRANSPARENT)
         .draw()?;
-    let colours = [RGBColor(214, 96, 20), RGBColor(31, 90, 160)];
-    for (((name, curve), line), colour) in curves.iter().zip(smoothed).zip(colours) {
+    for (((name, curve), line), colour) in curves.iter().zip(smoothed).zip(COLOURS) {
         chart
             .draw_series(LineSeries::new(line, colour.stroke_width(2)))?
             .label(format!("{name}, training"))
@@ -64,7 +72,12 @@ fn draw(
             .label(format!("{name}, validation"))
             .legend(move |(x, y)| Circle::new((x + 9, y), 4, colour.filled()));
     }
-    chart.configure_series_labels().background_style(WHITE.mix(0.9)).border_style(BLACK.mix(0.3)).draw()?;
+    chart
+        .configure_series_labels()
+        .position(SeriesLabelPosition::UpperRight)
+        .background_style(WHITE.mix(0.9))
+        .border_style(BLACK.mix(0.3))
+        .draw()?;
     root.present()?;
     drop(chart);
     Ok(())
