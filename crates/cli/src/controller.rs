@@ -4,7 +4,7 @@ use std::{path::Path, process::ExitCode};
 
 use serde::Serialize;
 use tritrain_backend::Cpu;
-use tritrain_data::Corpus;
+use tritrain_data::{Corpus, PlanKind};
 use tritrain_files::Disk;
 use tritrain_optim::ControllerKind;
 use tritrain_train::{Check, Config, FOUND, Meta, MetaOptions, Proxy, Signals, losses};
@@ -26,6 +26,7 @@ pub(crate) fn meta_train(args: &MetaTrain) -> Result<ExitCode> {
         let mut config = Config::default();
         config.data.paths = vec![path.display().to_string()];
         (config.data.vocab, config.data.tokenizer_sample, config.data.validation) = (VOCAB, 4, 0.05);
+        config.data.plan = PlanKind::Shuffle;
         corpora.push(corpus(&config, &backends[0], &args.out.join(format!("text-{n}")))?);
     }
     let options = MetaOptions {

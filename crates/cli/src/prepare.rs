@@ -118,16 +118,16 @@ pub(crate) fn corpus(
         show::short(corpus.len(Split::Validation)),
         corpus.tokenizer().vocab_size(),
     ));
-    if let Some(labels) = corpus.labels() {
+    if let Some(labels) = corpus.labels().filter(|labels| labels.k() > 1) {
         let topics = Clusters::open(storage, &dir.join(CLUSTERS), Some(corpus.tokenizer()))?;
         let totals = labels.totals(Split::Train);
         let named = topics.names().iter().zip(totals);
         let parts: Vec<String> =
             named.map(|(name, tokens)| format!("{name} ({})", show::short(tokens))).collect();
         show::note(&format!("{} clusters: {}", labels.k(), parts.join(", ")));
-        if config.data.duplicates > 0.0 {
-            show_left_out(&LeftOut::open(storage, dir)?);
-        }
+    }
+    if config.data.duplicates > 0.0 {
+        show_left_out(&LeftOut::open(storage, dir)?);
     }
     Ok(corpus)
 }

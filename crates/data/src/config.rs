@@ -40,9 +40,9 @@ pub struct DataConfig {
 #[serde(rename_all = "lowercase")]
 pub enum PlanKind {
     /// Any, in random order.
-    #[default]
     Shuffle,
     /// Of every cluster its share.
+    #[default]
     Stratified,
     /// Of every cluster as much, as far as `repeat` allows.
     Balanced,
@@ -62,7 +62,7 @@ impl Default for DataConfig {
             vocab: 2048,
             tokenizer_sample: 32,
             validation: 0.02,
-            plan: PlanKind::Shuffle,
+            plan: PlanKind::default(),
             clusters: String::new(),
             clusters_k: 0,
             repeat: 4,

@@ -515,6 +515,7 @@ mod tests {
         let mut config = Config::default();
         (config.model.layers, config.model.ffn, config.model.context) = (1, 256, 16);
         (config.data.vocab, config.data.validation) = (280, 0.2);
+        config.data.plan = tritrain_data::PlanKind::Shuffle;
         (config.run.batch, config.run.steps, config.run.tokens) = (2, 50, 0);
         (config.run.eval_every, config.run.sample_every, config.run.checkpoint_every) = (0, 0, 0);
         let text = "a text that is repeated and repeated, ".repeat(60);

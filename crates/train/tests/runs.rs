@@ -24,6 +24,7 @@ fn config() -> Config {
     config.model.ffn = 256;
     config.model.context = 16;
     config.data.vocab = 300;
+    config.data.plan = PlanKind::Shuffle;
     config.data.validation = 0.2;
     config.run.batch = 2;
     config.run.steps = STEPS;

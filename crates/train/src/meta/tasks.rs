@@ -1,7 +1,7 @@
 //! What proxies of meta-training are drawn from: sizes, text, storage, seeds and wrong learning rates.
 
 use tritrain_backend::Stream;
-use tritrain_data::Corpus;
+use tritrain_data::{Corpus, PlanKind};
 use tritrain_optim::{GradientKind, Network, StorageKind};
 
 use crate::{Config, Proxy};
@@ -78,6 +78,8 @@ impl<'a> Task<'a> {
     /// The proxy, with rates wrong by `wrong`.
     pub(super) fn proxy(&self, wrong: f32, network: Option<Network>) -> Proxy<'a> {
         let mut config = Config::default();
+        // Clusters have no part in what a controller learns.
+        config.data.plan = PlanKind::Shuffle;
         let model = &mut config.model;
         (model.layers, model.ffn, model.context) = (self.layers, self.ffn, self.context);
         let run = &mut config.run;
