@@ -129,7 +129,7 @@ pub fn descend(
     let (format, bytes, steps, sums) = match weights {
         Weights::Floats(ref mut w) => {
             assert_eq!(w.len(), direction.len(), "weights and direction");
-            let (absolute, squares) = (elementwise::sum_abs(cx, w), elementwise::sum_squares(cx, w));
+            let [absolute, squares] = elementwise::sums_abs_squares(cx, w);
             (None, bytemuck::cast_slice_mut::<f32, u8>(w), &[][..], Sums { absolute, squares })
         }
         Weights::Packed(ref mut w) => {
@@ -162,18 +162,6 @@ pub fn descend(
             let mut desk = Desk::new(desk, cols);
             let direction = &direction[row * cols..][..cols];
             let blocks = first_block(row, cols);
-            match &moment {
-                Some((format, bytes, steps)) => {
-                    // SAFETY: as above.
-                    let (bytes, step) = unsafe { (bytes.get(row), steps.get(row)) };
-                    noise::fill(cx.tier(), &noise.1, blocks, desk.noise);
-                    average(cx.tier(), *format, bytes, step, direction, with.momentum, &mut desk);
-                }
-                None => desk.direction.copy_from_slice(direction),
-            }
-            if format.is_some() {
-                noise::fill(cx.tier(), &noise.0, blocks, desk.noise);
-            }
             let pace = paces[clusters.get(row).map_or(0, |cluster| usize::from(*cluster))];
             let unit = format.and_then(Format::largest).map_or(1.0, |_| step_of(steps, row));
             let budget = (f64::from(pace.radius) * rms).powi(2) * cols as f64;
@@ -184,6 +172,30 @@ pub fn descend(
                 None if half > 0.0 => half,
                 None => f32::INFINITY,
             };
+            match &moment {
+                Some((format, bytes, steps)) => {
+                    // SAFETY: as above.
+                    let (bytes, step) = unsafe { (bytes.get(row), steps.get(row)) };
+                    noise::fill(cx.tier(), &noise.1, blocks, desk.noise);
+                    average(cx.tier(), *format, bytes, step, direction, with.momentum, &mut desk);
+                }
+                None if format.is_none() && budget.is_infinite() => {
+                    let square = square_sum(cx.tier(), direction);
+                    // What is no number goes the long way, which moves nothing.
+                    if square.is_finite() {
+                        let w = bytemuck::cast_slice_mut(bytes);
+                        let (keep, rate) = (1.0 - pace.rate * with.decay, pace.rate * rms as f32);
+                        let row = unbounded(cx.tier(), w, direction, keep, rate, turn);
+                        report.copy_from_slice(&RowReport { direction: square, ..row }.numbers());
+                        return;
+                    }
+                    desk.direction.copy_from_slice(direction);
+                }
+                None => desk.direction.copy_from_slice(direction),
+            }
+            if format.is_some() {
+                noise::fill(cx.tier(), &noise.0, blocks, desk.noise);
+            }
             let row = Row { format, unit, rate: pace.rate * rms as f32, decay: pace.rate * with.decay };
             let (row, by_row) = row.descend(cx.tier(), bytes, &mut desk, budget, turn);
             report.copy_from_slice(&row.numbers());
@@ -399,6 +411,42 @@ tiered! {
     fn advance(w: &[f32], u: &[f32], keep: f32, rate: f32, to: &mut [f32]) {
         for ((to, w), u) in to.iter_mut().zip(w).zip(u) {
             *to = keep * w - rate * u;
+        }
+    }
+}
+
+tiered! {
+    /// A step of an f32 row that nothing bounds, in one pass; its report lacks the direction.
+    fn unbounded(w: &mut [f32], u: &[f32], keep: f32, rate: f32, turn: f32) -> RowReport {
+        const LANES: usize = 2 * lanes::LANES;
+        let code = |w: f32| i32::from(w > turn) - i32::from(w < -turn);
+        let (mut applied, mut weights) = ([0.0f32; LANES], [0.0f32; LANES]);
+        let (mut flips, mut zeros) = ([0i32; LANES], [0i32; LANES]);
+        let mut step = |l: usize, w: &mut f32, u: f32| {
+            let (old, new) = (*w, keep * *w - rate * u);
+            *w = new;
+            let (difference, code_of_new) = (new - old, code(new));
+            applied[l] = difference.mul_add(difference, applied[l]);
+            weights[l] = old.mul_add(old, weights[l]);
+            flips[l] += i32::from(code(old) != code_of_new);
+            zeros[l] += i32::from(code_of_new == 0);
+        };
+        let ((w, w_tail), (u, u_tail)) = (w.as_chunks_mut::<LANES>(), u.as_chunks::<LANES>());
+        for (w, u) in w.iter_mut().zip(u) {
+            for l in 0..LANES {
+                step(l, &mut w[l], u[l]);
+            }
+        }
+        for (l, (w, u)) in w_tail.iter_mut().zip(u_tail).enumerate() {
+            step(l, w, *u);
+        }
+        RowReport {
+            applied: applied.iter().sum(),
+            direction: 0.0,
+            weights: weights.iter().sum(),
+            flips: flips.iter().sum::<i32>() as f32,
+            zeros: zeros.iter().sum::<i32>() as f32,
+            bounded: 0.0,
         }
     }
 }

@@ -52,6 +52,22 @@ pub fn sum_abs(cx: &Context, x: &[f32]) -> f64 {
     block_sums(cx, x, abs_sum)
 }
 
+/// [`sum_abs`] and [`sum_squares`] in one pass.
+pub(crate) fn sums_abs_squares(cx: &Context, x: &[f32]) -> [f64; 2] {
+    let count = x.len().div_ceil(BLOCK);
+    cx.with_floats(2 * count, |sums| {
+        cx.chunks(sums, 8, |first, sums| {
+            for (at, sums) in sums.as_chunks_mut::<2>().0.iter_mut().enumerate() {
+                let start = (4 * first + at) * BLOCK;
+                let block = &x[start..x.len().min(start + BLOCK)];
+                *sums = [abs_sum(cx.tier(), block), square_sum(cx.tier(), block)];
+            }
+        });
+        let sum = |which: usize| sums.as_chunks::<2>().0.iter().map(|sums| f64::from(sums[which])).sum();
+        [sum(0), sum(1)]
+    })
+}
+
 fn block_sums(cx: &Context, x: &[f32], sum: impl Fn(crate::Tier, &[f32]) -> f32 + Sync + Send) -> f64 {
     let count = x.len().div_ceil(BLOCK);
     let one = |block: usize| sum(cx.tier(), &x[block * BLOCK..x.len().min((block + 1) * BLOCK)]);
