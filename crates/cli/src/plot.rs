@@ -12,16 +12,18 @@ use crate::error::{Error, Result};
 const POINTS: usize = 400;
 
 /// Of curves, in their order.
-const COLOURS: [RGBColor; 6] = [
+const COLOURS: [RGBColor; 8] = [
     RGBColor(214, 96, 20),
     RGBColor(31, 90, 160),
     RGBColor(0, 130, 90),
     RGBColor(150, 60, 150),
     RGBColor(120, 120, 120),
     RGBColor(200, 160, 0),
+    RGBColor(90, 190, 220),
+    RGBColor(60, 60, 60),
 ];
 
-/// Draws the training losses and evaluations of up to six runs.
+/// Draws the training losses and evaluations of up to eight runs.
 pub(crate) fn curves(path: &Path, curves: &[(&str, &Curve)], caption: &str) -> Result<()> {
     let mut svg = String::new();
     draw(&mut svg, curves, caption)

@@ -1,5 +1,8 @@
 //! Directions with a momentum, moments in 8 bits and orthogonal matrices, beside plain f64 loops.
 
+mod common;
+
+use common::assert_close;
 use tritrain_kernels::{
     Context, Tier,
     packed::Packed,
@@ -21,15 +24,6 @@ fn same_everywhere(kernel: impl Fn(&Context) -> Vec<f32>) -> Vec<f32> {
         assert!(first.iter().map(|x| x.to_bits()).eq(other.iter().map(|x| x.to_bits())), "tiers or threads");
     }
     first
-}
-
-fn assert_close(found: &[f32], exact: &[f64], tolerance: f64, what: &str) {
-    let largest = exact.iter().fold(0.0f64, |m, v| m.max(v.abs()));
-    for (i, (found, exact)) in found.iter().zip(exact).enumerate() {
-        let error = (f64::from(*found) - exact).abs();
-        assert!(error <= tolerance * largest, "{what} at {i}: {found} for {exact}");
-    }
-    assert_eq!(found.len(), exact.len());
 }
 
 fn unpacked(cx: &Context, packed: &Packed) -> Vec<f32> {

@@ -1,6 +1,9 @@
 //! Float kernels: quantisers equal to `trit` bit for bit, tiers equal to each other, and both close to
 //! plain f64 loops.
 
+mod common;
+
+use common::assert_close;
 use tritrain_kernels::{
     Context, Tier, elementwise,
     gate::{self, Gate},
@@ -114,15 +117,6 @@ fn same_everywhere(kernel: impl Fn(&Context) -> Vec<f32>) -> Vec<f32> {
         );
     }
     results[0].clone()
-}
-
-fn assert_close(found: &[f32], exact: &[f64], tolerance: f64, what: &str) {
-    let largest = exact.iter().fold(0.0f64, |m, v| m.max(v.abs()));
-    for (i, (found, exact)) in found.iter().zip(exact).enumerate() {
-        let error = (f64::from(*found) - exact).abs();
-        assert!(error <= tolerance * largest, "{what} at {i}: {found} for {exact}");
-    }
-    assert_eq!(found.len(), exact.len());
 }
 
 #[test]

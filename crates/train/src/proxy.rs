@@ -65,7 +65,7 @@ impl Proxy<'_> {
                 Ok(measured) => {
                     guard.taken();
                     if let Some(controller) = &mut controller {
-                        steering::observe(controller, optim, at, rates, &measured, &learner.optimizer);
+                        steering::observe(controller, optim, at, 1.0, rates, &measured, &learner.optimizer);
                     }
                 }
                 Err(what) => {

@@ -329,7 +329,7 @@ impl<'a, B: Backend> Run<'a, B> {
         self.state.guard.taken();
         if let Some(controller) = &mut self.state.controller {
             let optim = &self.workplace.config().optim;
-            steering::observe(controller, optim, at, rates, &measured, &self.learner.optimizer);
+            steering::observe(controller, optim, at, slower, rates, &measured, &self.learner.optimizer);
         }
         let Measured { loss, gradient_norm, direction_norm, report } = measured;
 

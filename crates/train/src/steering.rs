@@ -52,11 +52,13 @@ pub(crate) fn steer<B: Backend>(
     }
 }
 
-/// Lets the controller see what a step with `rates` measured.
+/// Lets the controller see what a step with `rates` measured. That all rates are `slower` is part of the schedule:
+/// a controller does not make up for it.
 pub(crate) fn observe<B: Backend>(
     controller: &mut Controller,
     optim: &OptimConfig,
     (step, steps): (u64, u64),
+    slower: f32,
     rates: Rates,
     measured: &Measured,
     optimizer: &Optimizer<B>,
@@ -64,7 +66,7 @@ pub(crate) fn observe<B: Backend>(
     let signals = Signals {
         loss: f64::from(measured.loss),
         gradient_norm: f64::from(measured.gradient_norm),
-        share: f64::from(rate_at(optim, step, steps)),
+        share: f64::from(rate_at(optim, step, steps) * slower),
         done: step as f64 / steps.max(1) as f64,
     };
     let ratio = |(report, steer): (&Report, &Steer)| {

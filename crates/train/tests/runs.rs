@@ -161,6 +161,17 @@ fn resuming_from_every_step_equals_the_uninterrupted_run() {
     }
 }
 
+/// The loss fell, and the run is the same on other threads and after interruptions.
+fn check_learning(whole: &Whole, what: &str) {
+    let learnt = whole.losses[0] - whole.losses[STEPS as usize - 1];
+    assert!(learnt > 0.5, "{what}: the loss fell by {learnt}");
+    check_threads(whole, what);
+    let backend = Cpu::new(2).unwrap();
+    for k in [1, 13, STEPS - 1] {
+        check_resuming(whole, &backend, k);
+    }
+}
+
 #[test]
 fn runs_in_few_bits_resume_and_do_not_depend_on_threads() {
     use {GradientKind as G, StorageKind as S};
@@ -179,13 +190,7 @@ fn runs_in_few_bits_resume_and_do_not_depend_on_threads() {
         config.optim.clusters = if radius > 0.0 { 3 } else { 1 };
         let whole = whole_of(config);
         let what = format!("{latent:?} {gradient:?} {moment:?}");
-        let learnt = whole.losses[0] - whole.losses[STEPS as usize - 1];
-        assert!(learnt > 0.5, "{what}: the loss fell by {learnt}");
-        check_threads(&whole, &what);
-        let backend = Cpu::new(2).unwrap();
-        for k in [1, 13, STEPS - 1] {
-            check_resuming(&whole, &backend, k);
-        }
+        check_learning(&whole, &what);
     }
 }
 
@@ -301,13 +306,7 @@ fn every_direction_resumes_and_does_not_depend_on_threads() {
         let log = fs::read_to_string(whole.dir.join("metrics.jsonl")).unwrap();
         let clipped = log.matches("\"clipped\":").count() - log.matches("\"clipped\":0.0").count();
         assert!((1..10).contains(&clipped), "{what}: clipped in {clipped} steps");
-        let learnt = whole.losses[0] - whole.losses[STEPS as usize - 1];
-        assert!(learnt > 0.5, "{what}: the loss fell by {learnt}");
-        check_threads(&whole, &what);
-        let backend = Cpu::new(2).unwrap();
-        for k in [1, 13, STEPS - 1] {
-            check_resuming(&whole, &backend, k);
-        }
+        check_learning(&whole, &what);
     }
 }
 

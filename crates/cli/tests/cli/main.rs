@@ -197,14 +197,14 @@ fn ways_to_store_a_model_are_compared_and_not_trained_twice() {
     let quality = ["bench", "quality", "--data", "a.txt", "--out", "quality", "--seeds", "1", "--json"];
     let result = json(&program.tiny(&quality));
     let rows = result["rows"].as_array().unwrap();
-    assert_eq!((rows.len(), rows[0]["over_twin_percent"].as_f64()), (6, Some(0.0)), "{result}");
-    let last = rows[5]["losses"][0].as_f64().unwrap();
+    assert_eq!((rows.len(), rows[0]["over_twin_percent"].as_f64()), (8, Some(0.0)), "{result}");
+    let last = rows[7]["losses"][0].as_f64().unwrap();
     let over = 100.0 * (last / rows[1]["losses"][0].as_f64().unwrap() - 1.0);
-    assert!((rows[5]["over_adamw_percent"].as_f64().unwrap() - over).abs() < 1e-9, "{result}");
-    assert!(rows[5]["bits_per_parameter"].as_f64().unwrap() < 7.0, "{result}");
-    let log = fs::read(program.path().join("quality/f32-twin-1/metrics.jsonl")).unwrap();
+    assert!((rows[7]["over_adamw_percent"].as_f64().unwrap() - over).abs() < 1e-9, "{result}");
+    assert!(rows[7]["bits_per_parameter"].as_f64().unwrap() < 7.0, "{result}");
+    let log = fs::read(program.path().join("quality/f32-twin-Muon-1/metrics.jsonl")).unwrap();
     assert_eq!(json(&program.tiny(&quality)), result);
-    assert_eq!(fs::read(program.path().join("quality/f32-twin-1/metrics.jsonl")).unwrap(), log);
+    assert_eq!(fs::read(program.path().join("quality/f32-twin-Muon-1/metrics.jsonl")).unwrap(), log);
     assert!(fs::read_to_string(program.path().join("quality/quality.svg")).unwrap().contains("4 trits"));
 }
 
