@@ -31,14 +31,40 @@ const SETTINGS: [(&str, &[&str]); 8] = [
     ("f32 twin, factored", &["model.precision=f32"]),
     ("f32 latent, Muon", &["optim.direction=muon", "optim.rate=0.04"]),
     ("f32 latent, factored", &[]),
-    ("int8 latent, 1 trit of momentum", &["optim.latent=int8", "optim.gradient=none", "optim.moment=trits1"]),
     (
-        "3 trits of latent, 2 of momentum",
-        &["optim.latent=trits3", "optim.gradient=none", "optim.moment=trits2", "optim.momentum=0.8"],
+        "int8 latent, 1 trit of momentum",
+        &[
+            "optim.direction=muon",
+            "optim.latent=int8",
+            "optim.gradient=none",
+            "optim.moment=trits1",
+            "optim.beta1=0.8",
+            "optim.rate=0.08",
+        ],
     ),
     (
-        "4 trits of latent",
-        &["optim.latent=trits4", "optim.gradient=none", "optim.momentum=0", "optim.range=3"],
+        "3 trits of latent, 2 of momentum",
+        &[
+            "optim.direction=muon",
+            "optim.latent=trits3",
+            "optim.gradient=none",
+            "optim.moment=trits2",
+            "optim.beta1=0.8",
+            "optim.rate=0.12",
+            "optim.range=3",
+        ],
+    ),
+    (
+        "3 trits of latent, 1 of momentum",
+        &[
+            "optim.direction=muon",
+            "optim.latent=trits3",
+            "optim.gradient=none",
+            "optim.moment=trits1",
+            "optim.beta1=0.8",
+            "optim.rate=0.12",
+            "optim.range=3",
+        ],
     ),
 ];
 /// Places in [`SETTINGS`] of the best twin and of that under AdamW.

@@ -98,7 +98,7 @@ pub enum Weights<'a> {
 }
 
 /// Standard deviations that a momentum in levels reaches to, by rows.
-const MOMENT_RANGE: f64 = 2.5;
+pub(crate) const MOMENT_RANGE: f64 = 2.5;
 /// Shorter steps that are tried before a row stays where it is.
 const TRIES: usize = 16;
 
@@ -285,11 +285,18 @@ fn average(
         let before = unit.first().copied().unwrap_or(1.0);
         mix(tier, desk.old, before * momentum, direction, 1.0 - momentum, desk.direction);
     }
-    keep(tier, format, bytes, unit, desk);
+    keep(tier, format, MOMENT_RANGE, bytes, unit, desk);
 }
 
-/// Stores `desk.direction`, rounded by chance.
-pub(crate) fn keep(tier: Tier, format: Format, bytes: &mut [u8], unit: &mut [f32], desk: &mut Desk<'_>) {
+/// Stores `desk.direction`, rounded by chance; digits reach to `range` standard deviations.
+pub(crate) fn keep(
+    tier: Tier,
+    format: Format,
+    range: f64,
+    bytes: &mut [u8],
+    unit: &mut [f32],
+    desk: &mut Desk<'_>,
+) {
     let Some(largest) = format.largest() else {
         halve(tier, desk.direction, desk.noise, desk.new);
         return store_bf16(tier, desk.new, bytes);
@@ -298,7 +305,7 @@ pub(crate) fn keep(tier: Tier, format: Format, bytes: &mut [u8], unit: &mut [f32
     // Eight bits reach to the largest number, few digits no farther than most of them.
     let reach = match format {
         Format::Int8 => f64::from(lanes_max_abs(tier, desk.direction)),
-        _ => MOMENT_RANGE * deviation,
+        _ => range * deviation,
     };
     let after = step((reach / f64::from(largest)) as f32);
     let inverse = if after > 0.0 { 1.0 / after } else { 0.0 };

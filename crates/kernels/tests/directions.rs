@@ -97,9 +97,14 @@ fn signs_of_zero_are_zero_and_of_no_number_none() {
 #[test]
 fn a_momentum_in_few_bits_is_the_mean_but_for_its_rounding() {
     let (rows, cols) = (7, 130);
-    let formats = [Format::Bf16, Format::Int8, Format::Trits(2), Format::Trits(5)];
+    let formats = [Format::Bf16, Format::Int8, Format::Trits(1), Format::Trits(2), Format::Trits(5)];
     for (format, with) in formats.into_iter().flat_map(|f| [LION, SIGNUM, NESTEROV].map(|w| (f, w))) {
         let what = format!("{format:?} {with:?}");
+        let reach = match format {
+            Format::Trits(1) => 0.8,
+            Format::Trits(2) => 1.5,
+            _ => 2.5,
+        };
         // Bf16 has no largest number; levels reach as far as a normal number of this many does.
         let gradients: Vec<_> = (0..3).map(|step| normal(step, rows * cols)).collect();
         same_everywhere(|cx| {
@@ -124,11 +129,11 @@ fn a_momentum_in_few_bits_is_the_mean_but_for_its_rounding() {
                     let level = match format {
                         Format::Bf16 => size / 64.0,
                         Format::Int8 => 4.0 * size / 127.0,
-                        _ => 2.5 * size / f64::from(format.largest().unwrap()),
+                        _ => reach * size / f64::from(format.largest().unwrap()),
                     };
                     // Rows of trits end there; their step is a bf16.
                     let trits = matches!(format, Format::Trits(_));
-                    let end = if trits { 2.5 * size } else { f64::INFINITY };
+                    let end = if trits { reach * size } else { f64::INFINITY };
                     for (found, mean) in sums.iter().zip(mean) {
                         let beyond = if mean.abs() > 0.99 * end { end / 256.0 } else { 0.0 };
                         let error = (found - mean.clamp(-end, end)).abs();
@@ -232,7 +237,7 @@ fn reflection(stream: u32, n: usize) -> Matrix {
     (0..n).map(|r| (0..n).map(|c| entry(r, c)).collect()).collect()
 }
 
-/// Singular vectors stay, singular values go through the quintic, five times.
+/// Singular vectors stay, singular values go through three quintics.
 #[test]
 fn an_orthogonal_direction_has_the_singular_vectors_of_the_matrix() {
     // Singular values that fall slowly, and ones that fall to 1e-7.
@@ -258,12 +263,20 @@ fn an_orthogonal_direction_has_the_singular_vectors_of_the_matrix() {
         let scale = 0.5 * (rows.max(cols) as f64).sqrt();
         let ends: Vec<f64> = values
             .iter()
-            .map(|s| (0..5).fold(s / norm, |s, _| 3.4445 * s - 4.775 * s.powi(3) + 2.0315 * s.powi(5)))
+            .map(|s| {
+                let steps = [
+                    [8.09336851, -23.62043033, 17.44615175],
+                    [3.63658555, -2.72192675, 0.53654629],
+                    [2.66129999, -1.97715452, 0.45261641],
+                ];
+                steps.iter().fold(s / norm, |s, [a, b, c]| a * s + b * s.powi(3) + c * s.powi(5))
+            })
             .collect();
-        assert!(steep || ends.iter().all(|end| (0.6..1.3).contains(end)), "{ends:?}");
+        assert!(steep || ends.iter().all(|end| (0.73..1.27).contains(end)), "{ends:?}");
         let ends: Vec<f64> = ends.into_iter().map(|end| end * scale).collect();
-        // What is small in the square of the matrix has the rounding of what is large.
-        let tolerance = if steep { 1e-3 } else { 2e-5 };
+        // What is small in the square of the matrix has the rounding of what is large; and where one value is all
+        // of the norm, the quintics are steep: their slopes at one multiply to a thousand.
+        let tolerance = if steep || side == 1 { 1e-3 } else { 1e-4 };
         assert_close(&found, &of_values(&ends), tolerance, &format!("{rows}×{cols}"));
     }
 }

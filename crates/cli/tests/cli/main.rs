@@ -205,7 +205,9 @@ fn ways_to_store_a_model_are_compared_and_not_trained_twice() {
     let log = fs::read(program.path().join("quality/f32-twin-Muon-1/metrics.jsonl")).unwrap();
     assert_eq!(json(&program.tiny(&quality)), result);
     assert_eq!(fs::read(program.path().join("quality/f32-twin-Muon-1/metrics.jsonl")).unwrap(), log);
-    assert!(fs::read_to_string(program.path().join("quality/quality.svg")).unwrap().contains("4 trits"));
+    assert!(
+        fs::read_to_string(program.path().join("quality/quality.svg")).unwrap().contains("1 of momentum")
+    );
 }
 
 #[test]

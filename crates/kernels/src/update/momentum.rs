@@ -1,6 +1,6 @@
 //! A running mean of gradients, and what of it is the direction: Lion, Signum, and what Muon starts from.
 
-use tritrain_trit::rng::Stream;
+use tritrain_trit::{format::Format, rng::Stream};
 
 use super::CHUNK;
 use crate::{
@@ -39,7 +39,18 @@ pub fn momentum(cx: &Context, g: &mut [f32], m: &mut [f32], with: Momentum) {
     });
 }
 
-/// [`momentum`] with a mean in few bits, rounded by chance as [`descent::round`] does.
+/// Standard deviations that the mean reaches to in few digits. Of one or two, less than for what has to be right on
+/// average: the noise of rounding grows with the reach, and costs Muon more than cutting off large entries.
+fn range(format: Format) -> f64 {
+    match format {
+        Format::Trits(1) => 0.8,
+        Format::Trits(2) => 1.5,
+        _ => descent::MOMENT_RANGE,
+    }
+}
+
+/// [`momentum`] with a mean in few bits, rounded by chance; one or two digits reach to 0.8 and 1.5 standard
+/// deviations of a row, others as far as those of [`descent::round`].
 ///
 /// # Panics
 /// The sizes differ.
@@ -66,7 +77,7 @@ pub fn momentum_packed(cx: &Context, g: &mut [f32], m: &mut Packed, with: Moment
         if with.signs {
             take_signs(tier, g);
         }
-        descent::keep(tier, format, bytes, step, &mut desk);
+        descent::keep(tier, format, range(format), bytes, step, &mut desk);
     });
 }
 

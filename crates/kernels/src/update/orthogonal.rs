@@ -13,10 +13,17 @@ use crate::{
     matmul::{View, matmul},
 };
 
-/// Newton–Schulz steps: singular values between 1/500 and 1 of the norm end between 0.7 and 1.2, about.
-const STEPS: usize = 5;
-/// Coefficients of the quintic `a·x + b·x³ + c·x⁵` of a step.
-const QUINTIC: [f32; 3] = [3.4445, -4.7750, 2.0315];
+/// Coefficients of the quintic `a·x + b·x³ + c·x⁵` of each Newton–Schulz step: in every step the best one for all
+/// singular values that the steps before can have left (Amsel et al., 2505.16932, algorithm 1), for those between
+/// 1/100 and 1 of the norm at the start. They end between 0.73 and 1.27; smaller ones are multiplied by 78.
+///
+/// Five steps of 3.4445, -4.7750, 2.0315 multiply by 485 instead: models then learn worse (README.md), as what is that
+/// small is mostly noise.
+const QUINTICS: [[f32; 3]; 3] = [
+    [8.093_368, -23.620_43, 17.446_152],
+    [3.636_585_5, -2.721_927, 0.536_546_3],
+    [2.661_3, -1.977_154_5, 0.452_616_4],
+];
 /// What norms are taken to be at least.
 const LEAST: f32 = 1e-30;
 
@@ -47,16 +54,16 @@ pub fn orthogonalize(cx: &Context, x: &mut [f32], rows: usize, rms: f32) {
         } else {
             matmul(cx, unit.t(), unit, 0.0, gram);
         }
-        for at in 1..=STEPS {
+        for (at, coefficients) in QUINTICS.into_iter().enumerate() {
             matmul(cx, square(gram, side), square(gram, side), 0.0, polynomial);
-            quintic(cx, gram, side, polynomial);
-            if at == 1 {
+            quintic(cx, coefficients, gram, side, polynomial);
+            if at == 0 {
                 elementwise::copy(cx, polynomial, product);
             } else {
                 matmul(cx, square(product, side), square(polynomial, side), 0.0, spare);
                 std::mem::swap(&mut product, &mut spare);
             }
-            if at < STEPS {
+            if at + 1 < QUINTICS.len() {
                 matmul(cx, square(gram, side), square(polynomial, side), 0.0, spare);
                 matmul(cx, square(spare, side), square(polynomial, side), 0.0, gram);
             }
@@ -93,8 +100,7 @@ tiered! {
 }
 
 /// `square = a·I + b·gram + c·square`, `[side][side]`.
-fn quintic(cx: &Context, gram: &[f32], side: usize, square: &mut [f32]) {
-    let [a, b, c] = QUINTIC;
+fn quintic(cx: &Context, [a, b, c]: [f32; 3], gram: &[f32], side: usize, square: &mut [f32]) {
     cx.chunks(square, side, |row, square| {
         sum(cx.tier(), square, c, &gram[row * side..][..side], b);
         square[row] += a;
