@@ -62,7 +62,7 @@ const SETTINGS: [(&str, &[&str]); 8] = [
             "optim.gradient=none",
             "optim.moment=trits1",
             "optim.beta1=0.8",
-            "optim.rate=0.12",
+            "optim.rate=0.16",
             "optim.range=3",
         ],
     ),
