@@ -97,7 +97,7 @@ pub enum Weights<'a> {
     Packed(&'a mut Packed),
 }
 
-/// Standard deviations that a momentum in levels reaches to, by rows.
+/// Standard deviations that gradients and the factored direction's momentum reach to in digits, by rows.
 pub(crate) const MOMENT_RANGE: f64 = 2.5;
 /// Shorter steps that are tried before a row stays where it is.
 const TRIES: usize = 16;

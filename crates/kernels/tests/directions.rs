@@ -261,22 +261,23 @@ fn an_orthogonal_direction_has_the_singular_vectors_of_the_matrix() {
         });
         let norm = values.iter().map(|s| s * s).sum::<f64>().sqrt();
         let scale = 0.5 * (rows.max(cols) as f64).sqrt();
-        let ends: Vec<f64> = values
-            .iter()
-            .map(|s| {
-                let steps = [
-                    [8.09336851, -23.62043033, 17.44615175],
-                    [3.63658555, -2.72192675, 0.53654629],
-                    [2.66129999, -1.97715452, 0.45261641],
-                ];
-                steps.iter().fold(s / norm, |s, [a, b, c]| a * s + b * s.powi(3) + c * s.powi(5))
-            })
-            .collect();
+        let end = |value: f64| {
+            let steps = [
+                [8.09336851, -23.62043033, 17.44615175],
+                [3.63658555, -2.72192675, 0.53654629],
+                [2.66129999, -1.97715452, 0.45261641],
+            ];
+            steps.iter().fold(value, |s, [a, b, c]| a * s + b * s.powi(3) + c * s.powi(5))
+        };
+        let ends: Vec<f64> = values.iter().map(|s| end(s / norm)).collect();
         assert!(steep || ends.iter().all(|end| (0.73..1.27).contains(end)), "{ends:?}");
+        // Quintics are steep at one, and there they pass on what dividing by the norm rounds off.
+        let passed_on = values.iter().zip(&ends).fold(0.0f64, |most, (value, found)| {
+            most.max((end(value / norm * (1.0 + f64::from(f32::EPSILON))) - found).abs())
+        });
         let ends: Vec<f64> = ends.into_iter().map(|end| end * scale).collect();
-        // What is small in the square of the matrix has the rounding of what is large; and where one value is all
-        // of the norm, the quintics are steep: their slopes at one multiply to a thousand.
-        let tolerance = if steep || side == 1 { 1e-3 } else { 1e-4 };
+        // What is small in the square of the matrix has the rounding of what is large.
+        let tolerance = if steep { 1e-3 } else { 2e-5 + passed_on };
         assert_close(&found, &of_values(&ends), tolerance, &format!("{rows}×{cols}"));
     }
 }

@@ -3,7 +3,7 @@
 //!
 //! The Newton–Schulz step `X ← p(X·Xᵀ)·X` multiplies by polynomials of one symmetric matrix, which commute. So
 //! steps are done on `A = X·Xᵀ` of the smaller side, `A ← A·p(A)²`, their polynomials are multiplied together,
-//! and `X` is multiplied once, at the end: for `n × 3n` two thirds of the products, for `n × 6n` less than half.
+//! and `X` is multiplied once, at the end: for `n × 3n` seven tenths of the products, for `n × 6n` little more than half.
 //! The square doubles the digits that small singular values need: the result is right to a thousandth.
 
 use super::CHUNK;
