@@ -300,6 +300,10 @@ impl Backend for Cpu {
         ternary::matmul(&self.cx, &x.codes, &x.scales, &w.forward, w.scale, residual, &mut scratch, y);
     }
 
+    fn expect(&self, w: &TernaryMatrix) {
+        ternary::expect(&self.cx, &w.forward);
+    }
+
     fn ternary_input_gradient(&self, dy: &Int8Rows, w: &TernaryMatrix, dx: &mut Floats) {
         let _span = self.span("ternary_input_gradient");
         let Some(backward) = &w.backward else {

@@ -192,6 +192,10 @@ pub trait Backend: Memory {
         residual: Option<&Self::Floats>,
         y: &mut Self::Floats,
     );
+    /// Says that `w` is what the next product multiplies, which a backend may use to fetch it from memory.
+    fn expect(&self, w: &Self::Ternary) {
+        let _ = w;
+    }
     /// `dx = dy·w`, with `dy` int8 by rows.
     fn ternary_input_gradient(&self, dy: &Self::Rows, w: &Self::Ternary, dx: &mut Self::Floats);
     /// `dw = (dy · scales of x)ᵀ · codes of x`, with the first factor int16 by output column.

@@ -1,7 +1,7 @@
 //! Reading a prompt and making tokens one by one.
 
 use serde::Serialize;
-use tritrain_backend::Cpu;
+use tritrain_backend::{Backend, Cpu};
 use tritrain_kernels::Context;
 use tritrain_model::{Generator, Model, Use};
 
@@ -53,9 +53,7 @@ pub fn generate(shape: &ModelShape, tokens: usize) -> Result<GenerateReport, Ben
         let mut generator = Generator::new(&model, &backend, &prompt[..1])?;
         let next = shape.tokens(tokens, 3);
         making.push(time::seconds(|| {
-            for token in &next {
-                generator.push(&model, &backend, *token);
-            }
+            backend.run_awake(|| next.iter().for_each(|token| generator.push(&model, &backend, *token)));
         }));
     }
     let tokens_per_s = tokens as f64 / time::median(making);

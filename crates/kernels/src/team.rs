@@ -10,6 +10,8 @@ use std::{
     sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering},
 };
 
+use crate::lines::LINE;
+
 /// Bits of the number of tasks in a job.
 const BITS: u32 = 20;
 /// Tasks a job may have.
@@ -29,25 +31,58 @@ struct Member {
 }
 
 impl Member {
-    /// Claims a task, if there is one.
-    fn claim(&self) -> Option<usize> {
+    /// Claims a task, if there is one: a member its next, another the last, so that each goes through memory
+    /// in one direction.
+    fn claim(&self, own: bool) -> Option<usize> {
         let word = self.word.load(Ordering::Acquire);
         let mask = MOST as u64;
         let (end, next) = (word >> BITS & mask, word & mask);
+        let (index, without) =
+            if own { (next, word + 1) } else { (end.wrapping_sub(1), word.wrapping_sub(1 << BITS)) };
         let claimed = next < end
-            && self.word.compare_exchange(word, word + 1, Ordering::AcqRel, Ordering::Relaxed).is_ok();
-        claimed.then_some(next as usize)
+            && self.word.compare_exchange(word, without, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+        claimed.then_some(index as usize)
     }
 }
+
+/// Memory that will be read soon. Only ever fetched, which is harmless wherever it points.
+#[derive(Debug, Default)]
+struct Expected {
+    address: AtomicUsize,
+    len: AtomicUsize,
+}
+
+/// How far a follower has fetched what is expected.
+#[derive(Debug, Default)]
+struct Fetched {
+    address: usize,
+    next: usize,
+}
+
+/// Bytes of its share that a follower fetches: what fits its own cache beside other things.
+const MOST_AHEAD: usize = 1 << 19;
 
 /// The place where a leader, member 0, leaves jobs for its followers.
 #[derive(Debug)]
 pub(crate) struct Team {
     members: Box<[Member]>,
     job: AtomicPtr<Job<'static>>,
+    expected: Expected,
     over: AtomicBool,
     /// Whether a job is running: one within another is done by whoever starts it.
     busy: AtomicBool,
+}
+
+/// Asks for the line of memory at an address, which need not exist.
+fn prefetch(address: usize) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: an instruction of every x86-64 processor, which reads nothing and never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(ptr::without_provenance(address)) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
 }
 
 /// Counts a task as finished, whatever becomes of it: nobody waits for ever.
@@ -65,24 +100,48 @@ impl Team {
         Team {
             members: (0..members).map(|_| Member::default()).collect(),
             job: AtomicPtr::default(),
+            expected: Expected::default(),
             over: AtomicBool::new(false),
             busy: AtomicBool::new(false),
         }
     }
 
-    /// Takes tasks as member `me` until the team is dissolved.
+    /// Takes tasks as member `me` until the team is dissolved, and between them fetches what is expected.
     pub(crate) fn follow(&self, me: usize) {
+        let mut fetched = Fetched::default();
         while !self.over.load(Ordering::Acquire) {
-            if !self.take(me) {
+            if !self.take(me) && !self.fetch(me, &mut fetched) {
                 spin_loop();
             }
         }
     }
 
+    /// Says that a job will read `memory`, each member its share from the first byte to the last.
+    pub(crate) fn expect(&self, memory: &[u8]) {
+        self.expected.len.store(memory.len(), Ordering::Relaxed);
+        self.expected.address.store(memory.as_ptr().addr(), Ordering::Relaxed);
+    }
+
+    /// Fetches a line of the member's share of what is expected; whether there was one.
+    fn fetch(&self, me: usize, fetched: &mut Fetched) -> bool {
+        let [address, len] =
+            [&self.expected.address, &self.expected.len].map(|at| at.load(Ordering::Relaxed));
+        let [start, end] = [me, me + 1].map(|share| len / LINE * share / self.members.len() * LINE);
+        if address != fetched.address {
+            *fetched = Fetched { address, next: start };
+        }
+        let more = fetched.next < end.min(start + MOST_AHEAD);
+        if more {
+            prefetch(address.wrapping_add(fetched.next));
+            fetched.next += LINE;
+        }
+        more
+    }
+
     /// Claims one of the member's own tasks, or else one of another's.
     fn claim(&self, me: usize) -> Option<usize> {
         let count = self.members.len();
-        (0..count).find_map(|step| self.members[(me + step) % count].claim())
+        (0..count).find_map(|step| self.members[(me + step) % count].claim(step == 0))
     }
 
     /// Does one task, if there is one.

@@ -238,6 +238,14 @@ impl Context {
         (self.pool.current_thread_index() == Some(*leader)).then(|| Arc::clone(team))
     }
 
+    /// Inside [`Context::run_awake`]: `memory` is what the next long kernel reads, so that threads without
+    /// work fetch it.
+    pub(crate) fn expect(&self, memory: &[u8]) {
+        if let Some(team) = self.led() {
+            team.expect(memory);
+        }
+    }
+
     /// Runs `work` once on every thread at the same time, with the number of the thread.
     pub(crate) fn everywhere<R: Send>(&self, work: impl Fn(usize) -> R + Sync) -> Vec<R> {
         self.pool.broadcast(|thread| work(thread.index()))

@@ -123,6 +123,7 @@ impl<B: Backend> Generator<B> {
             Some(head) => backend.head_logits_int8(hidden, head, logits),
             None => backend.head_logits(hidden, model.floats(model.layout.head), dim, logits),
         }
+        model.expect_after(backend, model.layout.embedding);
         backend.download(&self.device_logits, &mut self.logits);
         self.sequence.push(token);
     }

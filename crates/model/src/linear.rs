@@ -155,6 +155,7 @@ impl<B: Backend> Model<B> {
             Input::Rows(x) => {
                 let product = |w: &B::Ternary| backend.ternary_matmul(x, w, residual, y);
                 self.with_codes(backend, id, Sides::Forward, product).expect(MIXED);
+                self.expect_after(backend, id);
             }
             Input::Floats(x) => {
                 backend.matmul(x, self.floats(id), self.layout.specs[id].cols, residual, y);

@@ -145,6 +145,14 @@ impl<B: Backend> Model<B> {
         }
     }
 
+    /// Says that the first ternary matrix behind tensor `id` is multiplied next.
+    pub(crate) fn expect_after(&self, backend: &B, id: usize) {
+        match self.codes[id + 1..].iter().find(|codes| !matches!(codes, Codes::None)) {
+            Some(Codes::Kept(codes)) => backend.expect(codes),
+            Some(Codes::Shared(_) | Codes::None) | None => {}
+        }
+    }
+
     /// An f32 tensor: an embedding, a gain, or a matrix of the f32 twin.
     pub(crate) fn floats(&self, id: usize) -> &B::Floats {
         self.weights[id].floats()

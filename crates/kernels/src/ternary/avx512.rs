@@ -80,10 +80,10 @@ unsafe fn tile<const P: usize>(
 }
 
 /// Panels of codes that [`panels`] reads side by side.
-pub(super) const STREAMS: usize = 4;
+pub(super) const STREAMS: usize = 1;
 
 /// How far ahead of what it multiplies a stream of codes is fetched, in bytes.
-const AHEAD: usize = 512;
+const AHEAD: usize = 8192;
 
 /// One row, padded to whole groups, against up to [`STREAMS`] panels of packed codes.
 pub(super) fn panels(tier: Tier, x: &[u8], packed: &[u8], out: &mut Out<'_>) {
@@ -93,9 +93,9 @@ pub(super) fn panels(tier: Tier, x: &[u8], packed: &[u8], out: &mut Out<'_>) {
     // SAFETY: the tier proves AVX-512 VNNI, and each panel has 32 bytes for each group, asserted above.
     unsafe {
         if panels == STREAMS {
-            sums::<STREAMS>(x, packed, panel, 0, out);
+            sums::<STREAMS, 4>(x, packed, panel, 0, out);
         } else {
-            (0..panels).for_each(|first| sums::<1>(x, &packed[first * panel..], panel, first, out));
+            (0..panels).for_each(|first| sums::<1, 4>(x, &packed[first * panel..], panel, first, out));
         }
     }
 }
@@ -106,7 +106,13 @@ const MOST_INPUTS: usize = i32::MAX as usize / (2 * 64 * 127);
 /// # Safety
 /// Needs AVX-512 VNNI, and `P` panels, `panel` bytes apart, of 32 bytes for each eight values in `x`.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn sums<const P: usize>(x: &[u8], packed: &[u8], panel: usize, first: usize, out: &mut Out<'_>) {
+unsafe fn sums<const P: usize, const U: usize>(
+    x: &[u8],
+    packed: &[u8],
+    panel: usize,
+    first: usize,
+    out: &mut Out<'_>,
+) {
     // The same 32 bytes in both halves: the lower half gives outputs 0..8, the upper one 8..16. Codes stay
     // where they lie in their byte, times 1, 4, 16 or 64; sums of one place are divided by that, exactly.
     let places = [[0, 2], [4, 6]];
@@ -118,8 +124,9 @@ unsafe fn sums<const P: usize>(x: &[u8], packed: &[u8], panel: usize, first: usi
     let mut totals = [_mm512_setzero_si512(); P];
     for start in (0..x.len()).step_by(MOST_INPUTS / GROUP * GROUP) {
         let end = x.len().min(start + MOST_INPUTS / GROUP * GROUP);
-        let mut acc = [[_mm512_setzero_si512(); 2]; P];
-        for g in start / GROUP..end / GROUP {
+        let mut acc = [[[_mm512_setzero_si512(); 2]; U]; P];
+        let (first, last) = (start / GROUP, end / GROUP);
+        let mut step = |g: usize, u: usize| {
             // SAFETY: eight activations and 32 bytes of codes of each panel for every group; what is
             // fetched ahead may lie beyond, where fetching does nothing.
             unsafe {
@@ -127,19 +134,34 @@ unsafe fn sums<const P: usize>(x: &[u8], packed: &[u8], panel: usize, first: usi
                 let four = [0, 1].map(|half| _mm512_set1_epi32(fours.add(half).read_unaligned()));
                 for p in 0..P {
                     let at = packed.as_ptr().add(p * panel + 32 * g);
-                    _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD).cast());
+                    if u % 2 == 0 {
+                        _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD).cast());
+                    }
                     let bytes = _mm512_broadcast_i64x4(_mm256_loadu_si256(at.cast()));
                     for half in 0..2 {
                         let codes = _mm512_and_si512(bytes, masks[half]);
-                        acc[p][half] = _mm512_dpbusd_epi32(acc[p][half], codes, four[half]);
+                        acc[p][u][half] = _mm512_dpbusd_epi32(acc[p][u][half], codes, four[half]);
                     }
                 }
             }
+        };
+        let whole = first + (last - first) / U * U;
+        for g in (first..whole).step_by(U) {
+            for u in 0..U {
+                step(g + u, u);
+            }
+        }
+        for g in whole..last {
+            step(g, 0);
         }
         for p in 0..P {
             for (half, [lower, upper]) in places.into_iter().enumerate() {
                 let counts = _mm512_inserti64x4::<1>(_mm512_set1_epi32(lower), _mm256_set1_epi32(upper));
-                totals[p] = _mm512_add_epi32(totals[p], _mm512_srav_epi32(acc[p][half], counts));
+                let mut sum = acc[p][0][half];
+                for u in 1..U {
+                    sum = _mm512_add_epi32(sum, acc[p][u][half]);
+                }
+                totals[p] = _mm512_add_epi32(totals[p], _mm512_srav_epi32(sum, counts));
             }
         }
     }

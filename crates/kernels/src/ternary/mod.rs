@@ -324,6 +324,11 @@ fn lay_out<'a>(
     Packed { rows: bytes, row, sums, factors }
 }
 
+/// Says that `w` is what a product of one row reads next; see [`Context::run_awake`].
+pub fn expect(cx: &Context, w: &Panels) {
+    cx.expect(&w.bytes);
+}
+
 /// [`matmul`] of one row: the outputs are split instead, and nothing is expanded.
 fn vector(
     cx: &Context,
