@@ -202,7 +202,7 @@ fn continue_prompt(args: &args::Generate) -> Result<ExitCode> {
     let topics = topics(&loaded)?;
     let started = Instant::now();
     let mut next = Continuation::new(&backend, &model, &prompt)?;
-    write(args, &loaded.tokenizer, topics.as_ref(), (&mut next, started))
+    backend.run_awake(|| write(args, &loaded.tokenizer, topics.as_ref(), (&mut next, started)))
 }
 
 /// The tokens of the prompt.

@@ -87,7 +87,8 @@ pub(crate) fn generate(args: &args::Generate, mixture: &Mixture, mixing: Mixing)
     let mut mixed = Mixed::new(&backend, mixture, mixture.weights(&clusters, mixing));
     let started = Instant::now();
     let mut next = mixed.continuation(&prompt)?;
-    commands::write(args, &mixture.shared.tokenizer, Some(&clusters), (&mut next, started))
+    let tokenizer = &mixture.shared.tokenizer;
+    backend.run_awake(|| commands::write(args, tokenizer, Some(&clusters), (&mut next, started)))
 }
 
 pub(crate) fn eval(args: &args::Eval, mixture: &Mixture, mixing: Mixing) -> Result<ExitCode> {

@@ -59,6 +59,8 @@ struct Fetched {
     next: usize,
 }
 
+/// Lines that it fetches between two looks for tasks.
+const LINES: usize = 8;
 /// Bytes of its share that a follower fetches: what fits its own cache beside other things.
 const MOST_AHEAD: usize = 1 << 19;
 
@@ -122,7 +124,7 @@ impl Team {
         self.expected.address.store(memory.as_ptr().addr(), Ordering::Relaxed);
     }
 
-    /// Fetches a line of the member's share of what is expected; whether there was one.
+    /// Fetches some lines of the member's share of what is expected; whether there were any.
     fn fetch(&self, me: usize, fetched: &mut Fetched) -> bool {
         let [address, len] =
             [&self.expected.address, &self.expected.len].map(|at| at.load(Ordering::Relaxed));
@@ -132,8 +134,8 @@ impl Team {
         }
         let more = fetched.next < end.min(start + MOST_AHEAD);
         if more {
-            prefetch(address.wrapping_add(fetched.next));
-            fetched.next += LINE;
+            (0..LINES).for_each(|line| prefetch(address.wrapping_add(fetched.next + line * LINE)));
+            fetched.next += LINES * LINE;
         }
         more
     }

@@ -102,17 +102,6 @@ impl Out<'_> {
         }
     }
 
-    /// Stores the sums of panel `panel` of the first row.
-    #[cfg(target_arch = "x86_64")]
-    #[inline(always)]
-    pub(crate) fn finish_panel(&mut self, panel: usize, sums: &[i32; COLUMNS]) {
-        let columns = panel * COLUMNS..self.y.columns().min((panel + 1) * COLUMNS);
-        let column_factors = self.column_factors.get(columns.clone()).unwrap_or_default();
-        let (offsets, factors, base) = (self.offsets, self.factors, self.base);
-        let y = self.y.part(0..1, columns);
-        Out { y, offsets, factors, column_factors, base }.finish(0, &[[*sums]]);
-    }
-
     /// `y = with(x, scaled sum, factor of the column)`, where x is `y`, or that of a matrix in its place.
     #[inline(always)]
     fn store<const R: usize, const P: usize>(

@@ -447,10 +447,11 @@ impl<'a, B: Backend> Run<'a, B> {
         let prompt = [tokenizer.eos()];
         let mut text = String::new();
         let mut next = Continuation::new(self.backend, &self.learner.model, &prompt)?;
-        generate(&mut next, tokenizer, &sampling, run.sample_tokens, |piece| {
+        let emit = |piece: &str| {
             text.push_str(piece);
             true
-        })?;
+        };
+        self.backend.run_awake(|| generate(&mut next, tokenizer, &sampling, run.sample_tokens, emit))?;
         self.state.sampled = Some(step);
         Ok(Event::Sampled { step, text })
     }

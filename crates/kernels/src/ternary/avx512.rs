@@ -13,6 +13,7 @@ use std::arch::x86_64::{
 use super::{GROUP, STEP};
 use crate::{
     Tier,
+    lines::LINE,
     tier::Level,
     tile::{COLUMNS, Out, store},
 };
@@ -79,40 +80,27 @@ unsafe fn tile<const P: usize>(
     out.finish(row, &sums);
 }
 
-/// Panels of codes that [`panels`] reads side by side.
-pub(super) const STREAMS: usize = 1;
-
-/// How far ahead of what it multiplies a stream of codes is fetched, in bytes.
+/// How far ahead of what it multiplies codes are fetched, in bytes: panels follow each other in memory.
 const AHEAD: usize = 8192;
 
-/// One row, padded to whole groups, against up to [`STREAMS`] panels of packed codes.
-pub(super) fn panels(tier: Tier, x: &[u8], packed: &[u8], out: &mut Out<'_>) {
-    let panels = out.panels();
-    let panel = packed.len() / panels;
-    assert!(tier.level() >= Level::Avx512 && panel * GROUP >= x.len() * 32);
-    // SAFETY: the tier proves AVX-512 VNNI, and each panel has 32 bytes for each group, asserted above.
-    unsafe {
-        if panels == STREAMS {
-            sums::<STREAMS, 4>(x, packed, panel, 0, out);
-        } else {
-            (0..panels).for_each(|first| sums::<1, 4>(x, &packed[first * panel..], panel, first, out));
-        }
-    }
+/// Groups whose sums grow side by side.
+const CHAINS: usize = 4;
+
+/// One row, padded to whole groups, against a panel of packed codes.
+pub(super) fn panel(tier: Tier, x: &[u8], packed: &[u8], out: &mut Out<'_>) {
+    assert!(tier.level() >= Level::Avx512 && packed.len() * GROUP >= x.len() * 32);
+    // SAFETY: the tier proves AVX-512 VNNI, and there are 32 bytes for each group, asserted above.
+    let sums = unsafe { sums(x, packed) };
+    out.finish(0, &[[sums]]);
 }
 
 /// Inputs that a row may have here: codes are multiplied where they lie in a byte, as up to 2·64.
 const MOST_INPUTS: usize = i32::MAX as usize / (2 * 64 * 127);
 
 /// # Safety
-/// Needs AVX-512 VNNI, and `P` panels, `panel` bytes apart, of 32 bytes for each eight values in `x`.
+/// Needs AVX-512 VNNI, and in `packed` 32 bytes for each eight values in `x`.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn sums<const P: usize, const U: usize>(
-    x: &[u8],
-    packed: &[u8],
-    panel: usize,
-    first: usize,
-    out: &mut Out<'_>,
-) {
+unsafe fn sums(x: &[u8], packed: &[u8]) -> [i32; COLUMNS] {
     // The same 32 bytes in both halves: the lower half gives outputs 0..8, the upper one 8..16. Codes stay
     // where they lie in their byte, times 1, 4, 16 or 64; sums of one place are divided by that, exactly.
     let places = [[0, 2], [4, 6]];
@@ -121,51 +109,36 @@ unsafe fn sums<const P: usize, const U: usize>(
         let (lower, upper) = (of(lower), of(upper));
         _mm512_set_epi64(upper, upper, upper, upper, lower, lower, lower, lower)
     });
-    let mut totals = [_mm512_setzero_si512(); P];
+    let mut total = _mm512_setzero_si512();
     for start in (0..x.len()).step_by(MOST_INPUTS / GROUP * GROUP) {
         let end = x.len().min(start + MOST_INPUTS / GROUP * GROUP);
-        let mut acc = [[[_mm512_setzero_si512(); 2]; U]; P];
-        let (first, last) = (start / GROUP, end / GROUP);
-        let mut step = |g: usize, u: usize| {
-            // SAFETY: eight activations and 32 bytes of codes of each panel for every group; what is
-            // fetched ahead may lie beyond, where fetching does nothing.
+        let mut acc = [[_mm512_setzero_si512(); 2]; CHAINS];
+        let mut multiply = |g: usize, chain: usize| {
+            // SAFETY: eight activations and 32 bytes of codes for every group.
             unsafe {
                 let fours = x.as_ptr().add(GROUP * g).cast::<i32>();
-                let four = [0, 1].map(|half| _mm512_set1_epi32(fours.add(half).read_unaligned()));
-                for p in 0..P {
-                    let at = packed.as_ptr().add(p * panel + 32 * g);
-                    if u % 2 == 0 {
-                        _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD).cast());
-                    }
-                    let bytes = _mm512_broadcast_i64x4(_mm256_loadu_si256(at.cast()));
-                    for half in 0..2 {
-                        let codes = _mm512_and_si512(bytes, masks[half]);
-                        acc[p][u][half] = _mm512_dpbusd_epi32(acc[p][u][half], codes, four[half]);
-                    }
+                let bytes = _mm512_broadcast_i64x4(_mm256_loadu_si256(packed.as_ptr().add(32 * g).cast()));
+                for half in 0..2 {
+                    let codes = _mm512_and_si512(bytes, masks[half]);
+                    let four = _mm512_set1_epi32(fours.add(half).read_unaligned());
+                    acc[chain][half] = _mm512_dpbusd_epi32(acc[chain][half], codes, four);
                 }
             }
         };
-        let whole = first + (last - first) / U * U;
-        for g in (first..whole).step_by(U) {
-            for u in 0..U {
-                step(g + u, u);
+        let (groups, whole) = (end / GROUP, (start / GROUP..end / GROUP).len() / CHAINS * CHAINS);
+        for g in (start / GROUP..start / GROUP + whole).step_by(CHAINS) {
+            for line in 0..32 * CHAINS / LINE {
+                let ahead = packed.as_ptr().wrapping_add(32 * g + LINE * line + AHEAD);
+                _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
             }
+            (0..CHAINS).for_each(|chain| multiply(g + chain, chain));
         }
-        for g in whole..last {
-            step(g, 0);
-        }
-        for p in 0..P {
-            for (half, [lower, upper]) in places.into_iter().enumerate() {
-                let counts = _mm512_inserti64x4::<1>(_mm512_set1_epi32(lower), _mm256_set1_epi32(upper));
-                let mut sum = acc[p][0][half];
-                for u in 1..U {
-                    sum = _mm512_add_epi32(sum, acc[p][u][half]);
-                }
-                totals[p] = _mm512_add_epi32(totals[p], _mm512_srav_epi32(sum, counts));
-            }
+        (start / GROUP + whole..groups).for_each(|g| multiply(g, 0));
+        for (half, [lower, upper]) in places.into_iter().enumerate() {
+            let counts = _mm512_inserti64x4::<1>(_mm512_set1_epi32(lower), _mm256_set1_epi32(upper));
+            let sum = acc.iter().fold(_mm512_setzero_si512(), |sum, acc| _mm512_add_epi32(sum, acc[half]));
+            total = _mm512_add_epi32(total, _mm512_srav_epi32(sum, counts));
         }
     }
-    for p in 0..P {
-        out.finish_panel(first + p, &store::zmm(totals[p]));
-    }
+    store::zmm(total)
 }

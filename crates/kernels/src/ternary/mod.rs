@@ -344,14 +344,14 @@ fn vector(
     padded[..x.len()].copy_from_slice(bytemuck::cast_slice(x));
     padded[x.len()..].fill(0);
     let x = &*padded;
-    let (outputs, streams) = (y.len(), streams(cx.tier()));
-    // Sixteen tasks or so, in whole streams.
-    let task = outputs.div_ceil(16).next_multiple_of(streams * COLUMNS);
+    let outputs = y.len();
+    // Sixteen tasks or so, in whole panels.
+    let task = outputs.div_ceil(16).next_multiple_of(COLUMNS);
     cx.grid(y, outputs, (1, task), |(_, column), mut y| {
-        for start in (0..y.columns()).step_by(streams * COLUMNS) {
-            let part = start..y.columns().min(start + streams * COLUMNS);
-            let panels = (column + start) / COLUMNS..(column + part.end).div_ceil(COLUMNS);
-            let packed = &w.bytes[panels.start * panel_len(w.inputs)..panels.end * panel_len(w.inputs)];
+        for start in (0..y.columns()).step_by(COLUMNS) {
+            let panel = (column + start) / COLUMNS;
+            let packed = &w.bytes[panel * panel_len(w.inputs)..][..panel_len(w.inputs)];
+            let part = start..y.columns().min(start + COLUMNS);
             let (offsets, factors) = (&[sum], &[factor]);
             let mut out = Out { y: y.part(0..1, part), offsets, factors, column_factors: &[], base };
             match cx.tier().level() {
@@ -363,23 +363,10 @@ fn vector(
                 #[cfg(target_arch = "x86_64")]
                 Level::AvxVnni => avx_vnni::panel(cx.tier(), x, packed, &mut out),
                 #[cfg(target_arch = "x86_64")]
-                Level::Avx512 | Level::Amx => avx512::panels(cx.tier(), x, packed, &mut out),
+                Level::Avx512 | Level::Amx => avx512::panel(cx.tier(), x, packed, &mut out),
             }
         }
     });
-}
-
-/// Panels that a product of one row reads side by side.
-fn streams(tier: Tier) -> usize {
-    match tier.level() {
-        Level::Scalar => 1,
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx2 | Level::AvxVnni => 1,
-        #[cfg(any(test, target_arch = "aarch64"))]
-        Level::Neon => 1,
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx512 | Level::Amx => avx512::STREAMS,
-    }
 }
 
 #[cfg(test)]
