@@ -1,5 +1,7 @@
 //! The backend on CPU kernels: buffers are vectors, operations run at once.
 
+mod memory;
+
 use std::{
     borrow::Cow,
     collections::BTreeMap,
@@ -11,15 +13,18 @@ use tritrain_kernels::{
     matmul::{self, View},
     norm, outer,
     packed::{Codes, Packed},
-    rows, ternary, update,
+    rows, ternary,
+    update::{self, Prodigal},
 };
 use tritrain_trit::ternary::scale_from_total;
 
 use crate::{
-    Adam, Apply, Assigned, Backend, Descent, Factored, Format, Gate, Memory, Momentum, Products, Search,
+    Adam, Apply, Assigned, Average, Backend, Descent, Factored, Gate, Momentum, Prodigy, Products, Search,
     Shape, Sides, Spent, Store, Stored, Stream, Weight,
     profile::{Profile, Span},
 };
+
+pub use memory::{Int8Rows, TernaryMatrix};
 
 /// Why the CPU backend cannot start.
 pub type CpuError = ContextError;
@@ -86,54 +91,6 @@ impl Cpu {
     }
 }
 
-/// Int8 rows in memory.
-#[derive(Clone, Debug)]
-pub struct Int8Rows {
-    codes: Vec<i8>,
-    scales: Vec<f32>,
-}
-
-/// A ternary matrix in memory: codes packed for the forward product and, while training, for the
-/// gradient of its input.
-#[derive(Clone, Debug)]
-pub struct TernaryMatrix {
-    scale: f32,
-    forward: ternary::Panels,
-    backward: Option<ternary::Panels>,
-}
-
-impl Memory for Cpu {
-    type Floats = Floats;
-    type Tokens = Vec<u32>;
-    type Rows = Int8Rows;
-    type Ternary = TernaryMatrix;
-    type Packed = Packed;
-
-    fn floats(&self, len: usize) -> Floats {
-        Floats::zeros(len)
-    }
-
-    fn tokens(&self, len: usize) -> Vec<u32> {
-        vec![0; len]
-    }
-
-    fn rows(&self, rows: usize, cols: usize) -> Int8Rows {
-        Int8Rows { codes: vec![0; rows * cols], scales: vec![0.0; rows] }
-    }
-
-    fn ternary(&self, outputs: usize, inputs: usize, gradient: bool) -> TernaryMatrix {
-        TernaryMatrix {
-            scale: 0.0,
-            forward: ternary::Panels::zeros(outputs, inputs),
-            backward: gradient.then(|| ternary::Panels::zeros(inputs, outputs)),
-        }
-    }
-
-    fn packed(&self, format: Format, rows: usize, cols: usize, by_row: bool) -> Packed {
-        Packed::zeros(format, rows, cols, by_row)
-    }
-}
-
 impl Backend for Cpu {
     type Clusters = kmeans::Clusters;
 
@@ -160,6 +117,11 @@ impl Backend for Cpu {
     fn round(&self, from: &Floats, noise: &Stream, to: &mut Packed) {
         let _span = self.span("round");
         descent::round(&self.cx, from, noise, to);
+    }
+
+    fn accumulate(&self, from: &Floats, noise: &Stream, first: bool, to: &mut Packed) {
+        let _span = self.span("accumulate");
+        descent::accumulate(&self.cx, from, noise, first, to);
     }
 
     fn unpack(&self, from: &Packed, to: &mut Floats) {
@@ -447,6 +409,11 @@ impl Backend for Cpu {
         out[at] += elementwise::sum_squares(&self.cx, x) as f32;
     }
 
+    fn add_dot(&self, x: &Floats, y: &Floats, out: &mut Floats, at: usize) {
+        let _span = self.span("add_dot");
+        out[at] += elementwise::dot(&self.cx, x, y) as f32;
+    }
+
     fn square_sums(&self, x: &Floats, out: &mut Floats) {
         let _span = self.span("square_sums");
         elementwise::square_sums(&self.cx, x, out);
@@ -487,6 +454,24 @@ impl Backend for Cpu {
     ) {
         let _span = self.span("factored");
         update::factored(&self.cx, g, row, col, momentum, with);
+    }
+
+    fn prodigy(
+        &self,
+        g: &mut Floats,
+        w: &Floats,
+        [m, v, s, start]: &mut [Floats; 4],
+        with: Prodigy,
+        (sums, at): (&mut Floats, usize),
+    ) {
+        let _span = self.span("prodigy");
+        let found = update::prodigy(&self.cx, g, w, Prodigal { m, v, s, start }, with);
+        sums[at..at + 2].copy_from_slice(&found.map(|sum| sum as f32));
+    }
+
+    fn average(&self, w: &mut Floats, z: &Floats, x: &mut Floats, with: Average) {
+        let _span = self.span("average");
+        update::average(&self.cx, w, z, x, with);
     }
 
     fn apply(&self, w: &mut Floats, u: &Floats, with: Apply) {

@@ -21,7 +21,7 @@ pub use tritrain_kernels::{
     kmeans::{Assigned, Search},
     loss::Products,
     room::{Sizes, training as working_memory},
-    update::{Adam, Apply, BLOCK as ADAM_BLOCK, Factored, Momentum},
+    update::{Adam, Apply, Average, BLOCK as ADAM_BLOCK, Factored, Momentum, Prodigy},
 };
 pub use tritrain_trit::{format::Format, rng::Stream};
 pub use weight::{Sides, Stored, Values, Weight, by_row};
@@ -82,6 +82,9 @@ pub trait Backend: Memory {
     /// Rounds a matrix by chance, so that the mean is right: levels reach to 2.5 standard deviations of a row, in
     /// int8 to its largest number (TernGrad, 1705.07878, with a scale by rows).
     fn round(&self, from: &Self::Floats, noise: &Stream, to: &mut Self::Packed);
+    /// Adds a matrix, rounded by chance to a step up or down or none, to counts of these steps; the `first` one makes
+    /// counts zero, and steps 2.5 standard deviations of its rows.
+    fn accumulate(&self, from: &Self::Floats, noise: &Stream, first: bool, to: &mut Self::Packed);
     /// `to = from`, as f32.
     fn unpack(&self, from: &Self::Packed, to: &mut Self::Floats);
     /// Waits, then copies the numbers of a packed matrix to the host.
@@ -299,6 +302,9 @@ pub trait Backend: Memory {
     /// `out[at] += Σ x²`.
     fn add_sum_squares(&self, x: &Self::Floats, out: &mut Self::Floats, at: usize);
 
+    /// `out[at] += Σ x·y`.
+    fn add_dot(&self, x: &Self::Floats, y: &Self::Floats, out: &mut Self::Floats, at: usize);
+
     /// `out[r] = Σ x[r]²`; `x` `[rows][cols]`, `out` `[rows]`.
     fn square_sums(&self, x: &Self::Floats, out: &mut Self::Floats);
 
@@ -330,6 +336,19 @@ pub trait Backend: Memory {
         momentum: &mut Self::Floats,
         with: Factored,
     );
+    /// Turns a gradient at `w` into the update of Prodigy in place; `state` is its two moments, the sum of gradients
+    /// and the weights at the start. `sums[at]` becomes the product of the gradient with the way back to the
+    /// start, `sums[at + 1]` the sum of magnitudes of the third.
+    fn prodigy(
+        &self,
+        g: &mut Self::Floats,
+        w: &Self::Floats,
+        state: &mut [Self::Floats; 4],
+        with: Prodigy,
+        sums: (&mut Self::Floats, usize),
+    );
+    /// `x += share · (z − x)`, `w = z + kept · (x − z)`.
+    fn average(&self, w: &mut Self::Floats, z: &Self::Floats, x: &mut Self::Floats, with: Average);
     /// `w -= rate · (u + decay · w)`.
     fn apply(&self, w: &mut Self::Floats, u: &Self::Floats, with: Apply);
     /// Moves a matrix against the direction `u`, row by row, rounded into its format and within its trust

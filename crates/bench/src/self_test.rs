@@ -29,7 +29,7 @@ pub struct KernelCheck {
 /// A kernel on a case made from a seed: the bits of everything that it wrote.
 type Case = fn(&Context, &Random) -> Vec<u32>;
 
-const KERNELS: [(&str, Case); 18] = [
+const KERNELS: [(&str, Case); 19] = [
     ("ternary product", |cx, random| ternary_product(cx, random, 2 + random.below(0, 20))),
     ("ternary product, one row", |cx, random| ternary_product(cx, random, 1)),
     ("weight gradient", weight_gradient),
@@ -45,6 +45,7 @@ const KERNELS: [(&str, Case); 18] = [
     ("factored update", factored),
     ("AdamW update", adam),
     ("AdamW update in 8 bits", adam8),
+    ("Prodigy and averaged weights", averaged),
     ("momentum in few bits", momentum),
     ("applied update", applied),
     ("nearest centroids and sums", centroids),
@@ -279,6 +280,19 @@ fn adam8(cx: &Context, random: &Random) -> Vec<u32> {
         seen.extend(bits(&g));
     }
     seen.into_iter().chain(stored(&m)).chain(stored(&v)).collect()
+}
+
+fn averaged(cx: &Context, random: &Random) -> Vec<u32> {
+    let len = 1 + random.below(0, 300);
+    let [mut g, w, start, mut x] = [0, 1, 2, 3].map(|block| random.floats(block, len));
+    let (mut m, mut v, mut s) = (vec![0.0; len], vec![0.0; len], vec![0.0; len]);
+    let with = update::Prodigy { beta1: 0.9, beta2: 0.99, distance: 0.3, weight: 1.5, eps: 1e-8 };
+    let state = update::Prodigal { m: &mut m, v: &mut v, s: &mut s, start: &start };
+    let sums = update::prodigy(cx, &mut g, &w, state, with);
+    let mut between = vec![0.0; len];
+    update::average(cx, &mut between, &g, &mut x, update::Average { share: 0.3, kept: 0.9 });
+    let seen = [g, m, v, s, between, x].concat();
+    seen.iter().map(|x| x.to_bits()).chain(sums.map(|sum| (sum as f32).to_bits())).collect()
 }
 
 fn momentum(cx: &Context, random: &Random) -> Vec<u32> {

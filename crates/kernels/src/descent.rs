@@ -231,6 +231,44 @@ pub fn round(cx: &Context, from: &[f32], noise: &Stream, to: &mut Packed) {
     });
 }
 
+/// Adds a matrix, rounded by chance to a step up, none, or a step down, to counts of these steps: to `to`, digits
+/// whose rows have a step each. The `first` of several makes counts zero and a step 2.5 standard deviations of its
+/// row; what is beyond a step counts as one. Counts of as many matrices as digits have levels above zero are exact.
+///
+/// # Panics
+/// The sizes do not fit together, or `to` has no levels.
+pub fn accumulate(cx: &Context, from: &[f32], noise: &Stream, first: bool, to: &mut Packed) {
+    let [rows, cols] = to.shape();
+    assert_eq!(from.len(), rows * cols);
+    assert!(to.format().largest().is_some() && to.steps().len() == rows, "counts by rows");
+    if from.is_empty() {
+        return;
+    }
+    let (format, len) = (to.format(), to.row_len());
+    let (bytes, steps) = to.parts();
+    let (bytes, steps) = (Parts::new(bytes, len), Parts::new(steps, 1));
+    cx.each(rows, Desk::len(cols), |row, desk| {
+        // SAFETY: every part goes to one task.
+        let (bytes, unit) = unsafe { (bytes.get(row), steps.get(row)) };
+        let (tier, desk, from) = (cx.tier(), Desk::new(desk, cols), &from[row * cols..][..cols]);
+        noise::fill(tier, noise, first_block(row, cols), desk.noise);
+        // A row that was zero so far has no step yet.
+        let begins = first || unit[0] == 0.0;
+        if begins {
+            let deviation = (f64::from(square_sum(tier, from)) / cols as f64).sqrt();
+            unit[0] = step((MOMENT_RANGE * deviation) as f32);
+        }
+        let inverse = if unit[0] > 0.0 { 1.0 / unit[0] } else { 0.0 };
+        desk.old.fill(0.0);
+        to_levels(tier, desk.old, from, 1.0, -inverse, desk.noise, 1.0, desk.new);
+        if !begins {
+            load(tier, format, bytes, desk.old, desk.levels);
+            desk.new.iter_mut().zip(&*desk.old).for_each(|(count, before)| *count += before);
+        }
+        store_levels(tier, desk.new, format, bytes, desk.levels, desk.digits);
+    });
+}
+
 /// The first block of random bits of a row.
 pub(crate) fn first_block(row: usize, cols: usize) -> u64 {
     (row * cols.div_ceil(RUN) * noise::SIDE) as u64

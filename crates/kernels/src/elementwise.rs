@@ -47,6 +47,25 @@ pub fn sum(cx: &Context, x: &[f32]) -> f64 {
     block_sums(cx, x, plain_sum)
 }
 
+/// `Σ x·y`, in the same blocks.
+///
+/// # Panics
+/// The lengths differ.
+pub fn dot(cx: &Context, x: &[f32], y: &[f32]) -> f64 {
+    assert_eq!(x.len(), y.len());
+    let count = x.len().div_ceil(BLOCK);
+    cx.with_floats(count, |sums| {
+        cx.chunks(sums, 4, |first, sums| {
+            for (at, sum) in sums.iter_mut().enumerate() {
+                let start = (4 * first + at) * BLOCK;
+                let block = start..x.len().min(start + BLOCK);
+                *sum = product_sum(cx.tier(), &x[block.clone()], &y[block]);
+            }
+        });
+        sums.iter().copied().map(f64::from).sum()
+    })
+}
+
 /// `Σ |x|`, in the blocks and lanes that `trit::ternary::absmean` defines.
 pub fn sum_abs(cx: &Context, x: &[f32]) -> f64 {
     block_sums(cx, x, abs_sum)
@@ -84,6 +103,12 @@ fn block_sums(cx: &Context, x: &[f32], sum: impl Fn(crate::Tier, &[f32]) -> f32 
 tiered! {
     fn square_sum(x: &[f32]) -> f32 {
         lanes::dot(x, x)
+    }
+}
+
+tiered! {
+    fn product_sum(x: &[f32], y: &[f32]) -> f32 {
+        lanes::dot(x, y)
     }
 }
 

@@ -1,13 +1,17 @@
 //! Optimizer loops: gradients become updates in place, updates are applied to weights.
 
 mod adam8;
+mod average;
 mod momentum;
 mod orthogonal;
+mod prodigy;
 
 pub use adam8::{BLOCK, adam8};
+pub use average::{Average, average};
 pub use momentum::{Momentum, momentum, momentum_packed};
 pub(crate) use orthogonal::orthogonal_room;
 pub use orthogonal::orthogonalize;
+pub use prodigy::{Prodigal, Prodigy, prodigy};
 
 use crate::{
     Context, elementwise,

@@ -6,7 +6,7 @@ use common::assert_close;
 use tritrain_kernels::{
     Context, Tier,
     packed::Packed,
-    update::{self, Adam, BLOCK, Momentum},
+    update::{self, Adam, Average, BLOCK, Momentum, Prodigal, Prodigy},
 };
 use tritrain_trit::{format::Format, rng::Stream};
 
@@ -80,6 +80,67 @@ fn lion_signum_and_nesterov_equal_their_formulas() {
         }
         assert_close(&found[gradients.len() * N..], &m, 1e-6, "mean");
     }
+}
+
+#[test]
+fn prodigy_equals_its_formulas() {
+    const N: usize = 40_003;
+    let with = Prodigy { beta1: 0.9, beta2: 0.99, distance: 0.3, weight: 1.7, eps: 1e-8 };
+    let (w, start) = (normal(8, N), normal(9, N));
+    let gradients: Vec<_> = (0..3).map(|step| normal(step, N)).collect();
+    let found = same_everywhere(|cx| {
+        let (mut m, mut v, mut s, mut all) = (vec![0.0; N], vec![0.0; N], vec![0.0; N], Vec::new());
+        for g in &gradients {
+            let mut g = g.clone();
+            let state = Prodigal { m: &mut m, v: &mut v, s: &mut s, start: &start };
+            let sums = update::prodigy(cx, &mut g, &w, state, with);
+            all.extend(sums.map(|sum| sum as f32));
+            all.extend(g);
+        }
+        all
+    });
+    let (beta1, beta2, distance) = (f64::from(with.beta1), f64::from(with.beta2), f64::from(with.distance));
+    let (mut m, mut v, mut s) = (vec![0.0; N], vec![0.0; N], vec![0.0; N]);
+    for (step, g) in gradients.iter().enumerate() {
+        let g: Vec<f64> = g.iter().copied().map(f64::from).collect();
+        let (mut sums, mut u) = ([0.0; 2], vec![0.0; N]);
+        for i in 0..N {
+            s[i] = beta2.sqrt() * s[i] + f64::from(with.weight) * g[i];
+            sums[0] += f64::from(with.weight) * g[i] * f64::from(start[i] - w[i]);
+            sums[1] += s[i].abs();
+            m[i] = beta1 * m[i] + (1.0 - beta1) * distance * g[i];
+            v[i] = beta2 * v[i] + (1.0 - beta2) * (distance * g[i]).powi(2);
+            u[i] = distance * m[i] / (v[i].sqrt() + distance * 1e-8);
+        }
+        let found = &found[step * (N + 2)..][..N + 2];
+        // Products of both signs nearly cancel: their sum is as exact as their sizes allow.
+        let size = (N as f64).sqrt() * f64::from(with.weight);
+        assert!((f64::from(found[0]) - sums[0]).abs() < 1e-5 * size, "{} and {}", found[0], sums[0]);
+        assert_close(&found[1..2], &sums[1..], 1e-5, "magnitudes");
+        assert_close(&found[2..], &u, 1e-5, &format!("step {step}"));
+    }
+}
+
+#[test]
+fn averages_equal_their_formulas() {
+    const N: usize = 40_003;
+    let (z, before) = (normal(1, N), normal(2, N));
+    let found = same_everywhere(|cx| {
+        let (mut w, mut x) = (vec![f32::NAN; N], before.clone());
+        update::average(cx, &mut w, &z, &mut x, Average { share: 0.25, kept: 0.9 });
+        // Without a share for the point nothing moves, to the last bit.
+        let mut again = w.clone();
+        let mean = x.clone();
+        update::average(cx, &mut again, &z, &mut x, Average { share: 0.0, kept: 0.9 });
+        assert!(again == w && mean == x);
+        [w, x].concat()
+    });
+    let wide = |x: &[f32]| x.iter().copied().map(f64::from).collect::<Vec<f64>>();
+    let (z, before) = (wide(&z), wide(&before));
+    let x: Vec<f64> = z.iter().zip(&before).map(|(z, x)| 0.75 * x + 0.25 * z).collect();
+    let w: Vec<f64> = z.iter().zip(&x).map(|(z, x)| f64::from(0.9f32) * (x - z) + z).collect();
+    assert_close(&found[..N], &w, 1e-6, "weights");
+    assert_close(&found[N..], &x, 1e-6, "means");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use tritrain_kernels::{
     Context, Floats, Tier,
-    descent::{Descent, Pace, REPORT, RowReport, Scratch, Weights, descend},
+    descent::{Descent, Pace, REPORT, RowReport, Scratch, Weights, accumulate, descend},
     packed::{Codes, Packed},
     ternary::{Panels, pack},
 };
@@ -219,5 +219,49 @@ fn a_direction_that_is_no_number_moves_nothing() {
         let [first, second] = [0, 1].map(|row| RowReport::read(reports.as_chunks().0[row]));
         assert!(first.bounded == 1.0 && first.applied == 0.0 && second.bounded == 0.0);
         assert!(after.iter().all(|w| w.is_finite()));
+    }
+}
+
+#[test]
+fn counts_add_up_exactly_and_are_right_in_the_mean() {
+    const DRAWS: u64 = 400;
+    let (rows, cols, format) = (3, 67, Format::Trits(2));
+    let mut gradients: Vec<Vec<f32>> = (0..4).map(|part| normal(part, rows * cols, 0.01)).collect();
+    // A row whose first part is zero takes its step from the second.
+    gradients[0][cols..2 * cols].fill(0.0);
+    let mut first: Option<Vec<Vec<f32>>> = None;
+    for (tier, threads) in Tier::available().into_iter().flat_map(|tier| [(tier, 1), (tier, 3)]) {
+        let cx = Context::new(tier, threads).unwrap();
+        let mut sums = vec![0.0; rows * cols];
+        let mut steps = vec![0.0; rows];
+        let mut seen = Vec::new();
+        for draw in 0..DRAWS {
+            let mut counts = Packed::zeros(format, rows, cols, true);
+            let mut before = vec![0.0; rows * cols];
+            for (part, gradient) in (0..).zip(&gradients) {
+                accumulate(&cx, gradient, &Stream::new(draw, 1, part << 32), part == 0, &mut counts);
+                let after = unpacked(&cx, &counts);
+                let kept = |row: usize| counts.steps()[row];
+                for (at, (before, after)) in before.iter().zip(&after).enumerate() {
+                    // Nothing, or a step up or down, to the last bit: steps are bf16.
+                    let row = at / cols;
+                    let moved = if kept(row) > 0.0 { (after - before) / kept(row) } else { 0.0 };
+                    assert!([-1.0, 0.0, 1.0].contains(&moved), "part {part}, number {at}: {moved}");
+                }
+                before = after;
+            }
+            steps.copy_from_slice(counts.steps());
+            sums.iter_mut().zip(&before).for_each(|(sum, x)| *sum += f64::from(*x) / DRAWS as f64);
+            seen.push(before);
+        }
+        for (at, mean) in sums.iter().enumerate() {
+            let step = f64::from(steps[at / cols]);
+            let part = |gradient: &Vec<f32>| f64::from(gradient[at]).clamp(-step, step);
+            let exact: f64 = gradients.iter().map(part).sum();
+            // Four draws of a step or none, four hundred times.
+            let deviation = step * (gradients.len() as f64 / 4.0 / DRAWS as f64).sqrt();
+            assert!((mean - exact).abs() < 6.0 * deviation, "number {at}: {mean} for {exact}");
+        }
+        assert!(first.get_or_insert_with(|| seen.clone()) == &seen, "{tier:?}, {threads} threads");
     }
 }
