@@ -58,7 +58,7 @@ pub fn step(
     shape.check()?;
     let backend = Cpu::new(shape.threads)?;
     let backend = if profile { backend.profiled() } else { backend };
-    let setup = Setup { vocab: shape.vocab, batch: shape.batch, recompute, seed: SEED };
+    let setup = Setup { vocab: shape.vocab, batch: shape.batch, passes: 1, recompute, seed: SEED };
     let mut learner = Learner::new(&backend, &shape.model, optim, setup, &|id| shape.weights(id));
     let rates = Rates { matrices: optim.rate, embedding: optim.embedding_rate, radius: optim.bound() };
     let count = shape.batch * shape.model.context;

@@ -347,7 +347,7 @@ fn step<'a>(cpu: &'a Cpu, shape: &'a ModelShape) -> Work<'a> {
     let Sizes { tokens, dim, ffn, vocab, .. } = shape.into();
     let model = &shape.model;
     let optim = OptimConfig::default();
-    let setup = Setup { vocab, batch: shape.batch, recompute: false, seed: SEED };
+    let setup = Setup { vocab, batch: shape.batch, passes: 1, recompute: false, seed: SEED };
     let mut learner = Learner::new(cpu, model, &optim, setup, &|id| shape.weights(id));
     let (inputs, targets) = (shape.tokens(tokens, 0), shape.tokens(tokens, 1));
     let rates = Rates { matrices: optim.rate, embedding: optim.embedding_rate, radius: optim.bound() };

@@ -115,7 +115,7 @@ pub(crate) struct MetaTrain {
     pub(crate) threads: usize,
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
+#[derive(Clone, Copy, Debug, ValueEnum, PartialEq, Eq)]
 pub(crate) enum ControllerName {
     /// The schedule alone.
     Off,
@@ -125,11 +125,21 @@ pub(crate) enum ControllerName {
     Learned,
     /// Chance.
     Random,
+    /// Instead of a controller and a cosine, averaged weights.
+    ScheduleFree,
+    /// Instead of a controller, a direction that finds the size of its steps; factors multiply that.
+    Prodigy,
 }
 
 impl ControllerName {
-    pub(crate) const ALL: [ControllerName; 4] =
-        [ControllerName::Off, ControllerName::Rule, ControllerName::Learned, ControllerName::Random];
+    pub(crate) const ALL: [ControllerName; 6] = [
+        ControllerName::Off,
+        ControllerName::Rule,
+        ControllerName::Learned,
+        ControllerName::Random,
+        ControllerName::ScheduleFree,
+        ControllerName::Prodigy,
+    ];
 }
 
 #[derive(Debug, ClapArgs)]
@@ -143,7 +153,7 @@ pub(crate) struct BenchController {
     /// Seeds, from 1.
     #[arg(long, default_value_t = 3)]
     pub(crate) seeds: u64,
-    /// Controllers to compare, as in optim.controller.
+    /// What to compare: controllers, as in optim.controller, and what others do about the rate.
     #[arg(long, value_enum, num_args = 1.., default_values_t = ControllerName::ALL)]
     pub(crate) controllers: Vec<ControllerName>,
     /// Runs side by side; 0 takes every core. The result does not depend on it.

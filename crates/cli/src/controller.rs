@@ -6,7 +6,7 @@ use serde::Serialize;
 use tritrain_backend::Cpu;
 use tritrain_data::{Corpus, PlanKind};
 use tritrain_files::Disk;
-use tritrain_optim::ControllerKind;
+use tritrain_optim::{ControllerKind, DirectionKind, OptimConfig, ScheduleKind};
 use tritrain_train::{Check, Config, FOUND, Meta, MetaOptions, Proxy, Signals, losses};
 
 use crate::{
@@ -70,12 +70,31 @@ fn checked(name: &str, check: &Check) -> String {
     )
 }
 
-fn kind(name: ControllerName) -> (&'static str, ControllerKind) {
+/// The name of a contestant; makes `optim`, without a controller, one with it.
+fn contestant(name: ControllerName, optim: &mut OptimConfig) -> &'static str {
     match name {
-        ControllerName::Off => ("off", ControllerKind::Off),
-        ControllerName::Rule => ("rule", ControllerKind::Rule),
-        ControllerName::Learned => ("learned", ControllerKind::Learned),
-        ControllerName::Random => ("random", ControllerKind::Random),
+        ControllerName::Off => "off",
+        ControllerName::Rule => {
+            optim.controller = ControllerKind::Rule;
+            "rule"
+        }
+        ControllerName::Learned => {
+            optim.controller = ControllerKind::Learned;
+            "learned"
+        }
+        ControllerName::Random => {
+            optim.controller = ControllerKind::Random;
+            "random"
+        }
+        ControllerName::ScheduleFree => {
+            optim.schedule = ScheduleKind::Free;
+            "schedule-free"
+        }
+        ControllerName::Prodigy => {
+            optim.direction = DirectionKind::Prodigy;
+            (optim.rate, optim.rate_f32) = (1.0, 1.0);
+            "prodigy"
+        }
     }
 }
 
@@ -106,19 +125,22 @@ pub(crate) fn bench(args: &BenchController) -> Result<()> {
     base.data.paths = args.data.iter().map(|path| path.display().to_string()).collect();
     let backends = backends(args.threads)?;
     let corpus = corpus(&base, &backends[0], &args.out)?;
-    let proxy = |seed: u64, kind: ControllerKind, factor: f32| {
+    base.optim.controller = ControllerKind::Off;
+    let weights = std::mem::take(&mut base.optim.controller_weights);
+    let proxy = |seed: u64, name: ControllerName, factor: f32| {
         let mut config = base.clone();
-        (config.run.seed, config.optim.controller) = (seed, kind);
+        config.run.seed = seed;
+        contestant(name, &mut config.optim);
         config.optim.rate *= factor;
         config.optim.rate_f32 *= factor;
         config.optim.embedding_rate *= factor;
-        if kind != ControllerKind::Learned {
-            config.optim.controller_weights.clear();
+        if name == ControllerName::Learned {
+            config.optim.controller_weights.clone_from(&weights);
         }
         Proxy { corpus: &corpus, config, network: None }
     };
     let seeds = 1..=args.seeds.max(1);
-    let fixed = seeds.clone().flat_map(|seed| FIXED.map(|factor| proxy(seed, ControllerKind::Off, factor)));
+    let fixed = seeds.clone().flat_map(|seed| FIXED.map(|factor| proxy(seed, ControllerName::Off, factor)));
     let fixed = losses(&backends, &fixed.collect::<Vec<_>>())?;
     let fixed: Vec<&[f64]> = fixed.chunks_exact(FIXED.len()).collect();
     let least = |losses: &&[f64]| losses.iter().copied().fold(f64::INFINITY, f64::min);
@@ -129,16 +151,17 @@ pub(crate) fn bench(args: &BenchController) -> Result<()> {
     }
     let mut rows = Vec::new();
     show::line("percent over the best fixed rate, mean (largest) over seeds, by factor of the base rate:")?;
-    show::line(&format!("{:8}{:>16}{:>16}{:>16}{:>16}{:>16}", "", "1/16", "1/4", "1", "4", "16"))?;
-    for (name, kind) in args.controllers.iter().map(|name| kind(*name)) {
-        let found = if kind == ControllerKind::Off {
+    show::line(&format!("{:14}{:>16}{:>16}{:>16}{:>16}{:>16}", "", "1/16", "1/4", "1", "4", "16"))?;
+    for &name in &args.controllers {
+        let found = if name == ControllerName::Off {
             // Every other fixed rate is one of the factors.
             (0..FACTORS.len()).flat_map(|at| fixed.iter().map(move |losses| losses[2 * at])).collect()
         } else {
-            let of = |factor: &f32| seeds.clone().map(|seed| proxy(seed, kind, *factor)).collect::<Vec<_>>();
+            let of = |factor: &f32| seeds.clone().map(|seed| proxy(seed, name, *factor)).collect::<Vec<_>>();
             losses(&backends, &FACTORS.iter().flat_map(of).collect::<Vec<_>>())?
         };
-        let mut line = format!("{name:8}");
+        let name = contestant(name, &mut OptimConfig::default());
+        let mut line = format!("{name:14}");
         for (factor, found) in FACTORS.into_iter().zip(found.chunks_exact(best.len())) {
             let over: Vec<f64> =
                 found.iter().zip(&best).map(|(loss, best)| 100.0 * (loss / best - 1.0)).collect();

@@ -20,6 +20,8 @@ pub enum DirectionKind {
     Signum,
     /// A mean of gradients, made orthogonal by products in f32 (Jordan et al., 2024); embeddings: factored.
     Muon,
+    /// AdamW that finds the size of its steps (Mishchenko and Defazio, 2306.06101): rates multiply it, as published by 1.
+    Prodigy,
 }
 
 /// How numbers of a ternary matrix are stored.
@@ -94,6 +96,8 @@ pub enum ScheduleKind {
     Wsd,
     /// Warm-up, then constant.
     Constant,
+    /// Warm-up, then constant; weights are an average in place of a first moment (Schedule-Free, 2405.15682).
+    Free,
 }
 
 /// Who adjusts learning rate and trust region while a run goes on.
@@ -144,6 +148,10 @@ pub struct OptimConfig {
     pub clusters: usize,
     /// Who adjusts rates and radius during the run: "off", "rule", "learned" (a network) or "random".
     pub controller: ControllerKind,
+    /// Every so many steps, compares what a step took off the loss of its own batch with what its gradient predicted,
+    /// and moves the radius by that, on top of the controller; 0 for never.
+    #[schemars(range(min = 0, max = 1_000_000_u64))]
+    pub feedback: u64,
     /// Weights of the learned controller, as `tritrain meta-train` writes them; empty takes those in the program.
     pub controller_weights: String,
     /// Momentum of the factored direction; 0 keeps no first moment.
@@ -163,7 +171,7 @@ pub struct OptimConfig {
     /// Where a spike begins, in standard deviations of the logarithm of the norm above its running mean.
     #[schemars(range(min = 0.5, max = 100.0))]
     pub spike_z: f32,
-    /// "cosine", "wsd" or "constant" learning rate after warm-up.
+    /// "cosine", "wsd", "constant" or "free" learning rate after warm-up.
     pub schedule: ScheduleKind,
     /// Share of the run spent warming up.
     #[schemars(range(min = 0.0, max = 1.0))]
@@ -187,10 +195,32 @@ impl OptimConfig {
     /// # Errors
     /// An option that would have no effect beside the others, and what to do.
     pub fn check(&self) -> Result<(), ConfigError> {
-        let adam = matches!(self.direction, DirectionKind::Adamw | DirectionKind::Adamw8);
+        let adam =
+            matches!(self.direction, DirectionKind::Adamw | DirectionKind::Adamw8 | DirectionKind::Prodigy);
         if adam && self.moment != StorageKind::F32 {
-            let reason = "has no effect on AdamW: leave it \"f32\", or set optim.direction to \"adamw8\"";
+            let reason =
+                "has no effect on AdamW and Prodigy: leave it \"f32\", or set optim.direction to \"adamw8\"";
             return Err(ConfigError { option: "moment", reason });
+        }
+        let free = self.schedule == ScheduleKind::Free;
+        let prodigy = self.direction == DirectionKind::Prodigy;
+        if free && !matches!(self.direction, DirectionKind::Adamw | DirectionKind::Factored) {
+            let reason = "\"free\" is for optim.direction \"factored\" or \"adamw\": set one of these";
+            return Err(ConfigError { option: "schedule", reason });
+        }
+        if self.feedback > 0 && (self.controller == ControllerKind::Off || self.radius <= 0.0) {
+            let reason =
+                "moves the radius of a controller: set optim.controller and optim.radius, or leave it 0";
+            return Err(ConfigError { option: "feedback", reason });
+        }
+        if (free || prodigy) && self.latent != StorageKind::F32 {
+            let reason = "is to be \"f32\" with optim.direction \"prodigy\" and optim.schedule \"free\"";
+            return Err(ConfigError { option: "latent", reason });
+        }
+        if prodigy && (self.radius > 0.0 || self.clusters > 1 || self.controller != ControllerKind::Off) {
+            let reason = "\"prodigy\" has no trust region, no clusters and no controller: \
+                          set optim.radius to 0, optim.clusters to 1 and optim.controller to \"off\"";
+            return Err(ConfigError { option: "direction", reason });
         }
         if !self.controller_weights.is_empty() && self.controller != ControllerKind::Learned {
             let reason = "is for the learned controller, and optim.controller is another: leave it \"\"";
@@ -224,6 +254,7 @@ impl Default for OptimConfig {
             radius: 0.0,
             clusters: 1,
             controller: ControllerKind::Off,
+            feedback: 0,
             controller_weights: String::new(),
             momentum: 0.5,
             beta1: 0.9,

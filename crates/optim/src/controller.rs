@@ -13,7 +13,10 @@
 //! So one decision stays within [1/4, 4] of a base that moves slowly; a base rate that is wrong by up to 16
 //! is made up for while the output keeps pointing there, and `m` itself stays within [1/64, 64]. The limits are
 //! wide in the first steps, while the schedule warms up: ten of them make up for 16, at 0.05 it would take 60.
-//! The second output is the log of the radius relative to the configured one, within ln 4.
+//! The second output is the log of the radius relative to the configured one, within ln 4. Where steps are
+//! [compared](Controller::hear) with what their gradients predicted, a factor for all clusters comes on top, as in
+//! methods with a trust region (Conn, Gould and Toint, 2000, section 6.1): down where a step took off less than a
+//! quarter of that, up where more than three quarters, within ln 4 either way.
 //!
 //! A decision is a function of this state and the signals. All of it is in checkpoints, the network included:
 //! a run goes on with the weights that it began with.
@@ -37,6 +40,8 @@ const HOME: f64 = 4.0 * std::f64::consts::LN_2;
 /// The most that the log of a multiplier moves in a step, and the share of the way to it that its home moves;
 /// in the first steps both are 1, 1/2, 1/3.. instead.
 const PACE: f64 = 0.05;
+/// `ln 1.25`: how far one comparison moves the radius.
+const TRUST: f64 = 0.223_143_551_314_209_76;
 /// Purpose of the random numbers drawn here, apart from those of tensors.
 const RANDOM: u32 = u32::from_be_bytes(*b"ctrl");
 
@@ -87,10 +92,6 @@ impl Track {
         self.log_home = home.clamp(-HOME, HOME);
         self.log_radius = REACH * radius;
     }
-
-    fn decision(&self) -> Decision {
-        Decision { log_multiplier: self.log_multiplier, log_radius: self.log_radius }
-    }
 }
 
 /// Who decides.
@@ -113,6 +114,18 @@ pub struct Controller {
     steps: u64,
     /// By cluster of rows.
     tracks: Vec<Track>,
+    /// Log of what comparisons have made of the radius.
+    #[serde(default)]
+    log_trust: f64,
+}
+
+/// What a step did to the loss of its own batch, in nats per token.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Reduction {
+    /// By its gradient, for the step as applied.
+    pub predicted: f64,
+    /// Loss before less loss after.
+    pub actual: f64,
 }
 
 impl Controller {
@@ -134,7 +147,7 @@ impl Controller {
             ControllerKind::Random => Policy::Random(seed),
         };
         let tracks = vec![Track::default(); clusters.max(1)];
-        Ok(Some(Controller { policy, history: History::default(), steps: 0, tracks }))
+        Ok(Some(Controller { policy, history: History::default(), steps: 0, tracks, log_trust: 0.0 }))
     }
 
     /// Takes in what a step measured; decides about the next one. `ratios` is for each cluster the norm of its
@@ -167,14 +180,37 @@ impl Controller {
         self.steps += 1;
     }
 
+    /// Moves the radius by what became of a step. One against its own gradient, as momentum may make it, tells
+    /// nothing.
+    pub fn hear(&mut self, reduction: &Reduction) {
+        let Reduction { predicted, actual } = *reduction;
+        if predicted > 0.0 && predicted.is_finite() {
+            let kept = actual / predicted;
+            // A loss that is no number any more counts as a bad step.
+            let by = if kept > 0.75 {
+                TRUST
+            } else if kept >= 0.25 {
+                0.0
+            } else {
+                -TRUST
+            };
+            self.log_trust = (self.log_trust + by).clamp(-REACH, REACH);
+        }
+    }
+
     /// The decision about each cluster for the next step.
     pub fn decisions(&self) -> impl Iterator<Item = Decision> {
-        self.tracks.iter().map(Track::decision)
+        self.tracks.iter().map(|track| self.decision(track))
     }
 
     /// The mean decision (of logs), for what is in no cluster.
     pub fn mean(&self) -> Decision {
-        self.mean_track().decision()
+        self.decision(&self.mean_track())
+    }
+
+    fn decision(&self, track: &Track) -> Decision {
+        let &Track { log_multiplier, log_radius, .. } = track;
+        Decision { log_multiplier, log_radius: log_radius + self.log_trust }
     }
 
     fn mean_track(&self) -> Track {
@@ -286,6 +322,29 @@ mod tests {
             }
             assert!((ratio / RATIO).ln().abs() < 0.01, "base {base}: {ratio}");
         }
+    }
+
+    #[test]
+    fn the_radius_follows_what_steps_keep_of_what_they_promise() {
+        let mut controller = controller(ControllerKind::Rule, 2);
+        let radius = |controller: &Controller| controller.mean().radius();
+        let good = Reduction { predicted: 0.1, actual: 0.09 };
+        let bad = Reduction { predicted: 0.1, actual: -0.05 };
+        controller.hear(&Reduction { predicted: 0.1, actual: 0.05 });
+        controller.hear(&Reduction { predicted: -0.1, actual: 0.05 });
+        controller.hear(&Reduction { predicted: f64::NAN, actual: 0.05 });
+        assert_eq!(radius(&controller), 1.0);
+        controller.hear(&bad);
+        assert!((radius(&controller) - 0.8).abs() < 1e-6);
+        controller.hear(&good);
+        assert!((radius(&controller) - 1.0).abs() < 1e-6, "what was done is undone");
+        (0..100).for_each(|_| controller.hear(&good));
+        assert!((radius(&controller) - 4.0).abs() < 1e-5);
+        (0..100).for_each(|_| controller.hear(&Reduction { predicted: 0.1, actual: f64::NAN }));
+        assert!((radius(&controller) - 0.25).abs() < 1e-6);
+        assert_eq!(controller.mean().multiplier(), 1.0, "rates are left alone");
+        let all: Vec<Decision> = controller.decisions().collect();
+        assert_eq!(all, [controller.mean(); 2]);
     }
 
     #[test]

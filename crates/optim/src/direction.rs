@@ -58,6 +58,7 @@ impl<B: Memory> Slot<B> {
         let Parameter { rows, cols, role, .. } = *parameter;
         let len = rows * cols;
         let kind = match (role, config.direction) {
+            (_, DirectionKind::Prodigy) => DirectionKind::Prodigy,
             (Role::Gain, _) => DirectionKind::Adamw,
             (Role::Embedding, DirectionKind::Muon) => DirectionKind::Factored,
             (_, direction) => direction,
@@ -77,6 +78,8 @@ impl<B: Memory> Slot<B> {
                 (state, if config.momentum > 0.0 { moment() } else { Moment::None })
             }
             DirectionKind::Lion | DirectionKind::Signum | DirectionKind::Muon => (State::Mean, moment()),
+            // What it keeps is for all tensors together.
+            DirectionKind::Prodigy => (State::Mean, Moment::None),
         };
         Slot { kind, state, moment, nothing: backend.floats(0) }
     }

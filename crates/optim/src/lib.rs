@@ -1,11 +1,13 @@
 //! From gradients to updated weights: directions, schedules, the controller, the guard against bad steps.
 
+mod average;
 mod clusters;
 mod config;
 mod controller;
 mod direction;
 mod guard;
 mod optimizer;
+mod prodigy;
 mod report;
 mod schedule;
 mod setback;
@@ -16,7 +18,9 @@ pub use config::{
     ConfigError, ControllerKind, DirectionKind, GradientKind, OptimConfig, ScheduleKind, SpikeKind,
     StorageKind,
 };
-pub use controller::{Controller, Decision, INPUTS, Network, NetworkError, OUTPUTS, RATIO, Signals, WEIGHTS};
+pub use controller::{
+    Controller, Decision, INPUTS, Network, NetworkError, OUTPUTS, RATIO, Reduction, Signals, WEIGHTS,
+};
 pub use guard::{Guard, Skip, Verdict};
 pub use optimizer::{Optimizer, Parameter, Part, Rates, Role, StateError};
 pub use report::Report;

@@ -5,9 +5,11 @@ use std::borrow::Cow;
 use tritrain_backend::{Apply, Backend, Descent, Memory, Pace, REPORT, Stream, Values, Weight};
 
 use crate::{
-    Admission, OptimConfig, Report, SpikeKind, Spikes, Steer,
+    Admission, DirectionKind, OptimConfig, Report, ScheduleKind, SpikeKind, Spikes, Steer,
+    average::Averages,
     clusters::Clusters,
     direction::{PartMut, Slot},
+    prodigy::Distances,
 };
 
 /// Learning rate of gains, as a share of that of matrices. Larger shares trained worse.
@@ -92,6 +94,10 @@ pub struct Optimizer<B: Memory> {
     config: OptimConfig,
     parameters: Vec<Parameter>,
     slots: Vec<Slot<B>>,
+    /// Of Prodigy.
+    distances: Option<Distances<B>>,
+    /// Of the free schedule.
+    averages: Option<Averages<B>>,
     spikes: Spikes,
     seed: u64,
     /// Updates begun, for bias corrections, decay of the second moments and random numbers.
@@ -121,14 +127,23 @@ impl<B: Memory> Optimizer<B> {
         ternary: bool,
         seed: u64,
     ) -> Optimizer<B> {
-        let slots = parameters.iter().map(|parameter| Slot::new(backend, config, parameter, ternary));
+        let mut config = config.clone();
+        let averages = (config.schedule == ScheduleKind::Free).then(|| {
+            // The mean of points takes the place of that of gradients.
+            let kept = std::mem::replace(&mut config.beta1, 0.0);
+            config.momentum = 0.0;
+            Averages::new(backend, &parameters, kept)
+        });
+        let prodigy = config.direction == DirectionKind::Prodigy;
+        let slots = parameters.iter().map(|parameter| Slot::new(backend, &config, parameter, ternary));
         let slots = slots.collect();
         let matrices = parameters.iter().filter(|parameter| parameter.role == Role::Matrix);
         let most = matrices.map(|parameter| parameter.rows).max().unwrap_or(0) * REPORT;
         let clusters = Clusters::new(&parameters, config.clusters);
         Optimizer {
-            config: config.clone(),
             slots,
+            distances: prodigy.then(|| Distances::new(backend, &parameters)),
+            averages,
             spikes: Spikes::new(parameters.len()),
             seed,
             updates: 0,
@@ -139,6 +154,7 @@ impl<B: Memory> Optimizer<B> {
             rows: backend.floats(most),
             rows_here: vec![0.0; most],
             parameters,
+            config,
         }
     }
 }
@@ -154,6 +170,20 @@ impl<B: Backend> Optimizer<B> {
         self.clusters.begin(backend, self.updates);
         self.admitted = Report::default();
         self.updates += 1;
+        if let Some(distances) = &mut self.distances {
+            distances.begin(backend, &self.config, self.updates == 1);
+        }
+    }
+
+    /// Makes `weights` those to train with; whether that changed any.
+    pub fn wake(&mut self, backend: &B, weights: &mut [Weight<B>]) -> bool {
+        let first = self.updates == 0;
+        self.averages.as_mut().is_some_and(|averages| averages.wake(backend, first, weights))
+    }
+
+    /// Makes `weights` those to use and to save, as long as no update begins; whether that changed any.
+    pub fn rest(&mut self, backend: &B, weights: &mut [Weight<B>]) -> bool {
+        self.averages.as_mut().is_some_and(|averages| averages.rest(backend, weights))
     }
 
     /// What [`Optimizer::admit`] and [`Optimizer::apply`] did since the update began.
@@ -179,9 +209,9 @@ impl<B: Backend> Optimizer<B> {
         self.steers.copy_from_slice(by_cluster);
     }
 
-    /// Random numbers for storing the gradient of tensor `id` in few bits.
-    pub fn gradient_noise(&self, id: usize) -> Stream {
-        Stream::new(self.seed, GRADIENT_NOISE | id as u32, self.updates)
+    /// Random numbers for storing the gradient of tensor `id` in few bits, in one of the passes of a step.
+    pub fn gradient_noise(&self, id: usize, pass: usize) -> Stream {
+        Stream::new(self.seed, GRADIENT_NOISE | id as u32, self.updates + ((pass as u64) << 32))
     }
 
     /// Whether a gradient that is not finite concerns its tensor alone.
@@ -223,11 +253,11 @@ impl<B: Backend> Optimizer<B> {
         Ok(())
     }
 
-    /// Turns the gradient of tensor `id` into its direction, in place.
+    /// Turns the gradient of tensor `id` at `weight` into its direction, in place.
     ///
     /// # Panics
     /// There is no such tensor, or no update began.
-    pub fn direct(&mut self, backend: &B, id: usize, grad: &mut B::Floats) {
+    pub fn direct(&mut self, backend: &B, id: usize, weight: &Weight<B>, grad: &mut B::Floats, rates: Rates) {
         let step = self.updates;
         assert!(step > 0, "an update begins before its directions");
         let parameter = &self.parameters[id];
@@ -237,6 +267,10 @@ impl<B: Backend> Optimizer<B> {
             let squares = &mut self.rows_here[..parameter.rows];
             backend.download(&self.rows, squares);
             self.clusters.gradient(id, squares, parameter.cols);
+        }
+        if let Some(distances) = &mut self.distances {
+            let at = (step == 1, rates.matrices);
+            return distances.direct(backend, &self.config, (id, weight), at, grad);
         }
         let noise = Stream::new(self.seed, MOMENT_NOISE | id as u32, step);
         self.slots[id].direct(backend, &self.config, parameter.rows, (step, noise), grad);
@@ -254,8 +288,25 @@ impl<B: Backend> Optimizer<B> {
         direction: &B::Floats,
         rates: Rates,
     ) {
+        let update = (self.updates, rates.matrices);
+        // While a point moves, it is where the weights are.
+        match self.averages.take() {
+            Some(mut averages) => {
+                let step = |point: &mut Weight<B>| self.step(backend, id, point, direction, rates);
+                averages.follow(backend, (id, weight), update, step);
+                self.averages = Some(averages);
+            }
+            None => self.step(backend, id, weight, direction, rates),
+        }
+    }
+
+    fn step(&mut self, backend: &B, id: usize, weight: &mut Weight<B>, direction: &B::Floats, rates: Rates) {
         let (parameter, decay) = (&self.parameters[id], self.config.weight_decay);
         let with = match parameter.role {
+            _ if self.distances.is_some() => {
+                let decay = if parameter.role == Role::Gain { 0.0 } else { decay };
+                Apply { rate: rates.matrices, decay }
+            }
             Role::Matrix => {
                 let pace = |steer: &Steer| Pace {
                     rate: rates.matrices * steer.rate,
@@ -282,7 +333,14 @@ impl<B: Backend> Optimizer<B> {
         backend.apply(weight.floats_mut(), direction, with);
     }
 
-    /// Names, shapes and places of the state, for a checkpoint.
+    /// Parts of the state that belong to no direction of a tensor.
+    fn shared_parts(&self) -> Vec<(String, [usize; 2], Part<'_, B>)> {
+        let distances = self.distances.as_ref().map(|distances| distances.parts(&self.parameters));
+        let averages = self.averages.as_ref().map(|averages| averages.parts(&self.parameters));
+        distances.into_iter().chain(averages).flatten().collect()
+    }
+
+    /// Names, shapes and places of the state, for a checkpoint; at rest.
     pub fn state(&self) -> Vec<(String, [usize; 2], Part<'_, B>)> {
         let tensors = self.parameters.iter().zip(&self.slots).flat_map(|(parameter, slot)| {
             let parts = slot.parts(parameter.rows, parameter.cols);
@@ -290,7 +348,7 @@ impl<B: Backend> Optimizer<B> {
         });
         let clusters = self.clusters.state().into_iter();
         let clusters = clusters.map(|(name, shape, values)| (name.to_owned(), shape, Part::Host(values)));
-        tensors.chain(clusters).collect()
+        tensors.chain(self.shared_parts()).chain(clusters).collect()
     }
 
     /// Restores a state after `updates` updates; `read` gives the tensor of a name.
@@ -321,6 +379,14 @@ impl<B: Backend> Optimizer<B> {
                     _ => return Err(StateError::Missing { name }),
                 }
             }
+        }
+        let named = self.shared_parts().into_iter().map(|(name, [rows, cols], _)| (name, rows * cols));
+        let named: Vec<_> = named.collect();
+        let places = self.distances.iter_mut().flat_map(Distances::places);
+        let places = places.chain(self.averages.iter_mut().flat_map(Averages::places));
+        for ((name, expected), place) in named.into_iter().zip(places) {
+            let found = read(&name);
+            backend.upload(&floats(found, name, expected)?, place);
         }
         for (name, [rows, cols], _) in self.clusters.state() {
             let host = floats(read(name), name.to_owned(), rows * cols)?;

@@ -11,7 +11,7 @@ pub fn rate_at(config: &OptimConfig, step: u64, steps: u64) -> f32 {
     }
     let last = f64::from(config.final_rate);
     let share = match config.schedule {
-        ScheduleKind::Constant => 1.0,
+        ScheduleKind::Constant | ScheduleKind::Free => 1.0,
         ScheduleKind::Cosine => {
             let done = (step - warmup) / (steps - warmup).max(1.0);
             last + (1.0 - last) * 0.5 * (1.0 + (std::f64::consts::PI * done).cos())

@@ -72,7 +72,7 @@ fn walk(config: &OptimConfig, steps: usize, random: &mut Uniform) -> f64 {
         let rates = Rates { matrices: random.power(-3.0, 0.3), embedding: 0.0, radius };
         optimizer.steer(&steers);
         optimizer.begin(&backend);
-        optimizer.direct(&backend, 0, &mut gradient);
+        optimizer.direct(&backend, 0, &weight, &mut gradient, rates);
         optimizer.apply(&backend, 0, &mut weight, &gradient, rates);
         bounded += optimizer.report().bounded;
         let after = numbers(&backend, &weight);

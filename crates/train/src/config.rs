@@ -8,7 +8,7 @@ mod write;
 pub use error::{ConfigError, Problem};
 pub use options::{Kind, OptionInfo, Section};
 
-use crate::run_config::RunConfig;
+use crate::{learner::MOST_PASSES, run_config::RunConfig};
 use read::Layers;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -16,7 +16,7 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use tritrain_data::DataConfig;
 use tritrain_model::ModelConfig;
-use tritrain_optim::OptimConfig;
+use tritrain_optim::{GradientKind, OptimConfig};
 
 /// Options that do not decide what is learnt: they may change when a run goes on.
 pub const FREE: [&str; 7] = [
@@ -194,6 +194,29 @@ impl Config {
         if experts > 0 && self.data.clusters.is_empty() && k > 0 && k != experts {
             let what = format!("run.experts = {experts}: data.clusters_k = {k} must be the same, or 0");
             fail("run.experts".into(), what);
+        }
+        let (batch, micro_batch, passes) = (self.run.batch, self.run.micro_batch, self.run.passes());
+        if micro_batch > 0 && batch % micro_batch != 0 {
+            let what =
+                format!("run.micro_batch = {micro_batch}: expected a divisor of run.batch = {batch}, or 0");
+            fail("run.micro_batch".into(), what);
+        }
+        match self.optim.gradient {
+            GradientKind::Trits if passes > MOST_PASSES => {
+                let what = format!(
+                    "run.micro_batch = {micro_batch} makes {passes} passes of a batch of {batch}: \
+                     optim.gradient = \"trits\" adds up at most {MOST_PASSES}"
+                );
+                fail("run.micro_batch".into(), what);
+            }
+            GradientKind::None if passes > 1 => {
+                let what = format!(
+                    "run.micro_batch = {micro_batch}: gradients of {passes} passes need a place to add up, and \
+                     optim.gradient = \"none\" has none: set it to \"trits\" or \"f32\""
+                );
+                fail("run.micro_batch".into(), what);
+            }
+            _ => {}
         }
         if let Err(error) = self.optim.check() {
             fail(format!("optim.{}", error.option), error.to_string());

@@ -1,8 +1,13 @@
 //! What learns, without the files around it: a model, its optimizer and the buffers of a step.
 
-use tritrain_backend::{Backend, Format, Memory, Values, Weight};
-use tritrain_model::{Activations, Keep, Layout, Model, ModelConfig, Sink, TensorKind, TensorSpec, Use};
-use tritrain_optim::{GradientKind, OptimConfig, Optimizer, Parameter, Rates, Report, Role, Skip};
+mod gradients;
+
+use tritrain_backend::{Backend, Values};
+use tritrain_model::{Activations, Keep, Layout, Model, ModelConfig, TensorKind, Use};
+use tritrain_optim::{GradientKind, OptimConfig, Optimizer, Parameter, Rates, Reduction, Report, Role, Skip};
+
+use gradients::{Gathering, finite};
+pub(crate) use gradients::{Gradients, MOST_PASSES};
 
 /// Sizes of what learns, and where its random numbers come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -11,6 +16,9 @@ pub struct Setup {
     pub vocab: usize,
     /// Sequences of one context in a batch.
     pub batch: usize,
+    /// Passes through the model that a batch takes, as many sequences in each; see
+    /// [`RunConfig::micro_batch`](crate::RunConfig::micro_batch).
+    pub passes: usize,
     /// As [`RunConfig::recompute`](crate::RunConfig::recompute).
     pub recompute: bool,
     /// Of the numbers that rounding draws.
@@ -23,6 +31,8 @@ pub struct Learner<B: Backend> {
     pub(crate) optimizer: Optimizer<B>,
     pub(crate) activations: Activations<B>,
     gradients: Gradients<B>,
+    /// Losses of all tokens of the last batch, where they do not stay among the activations.
+    losses: Vec<f32>,
 }
 
 /// What a step measured.
@@ -36,19 +46,16 @@ pub struct Measured {
     pub direction_norm: f32,
     /// What became of the matrices.
     pub report: Report,
+    /// What became of the loss, where that was [asked](Learner::watch).
+    pub reduction: Option<Reduction>,
 }
-
-/// Places in the buffer that a step reads back.
-const LOSS: usize = 0;
-const DIRECTION: usize = 1;
-/// The square of the gradient of the first tensor, then of the others.
-const GRADIENTS: usize = 2;
 
 impl<B: Backend> Learner<B> {
     /// A model with the given weights, one tensor of the layout at a time.
     ///
     /// # Panics
-    /// The weights do not have the layout's shapes.
+    /// The weights do not have the layout's shapes; later, where passes do not divide the batch, or are several and
+    /// gradients of matrices are kept nowhere.
     pub fn new<'a>(
         backend: &B,
         config: &ModelConfig,
@@ -63,11 +70,12 @@ impl<B: Backend> Learner<B> {
         let model = Model::new(backend, config, setup.vocab, weights, purpose);
         let layout = model.layout();
         let keep = if setup.recompute { Keep::Inputs } else { Keep::Everything };
-        let parameters = parameters(layout);
+        let (parameters, passes, watches) = (parameters(layout), setup.passes.max(1), optim.feedback > 0);
         Learner {
             optimizer: Optimizer::new(backend, optim, parameters, layout.ternary, setup.seed),
-            activations: Activations::new(backend, config, setup.batch, config.context, keep),
-            gradients: Gradients::new(backend, layout, optim.gradient),
+            activations: Activations::new(backend, config, setup.batch / passes, config.context, keep),
+            gradients: Gradients::new(backend, layout, optim.gradient, (passes, watches)),
+            losses: vec![0.0; if passes > 1 || watches { setup.batch * config.context } else { 0 }],
             model,
         }
     }
@@ -97,7 +105,9 @@ impl<B: Backend> Learner<B> {
         targets: &[u32],
         rates: Rates,
     ) -> Result<Measured, Skip> {
-        backend.run(|| self.learn(backend, inputs, targets, rates))
+        let outcome = backend.run(|| self.learn(backend, inputs, targets, rates));
+        self.gradients.watched = false;
+        outcome
     }
 
     fn learn(
@@ -107,26 +117,64 @@ impl<B: Backend> Learner<B> {
         targets: &[u32],
         rates: Rates,
     ) -> Result<Measured, Skip> {
-        let Learner { model, optimizer, activations, gradients } = self;
-        backend.clear(&mut gradients.statistics);
-        let mut gathering = Gathering { gradients, optimizer, rates };
-        model.head_gradients(backend, activations, inputs, targets, &mut gathering);
-        backend.sum(activations.losses(), &mut gathering.gradients.statistics, LOSS);
-        if gathering.gradients.kind == GradientKind::None {
-            // The first matrix moves as soon as its gradient is there.
-            gathering.gradients.read(backend);
-            finite(gathering.gradients.here[LOSS], Skip::Loss)?;
-            gathering.optimizer.begin(backend);
+        let Learner { model, optimizer, activations, gradients, losses } = self;
+        if optimizer.wake(backend, model.weights_mut()) {
+            model.refresh(backend);
         }
-        model.block_gradients(backend, activations, &mut gathering);
+        gradients.begin(backend);
+        let tokens = activations.tokens();
+        assert_eq!(inputs.len(), tokens * gradients.passes, "tokens of a batch");
+        let passes = || inputs.chunks_exact(tokens).zip(targets.chunks_exact(tokens));
+        for (pass, (inputs, targets)) in passes().enumerate() {
+            let mut gathering =
+                Gathering { gradients: &mut *gradients, optimizer: &mut *optimizer, rates, pass };
+            model.head_gradients(backend, activations, inputs, targets, &mut gathering);
+            gathering.gradients.add_losses(backend, activations.losses());
+            if let Some(losses) = losses.chunks_exact_mut(tokens).nth(pass) {
+                backend.download(activations.losses(), losses);
+            }
+            if gathering.gradients.kind == GradientKind::None {
+                // The first matrix moves as soon as its gradient is there.
+                finite(gathering.gradients.loss, Skip::Loss)?;
+                gathering.optimizer.begin(backend);
+            }
+            model.block_gradients(backend, activations, &mut gathering);
+            gradients.gather(backend, pass);
+        }
         let loss = self.gradients.finish(backend, &mut self.optimizer, self.model.weights_mut(), rates);
         // Also where the step is left: some matrices may have moved.
         self.model.refresh(backend);
         let loss = loss? / inputs.len() as f32;
         self.gradients.read(backend);
+        let predicted = self.gradients.predicted();
+        let reduction = self.gradients.watched.then(|| {
+            self.gradients.loss = 0.0;
+            for (inputs, targets) in passes() {
+                self.model.evaluate(backend, &mut self.activations, inputs, targets);
+                self.gradients.add_losses(backend, self.activations.losses());
+            }
+            let after = self.gradients.loss / inputs.len() as f32;
+            Reduction { predicted, actual: f64::from(loss) - f64::from(after) }
+        });
         let gradient_norm = self.gradients.norm(self.optimizer.guards());
-        let direction_norm = self.gradients.here[DIRECTION].sqrt();
-        Ok(Measured { loss, gradient_norm, direction_norm, report: self.optimizer.report() })
+        let direction_norm = self.gradients.direction_norm();
+        Ok(Measured { loss, gradient_norm, direction_norm, report: self.optimizer.report(), reduction })
+    }
+
+    /// Makes the weights those that are to be used and saved, until the next step.
+    pub fn rest(&mut self, backend: &B) {
+        if self.optimizer.rest(backend, self.model.weights_mut()) {
+            self.model.refresh(backend);
+        }
+    }
+
+    /// Lets the next step compare what it takes off the loss of its batch with what its gradient predicts, which
+    /// costs a forward pass.
+    ///
+    /// # Panics
+    /// That step does, where `optim.feedback` is 0: there is no room for it.
+    pub fn watch(&mut self) {
+        self.gradients.watched = true;
     }
 
     /// Multiplies the gradients of the steps to come.
@@ -140,187 +188,11 @@ impl<B: Backend> Learner<B> {
     /// # Panics
     /// `losses` has another length.
     pub fn losses(&self, backend: &B, losses: &mut [f32]) {
-        backend.download(self.activations.losses(), losses);
-    }
-}
-
-/// Gradients until they are applied.
-pub(crate) struct Gradients<B: Memory> {
-    /// Where those of matrices are kept: in f32 unless the model is ternary.
-    kind: GradientKind,
-    /// By tensor; without numbers for matrices that are kept otherwise.
-    floats: Vec<B::Floats>,
-    /// The tensors whose gradients lie there.
-    own: Vec<usize>,
-    /// By tensor, of matrices that are kept in few bits.
-    packed: Vec<Option<B::Packed>>,
-    /// That of the matrix at hand, where matrices have no place of their own.
-    shared: B::Floats,
-    /// Numbers of every matrix, none for other tensors.
-    matrices: Vec<Option<usize>>,
-    /// Tensors that stay as they are in this step.
-    left: Vec<bool>,
-    /// The loss, and squares of directions and gradients.
-    statistics: B::Floats,
-    /// The same as last read back.
-    here: Vec<f32>,
-    /// What tests multiply the gradients of the next step by.
-    #[cfg(test)]
-    fault: f32,
-}
-
-impl<B: Memory> Gradients<B> {
-    pub(crate) fn new(backend: &B, layout: &Layout, kind: GradientKind) -> Gradients<B> {
-        let kind = if layout.ternary { kind } else { GradientKind::F32 };
-        let is_matrix = |spec: &TensorSpec| spec.kind == TensorKind::Matrix;
-        let is_own = |spec: &TensorSpec| !is_matrix(spec) || kind == GradientKind::F32;
-        let specs = &layout.specs;
-        let packed = specs.iter().map(|spec| {
-            let stored = is_matrix(spec) && kind == GradientKind::Trits;
-            stored.then(|| backend.packed(Format::Trits(1), spec.rows, spec.cols, true))
-        });
-        let largest = specs.iter().filter(|spec| !is_own(spec)).map(TensorSpec::len).max();
-        let sizes = specs.iter().map(|spec| if is_own(spec) { spec.len() } else { 0 });
-        Gradients {
-            kind,
-            floats: sizes.map(|len| backend.floats(len)).collect(),
-            own: (0..specs.len()).filter(|id| is_own(&specs[*id])).collect(),
-            packed: packed.collect(),
-            shared: backend.floats(largest.unwrap_or(0)),
-            matrices: specs.iter().map(|spec| is_matrix(spec).then(|| spec.len())).collect(),
-            left: vec![false; specs.len()],
-            statistics: backend.floats(GRADIENTS + specs.len()),
-            here: vec![0.0; GRADIENTS + specs.len()],
-            #[cfg(test)]
-            fault: 1.0,
+        match self.losses.is_empty() {
+            true => backend.download(self.activations.losses(), losses),
+            false => losses.copy_from_slice(&self.losses),
         }
     }
-}
-
-impl<B: Backend> Gradients<B> {
-    /// Waits for the statistics.
-    fn read(&mut self, backend: &B) {
-        backend.download(&self.statistics, &mut self.here);
-    }
-
-    /// Norm of all gradients that were read; with `finite`, of the finite ones, if there are any.
-    fn norm(&self, finite: bool) -> f32 {
-        let squares = self.here[GRADIENTS..].iter().map(|square| f64::from(*square));
-        let all: f64 = squares.clone().sum();
-        if all.is_finite() || !finite || squares.clone().all(|square| !square.is_finite()) {
-            return all.sqrt() as f32;
-        }
-        squares.filter(|square| square.is_finite()).sum::<f64>().sqrt() as f32
-    }
-
-    /// Directs and applies the matrix `id`, whose gradient is the shared one and its norm read; not where it is
-    /// not finite.
-    fn move_shared(
-        &mut self,
-        backend: &B,
-        optimizer: &mut Optimizer<B>,
-        id: usize,
-        weight: &mut Weight<B>,
-        rates: Rates,
-    ) {
-        if !optimizer.admit(backend, id, self.here[GRADIENTS + id].sqrt(), &mut self.shared) {
-            return;
-        }
-        optimizer.direct(backend, id, &mut self.shared);
-        backend.add_sum_squares(&self.shared, &mut self.statistics, DIRECTION);
-        self.read(backend);
-        if finite(self.here[DIRECTION] * rates.matrices, Skip::UpdateNorm).is_ok() {
-            optimizer.apply(backend, id, weight, &self.shared, rates);
-        }
-    }
-
-    /// Applies what is left of a step, and gives the sum of the losses.
-    fn finish(
-        &mut self,
-        backend: &B,
-        optimizer: &mut Optimizer<B>,
-        weights: &mut [Weight<B>],
-        rates: Rates,
-    ) -> Result<f32, Skip> {
-        for &id in &self.own {
-            #[cfg(test)]
-            backend.scale(&mut self.floats[id], self.fault);
-            backend.add_sum_squares(&self.floats[id], &mut self.statistics, GRADIENTS + id);
-        }
-        self.read(backend);
-        let loss = self.here[LOSS];
-        finite(loss, Skip::Loss)?;
-        finite(self.norm(optimizer.guards()), Skip::GradientNorm)?;
-        if self.kind != GradientKind::None {
-            optimizer.begin(backend);
-        }
-        for (id, weight) in weights.iter_mut().enumerate() {
-            if let (Some(packed), Some(len)) = (&self.packed[id], self.matrices[id]) {
-                backend.resize(&mut self.shared, len);
-                backend.unpack(packed, &mut self.shared);
-                self.move_shared(backend, optimizer, id, weight, rates);
-            }
-        }
-        for &id in &self.own {
-            let norm = self.here[GRADIENTS + id].sqrt();
-            self.left[id] = !optimizer.admit(backend, id, norm, &mut self.floats[id]);
-            if !self.left[id] {
-                optimizer.direct(backend, id, &mut self.floats[id]);
-                backend.add_sum_squares(&self.floats[id], &mut self.statistics, DIRECTION);
-            }
-        }
-        self.read(backend);
-        let direction = self.here[DIRECTION].sqrt();
-        finite(direction * rates.matrices.max(rates.embedding), Skip::UpdateNorm)?;
-        for &id in &self.own {
-            if !self.left[id] {
-                optimizer.apply(backend, id, &mut weights[id], &self.floats[id], rates);
-            }
-        }
-        Ok(loss)
-    }
-}
-
-/// Gradients on their way from the model.
-struct Gathering<'a, B: Backend> {
-    gradients: &'a mut Gradients<B>,
-    optimizer: &'a mut Optimizer<B>,
-    rates: Rates,
-}
-
-impl<B: Backend> Sink<B> for Gathering<'_, B> {
-    fn buffer(&mut self, backend: &B, id: usize) -> &mut B::Floats {
-        let gradients = &mut *self.gradients;
-        match gradients.matrices[id] {
-            Some(len) if gradients.kind != GradientKind::F32 => {
-                backend.resize(&mut gradients.shared, len);
-                &mut gradients.shared
-            }
-            _ => &mut gradients.floats[id],
-        }
-    }
-
-    fn complete(&mut self, backend: &B, id: usize, weight: &mut Weight<B>) {
-        let Gathering { gradients, optimizer, rates } = self;
-        if gradients.kind == GradientKind::F32 {
-            return;
-        }
-        #[cfg(test)]
-        backend.scale(&mut gradients.shared, gradients.fault);
-        backend.add_sum_squares(&gradients.shared, &mut gradients.statistics, GRADIENTS + id);
-        if let Some(packed) = &mut gradients.packed[id] {
-            backend.round(&gradients.shared, &optimizer.gradient_noise(id), packed);
-            return;
-        }
-        gradients.read(backend);
-        if gradients.norm(optimizer.guards()).is_finite() {
-            gradients.move_shared(backend, optimizer, id, weight, *rates);
-        }
-    }
-}
-
-fn finite(value: f32, what: Skip) -> Result<(), Skip> {
-    if value.is_finite() { Ok(()) } else { Err(what) }
 }
 
 pub(crate) fn parameters(layout: &Layout) -> Vec<Parameter> {
@@ -364,7 +236,7 @@ mod tests {
     fn learner(backend: &Cpu, config: &ModelConfig, optim: &OptimConfig) -> Learner<Cpu> {
         let layout = Layout::new(config, VOCAB);
         let weights = |id: usize| Values::Floats(initial_tensor(config, &layout, 1, id).into());
-        let setup = Setup { vocab: VOCAB, batch: BATCH, recompute: false, seed: 1 };
+        let setup = Setup { vocab: VOCAB, batch: BATCH, passes: 1, recompute: false, seed: 1 };
         Learner::new(backend, config, optim, setup, &weights)
     }
 

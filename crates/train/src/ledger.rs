@@ -89,19 +89,21 @@ impl Ledger {
         let reports = most_rows * REPORT * size_of::<f32>();
         let matrix_state = state(&matrices) - reports;
         let other_state = state(&of(|spec| spec.kind != TensorKind::Matrix));
-        Gradients::<Tally>::new(&tally, &matrices, optim.gradient);
+        let (passes, watches) = (config.run.passes(), optim.feedback > 0);
+        Gradients::<Tally>::new(&tally, &matrices, optim.gradient, (passes, watches));
         let gradients = tally.take();
-        // With a gradient kept otherwise, the one in f32 is room that all matrices share.
-        let shared = if ternary && optim.gradient != GradientKind::F32 {
-            matrices.specs.iter().map(TensorSpec::len).max().unwrap_or(0) * size_of::<f32>()
-        } else {
-            0
-        };
+        // With a gradient kept otherwise, or a mean of several, the one at hand is room that all matrices share; to
+        // watch a step takes another, and the weights in f32.
+        let apart = ternary && optim.gradient != GradientKind::F32;
+        let buffers = usize::from(apart || passes > 1) + usize::from(watches) + usize::from(watches && apart);
+        let largest = matrices.specs.iter().map(TensorSpec::len).max().unwrap_or(0);
+        let shared = buffers * largest * size_of::<f32>();
+        let other_gradients = 1 + usize::from(passes > 1) + usize::from(watches);
         let keep = if config.run.recompute { Keep::Inputs } else { Keep::Everything };
-        Activations::<Tally>::new(&tally, model, config.run.batch, model.context, keep);
+        Activations::<Tally>::new(&tally, model, config.run.batch / passes, model.context, keep);
         let activations = tally.take();
         let sizes = Sizes {
-            shape: model.attention(config.run.batch, model.context),
+            shape: model.attention(config.run.batch / passes, model.context),
             dim: model.dim,
             vocab,
             ffn: model.ffn,
@@ -136,7 +138,11 @@ impl Ledger {
         }
         classes.extend([
             class("gains: weights", f32s(gains.parameters()), gains.parameters()),
-            class("embedding, head, gains: gradients", f32s(other_parameters), other_parameters),
+            class(
+                "embedding, head, gains: gradients",
+                f32s(other_parameters) * other_gradients,
+                other_parameters,
+            ),
             class("embedding, head, gains: optimizer state", other_state, other_parameters),
             class("activations", activations, 0),
             class("room that matrices share: codes", codes - kept_codes, 0),

@@ -43,7 +43,8 @@ impl Proxy<'_> {
         let worst = 2.0 * (vocab as f64).ln();
         let layout = Layout::new(&config.model, vocab);
         let weights = |id: usize| Values::Floats(initial_tensor(&config.model, &layout, seed, id).into());
-        let setup = Setup { vocab, batch, recompute: config.run.recompute, seed };
+        let setup =
+            Setup { vocab, batch, passes: config.run.passes(), recompute: config.run.recompute, seed };
         let mut learner = Learner::new(backend, &config.model, &config.optim, setup, &weights);
         let mut controller = match network {
             Some(network) => {
@@ -61,6 +62,9 @@ impl Proxy<'_> {
             let rates = steering::steer(optim, layout.ternary, at, 1.0, steered, &mut learner.optimizer);
             let windows = plan.windows_of(step, mixer.as_mut())?;
             plan.read(corpus, &windows, &mut inputs, &mut targets)?;
+            if optim.feedback > 0 && step.is_multiple_of(optim.feedback) {
+                learner.watch();
+            }
             match learner.step(backend, &inputs, &targets, rates) {
                 Ok(measured) => {
                     guard.taken();
@@ -75,6 +79,7 @@ impl Proxy<'_> {
                 }
             }
         }
+        learner.rest(backend);
         let Learner { model, activations, .. } = &mut learner;
         let mut single = Single::new(backend, model, activations);
         let loss = evaluate(&mut single, corpus, &validation).map(only)?.loss;

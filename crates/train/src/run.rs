@@ -1,10 +1,10 @@
 //! The training loop.
 
 mod back;
+mod event;
 
-use std::{collections::BTreeMap, path::PathBuf, time::Instant};
+use std::{collections::BTreeMap, time::Instant};
 
-use serde::Serialize;
 use serde_json::{Map, Value, json};
 use tritrain_backend::{Backend, Values};
 use tritrain_data::{BatchPlan, Corpus, ValidationSet, Window};
@@ -15,7 +15,7 @@ use tritrain_files::{
     write_atomic,
 };
 use tritrain_model::{Layout, Model, Sampling, initial_tensor};
-use tritrain_optim::{Controller, Guard, Report, Skip, Verdict};
+use tritrain_optim::{Controller, Guard, Skip, Verdict};
 
 use crate::{
     Config, Error, Evaluation, Learner, Measured, Part, Result, Setup, Single, Workplace,
@@ -28,117 +28,10 @@ use crate::{
     steering,
 };
 
+pub use event::{Event, RowCluster, StepReport};
+
 /// Of tokens repeated in samples: what CTRL takes (arXiv 1909.05858, section 4.1).
 const PENALTY: f32 = 1.2;
-
-/// One training step, as logged.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct StepReport {
-    /// Steps behind, this one included.
-    pub step: u64,
-    /// Mean loss of the batch in nats per token.
-    pub loss: f32,
-    /// Learning rate.
-    pub rate: f32,
-    /// Norm of the gradient, all tensors together.
-    pub gradient_norm: f32,
-    /// Norm of the direction, all tensors together, before the learning rate.
-    pub direction_norm: f32,
-    /// Log of what the controller multiplied the scheduled rates by, where there is a controller.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub log_multiplier: Option<f32>,
-    /// Log of what it multiplied the configured radius by.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub log_radius: Option<f32>,
-    /// Norm of the update of all matrices as applied, a share of the norm of their weights.
-    pub update: f32,
-    /// Share of the rows of matrices whose update the trust region made shorter.
-    pub bounded: f32,
-    /// Share of the tensors whose gradient was a spike or not finite.
-    pub clipped: f32,
-    /// Share of the ternary codes that changed.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub flips: Option<f32>,
-    /// By cluster of rows, where there are several.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub row_clusters: Vec<RowCluster>,
-    /// Tokens behind.
-    pub tokens: u64,
-    /// The cluster of most windows of the batch, where the text has clusters.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub cluster: Option<u32>,
-    /// Mean loss of the windows of each cluster in the batch, in nats per token.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub clusters: BTreeMap<u32, f32>,
-}
-
-/// What a step did to a cluster of rows of matrices.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct RowCluster {
-    /// Its rows.
-    pub rows: u64,
-    /// As [`StepReport::update`], of its rows alone.
-    pub update: f32,
-    /// As [`StepReport::bounded`].
-    pub bounded: f32,
-    /// As [`StepReport::flips`].
-    pub flips: f32,
-}
-
-impl RowCluster {
-    fn new(report: &Report) -> RowCluster {
-        RowCluster {
-            rows: report.rows as u64,
-            update: report.relative() as f32,
-            bounded: report.bounded_share() as f32,
-            flips: report.flip_rate() as f32,
-        }
-    }
-}
-
-/// What [`Run::advance`] did.
-#[derive(Clone, Debug)]
-pub enum Event {
-    /// A training step, and the seconds it took.
-    Step(StepReport, f64),
-    /// A step that was skipped because a quantity was not finite.
-    Skipped {
-        /// The step.
-        step: u64,
-        /// The quantity.
-        what: &'static str,
-    },
-    /// Too many gradients were spikes, or the loss stayed high: the run went back to a checkpoint.
-    WentBack {
-        /// From this step.
-        from: u64,
-        /// To this one.
-        step: u64,
-        /// What all learning rates are multiplied by from there on.
-        rates: f32,
-    },
-    /// An evaluation on the validation split.
-    Evaluated {
-        /// After this step.
-        step: u64,
-        /// Its result.
-        evaluation: Evaluation,
-    },
-    /// A sample of text.
-    Sampled {
-        /// After this step.
-        step: u64,
-        /// The text.
-        text: String,
-    },
-    /// A checkpoint.
-    Saved {
-        /// After this step.
-        step: u64,
-        /// Its folder.
-        path: PathBuf,
-    },
-}
 
 /// A training run: all of its state, and the loop in [`Run::advance`].
 pub struct Run<'a, B: Backend> {
@@ -216,7 +109,8 @@ impl<'a, B: Backend> Run<'a, B> {
             Some(saved) => saved.values(id),
             None => Values::Floats(initial_tensor(&config.model, &layout, seed, id).into()),
         };
-        let setup = Setup { vocab, batch, recompute: config.run.recompute, seed };
+        let setup =
+            Setup { vocab, batch, passes: config.run.passes(), recompute: config.run.recompute, seed };
         let mut learner = Learner::new(backend, &config.model, &config.optim, setup, &weights);
         let mut state = match origin {
             Some(checkpoint) => save::restore_state(backend, storage, checkpoint, &mut learner.optimizer)?,
@@ -317,6 +211,10 @@ impl<'a, B: Backend> Run<'a, B> {
         let controller = self.state.controller.as_ref();
         let rates = steering::steer(optim, ternary, at, slower, controller, &mut self.learner.optimizer);
         let decision = controller.map(Controller::mean);
+        let every = optim.feedback;
+        if every > 0 && step.is_multiple_of(every) {
+            self.learner.watch();
+        }
         let windows = self.plan.windows_of(step - self.part.first, self.state.mixer.as_mut())?;
         self.plan.read(self.corpus, &windows, &mut self.inputs, &mut self.targets)?;
         self.state.step += 1;
@@ -331,7 +229,7 @@ impl<'a, B: Backend> Run<'a, B> {
             let optim = &self.workplace.config().optim;
             steering::observe(controller, optim, at, slower, rates, &measured, &self.learner.optimizer);
         }
-        let Measured { loss, gradient_norm, direction_norm, report } = measured;
+        let Measured { loss, gradient_norm, direction_norm, report, reduction } = measured;
 
         let tokens = self.state.step * self.inputs.len() as u64;
         let (step, rate) = (self.state.step, rates.matrices);
@@ -354,6 +252,8 @@ impl<'a, B: Backend> Run<'a, B> {
             direction_norm,
             log_multiplier: decision.map(|decision| decision.log_multiplier as f32),
             log_radius: decision.map(|decision| decision.log_radius as f32),
+            predicted: reduction.map(|reduction| reduction.predicted as f32),
+            reduction: reduction.map(|reduction| reduction.actual as f32),
             update,
             bounded,
             clipped,
@@ -414,6 +314,7 @@ impl<'a, B: Backend> Run<'a, B> {
     /// # Errors
     /// The token shards cannot be read.
     pub fn validate(&mut self) -> Result<Evaluation> {
+        self.learner.rest(self.backend);
         let Learner { model, activations, .. } = &mut self.learner;
         let mut single = Single::new(self.backend, model, activations);
         evaluate(&mut single, self.corpus, &self.validation).map(only)
@@ -440,6 +341,7 @@ impl<'a, B: Backend> Run<'a, B> {
     }
 
     fn sample(&mut self) -> Result<Event> {
+        self.learner.rest(self.backend);
         let (step, run) = (self.state.step, &self.config().run);
         // Small models easily fall into repeating one token.
         let sampling = Sampling { repetition_penalty: PENALTY, seed: run.seed, ..Sampling::default() };
@@ -465,6 +367,7 @@ impl<'a, B: Backend> Run<'a, B> {
             self.state.best = Some((step, loss));
         }
         self.metrics.sync()?;
+        self.learner.rest(self.backend);
         self.state.spikes = Some(self.learner.optimizer.spikes().clone());
         let what = (&self.learner.model, &self.learner.optimizer, &self.state);
         let path = save::save(self.backend, self.storage, &self.workplace.dir, what, &self.identity)?;

@@ -18,6 +18,10 @@ pub struct RunConfig {
     /// Sequences in a batch.
     #[schemars(range(min = 1, max = 65536))]
     pub batch: usize,
+    /// Sequences that go through the model at a time, a divisor of run.batch: their gradients add up, and memory of
+    /// activations is for these alone; 0 for the whole batch.
+    #[schemars(range(min = 0, max = 65536))]
+    pub micro_batch: usize,
     /// Experts, one for each cluster of the text, that go on from a shared start; 0 trains one model.
     #[schemars(range(max = 1024))]
     pub experts: usize,
@@ -47,6 +51,13 @@ pub struct RunConfig {
     pub keep: usize,
 }
 
+impl RunConfig {
+    /// Passes through the model in a step.
+    pub fn passes(&self) -> usize {
+        self.batch.checked_div(self.micro_batch).map_or(1, |passes| passes.max(1))
+    }
+}
+
 impl Default for RunConfig {
     fn default() -> Self {
         RunConfig {
@@ -54,6 +65,7 @@ impl Default for RunConfig {
             steps: 0,
             tokens: 800_000,
             batch: 4,
+            micro_batch: 0,
             experts: 0,
             shared: 0.7,
             threads: 0,

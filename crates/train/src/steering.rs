@@ -75,5 +75,8 @@ pub(crate) fn observe<B: Backend>(
         of.intended(rates.matrices * steer.rate)
     };
     let ratios: Vec<f64> = optimizer.reports().iter().zip(optimizer.steers()).map(ratio).collect();
+    if let Some(reduction) = &measured.reduction {
+        controller.hear(reduction);
+    }
     controller.decide(&signals, &ratios);
 }

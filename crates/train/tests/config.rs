@@ -1,8 +1,8 @@
 //! The configuration: messages, order of layers, round trips.
 
 use proptest::prelude::*;
-use tritrain_optim::{ControllerKind, DirectionKind, StorageKind};
-use tritrain_train::{Config, FREE, Kind};
+use tritrain_optim::{ControllerKind, DirectionKind, GradientKind, ScheduleKind, StorageKind};
+use tritrain_train::{Config, FREE, Kind, RunConfig};
 
 /// The message of a file that must be refused.
 fn refused(text: &str) -> String {
@@ -23,6 +23,41 @@ fn options_without_effect_are_refused() {
 }
 
 #[test]
+fn options_that_exclude_each_other_are_refused() {
+    let cases: [(&[&str], &str); 10] = [
+        (&["optim.feedback=8", "optim.radius=0.1"], "optim.feedback moves the radius of a controller"),
+        (&["optim.feedback=8", "optim.controller=rule"], "optim.feedback moves the radius of a controller"),
+        (&["run.batch=6", "run.micro_batch=4"], "expected a divisor of run.batch = 6, or 0"),
+        (&["run.batch=6", "run.micro_batch=8"], "expected a divisor of run.batch = 6, or 0"),
+        (
+            &["run.batch=8", "run.micro_batch=4", "optim.gradient=none"],
+            "gradients of 2 passes need a place to add up",
+        ),
+        (
+            &["run.batch=122", "run.micro_batch=1", "optim.gradient=trits"],
+            "optim.gradient = \"trits\" adds up at most 121",
+        ),
+        (&["optim.schedule=free", "optim.direction=muon"], "is for optim.direction"),
+        (&["optim.schedule=free", "optim.latent=int8"], "optim.latent is to be \"f32\""),
+        (&["optim.direction=prodigy", "optim.latent=trits3"], "optim.latent is to be \"f32\""),
+        (&["optim.direction=prodigy", "optim.radius=0.1"], "has no trust region"),
+    ];
+    for (sets, expected) in cases {
+        let error = Config::resolve(None, sets).unwrap_err().to_string();
+        assert!(error.contains(expected), "{sets:?}: {error}");
+    }
+    let sound: [&[&str]; 4] = [
+        &["run.batch=8", "run.micro_batch=8", "optim.gradient=none"],
+        &["run.batch=121", "run.micro_batch=1", "optim.gradient=trits"],
+        &["optim.schedule=free", "optim.direction=adamw"],
+        &["optim.direction=prodigy", "optim.rate=1"],
+    ];
+    for sets in sound {
+        assert!(Config::resolve(None, sets).is_ok(), "{sets:?}");
+    }
+}
+
+#[test]
 fn bad_files_say_what_is_wrong_and_where() {
     let cases = [
         ("[run]\ndim = 4", "run.toml:2: run.dim: no such option; did you mean model.dim?"),
@@ -35,7 +70,7 @@ fn bad_files_say_what_is_wrong_and_where() {
         (
             "[optim]\nzzz = 4",
             "run.toml:2: optim.zzz: no such option; [optim] has direction, rate, rate_f32, embedding_rate, latent, range, gradient, moment, \
-             radius, clusters, controller, controller_weights, momentum, beta1, beta2, weight_decay, spike, spike_z, schedule, warmup, decay, final_rate",
+             radius, clusters, controller, feedback, controller_weights, momentum, beta1, beta2, weight_decay, spike, spike_z, schedule, warmup, decay, final_rate",
         ),
         ("[modle]\ndim = 4", "run.toml:1: [modle]: no such section; did you mean [model]?"),
         ("[zzz]", "run.toml:1: [zzz]: no such section; the sections are model, data, optim, run"),
@@ -392,8 +427,32 @@ fn any_config() -> impl Strategy<Value = Config> {
         if config.run.experts > 0 {
             config.data.clusters_k = config.run.experts as u32;
         }
-        if matches!(config.optim.direction, DirectionKind::Adamw | DirectionKind::Adamw8) {
+        if matches!(
+            config.optim.direction,
+            DirectionKind::Adamw | DirectionKind::Adamw8 | DirectionKind::Prodigy
+        ) {
             config.optim.moment = StorageKind::F32;
+        }
+        let RunConfig { batch, micro_batch, .. } = config.run;
+        if config.optim.gradient == GradientKind::None {
+            config.run.micro_batch = 0;
+        } else if micro_batch > 0 {
+            config.run.micro_batch = micro_batch.min(16_384);
+            config.run.batch = config.run.micro_batch * (1 + batch % 4);
+        }
+        if config.optim.direction == DirectionKind::Prodigy {
+            (config.optim.radius, config.optim.clusters) = (0.0, 1);
+            (config.optim.controller, config.optim.latent) = (ControllerKind::Off, StorageKind::F32);
+        }
+        if config.optim.schedule == ScheduleKind::Free {
+            config.optim.latent = StorageKind::F32;
+            let averaged = matches!(config.optim.direction, DirectionKind::Adamw | DirectionKind::Factored);
+            if !averaged {
+                config.optim.schedule = ScheduleKind::Constant;
+            }
+        }
+        if config.optim.controller == ControllerKind::Off || config.optim.radius <= 0.0 {
+            config.optim.feedback = 0;
         }
         if config.optim.controller != ControllerKind::Learned {
             config.optim.controller_weights.clear();

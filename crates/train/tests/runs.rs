@@ -9,7 +9,7 @@ use tritrain_backend::Cpu;
 use tritrain_data::{Corpus, Document, PlanKind, Preparation, Source};
 use tritrain_files::Disk;
 use tritrain_model::Precision;
-use tritrain_optim::{ControllerKind, DirectionKind, GradientKind, Network, StorageKind};
+use tritrain_optim::{ControllerKind, DirectionKind, GradientKind, Network, ScheduleKind, StorageKind};
 use tritrain_train::{
     Config, Error, Event, FOUND, Meta, MetaOptions, Proxy, Run, Workplace, audit, losses, with_topics,
 };
@@ -203,7 +203,7 @@ fn controlled_runs_resume_and_do_not_depend_on_threads() {
     let numbers: Vec<f32> = (0..146).map(|i| (i * i % 29) as f32 / 14.0 - 1.0).collect();
     for kind in [ControllerKind::Rule, ControllerKind::Random, ControllerKind::Learned] {
         let mut config = config();
-        (config.optim.controller, config.optim.radius) = (kind, 0.01);
+        (config.optim.controller, config.optim.radius, config.optim.feedback) = (kind, 0.01, 3);
         if kind == ControllerKind::Learned {
             config.optim.controller_weights = path.display().to_string();
             fs::write(&path, serde_json::json!({ "weights": numbers }).to_string()).unwrap();
@@ -295,18 +295,46 @@ fn every_direction_resumes_and_does_not_depend_on_threads() {
         (D::Signum, S::F32, S::Int8, G::Trits),
         (D::Muon, S::F32, S::F32, G::F32),
         (D::Muon, S::Trits4, S::Bf16, G::None),
+        (D::Prodigy, S::F32, S::F32, G::F32),
+        (D::Prodigy, S::F32, S::F32, G::None),
     ];
     for (direction, latent, moment, gradient) in settings {
         let mut config = config();
         // Some gradients are clipped after the first 25 steps.
         (config.optim.direction, config.optim.spike_z) = (direction, 1.0);
         (config.optim.latent, config.optim.moment, config.optim.gradient) = (latent, moment, gradient);
+        if direction == D::Prodigy {
+            config.optim.rate = 1.0;
+        }
         let whole = whole_of(config);
         let what = format!("{direction:?} {latent:?} {moment:?} {gradient:?}");
         let log = fs::read_to_string(whole.dir.join("metrics.jsonl")).unwrap();
         let clipped = log.matches("\"clipped\":").count() - log.matches("\"clipped\":0.0").count();
         assert!((1..10).contains(&clipped), "{what}: clipped in {clipped} steps");
         check_learning(&whole, &what);
+    }
+}
+
+#[test]
+fn averaged_weights_resume_and_are_what_is_saved() {
+    for (direction, gradient) in
+        [(DirectionKind::Factored, GradientKind::None), (DirectionKind::Adamw, GradientKind::F32)]
+    {
+        let mut config = config();
+        (config.optim.schedule, config.optim.spike_z) = (ScheduleKind::Free, 1.0);
+        (config.optim.direction, config.optim.gradient) = (direction, gradient);
+        check_learning(&whole_of(config), &format!("averages of {direction:?}"));
+    }
+}
+
+#[test]
+fn runs_in_passes_resume_and_do_not_depend_on_threads() {
+    for gradient in [GradientKind::F32, GradientKind::Trits] {
+        let mut config = config();
+        (config.optim.gradient, config.optim.latent) = (gradient, StorageKind::Int8);
+        config.run.micro_batch = 1;
+        assert!(config.run.passes() > 1, "a batch of {}", config.run.batch);
+        check_learning(&whole_of(config), &format!("passes, {gradient:?}"));
     }
 }
 

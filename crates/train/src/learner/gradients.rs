@@ -1,0 +1,330 @@
+//! Gradients on their way from the model to the optimizer: where they are kept, added up and measured.
+
+use tritrain_backend::{Apply, Backend, Format, Memory, Weight};
+use tritrain_model::{Layout, Sink, TensorKind, TensorSpec};
+use tritrain_optim::{GradientKind, Optimizer, Rates, Skip};
+
+/// Places in the buffer that a step reads back.
+const LOSS: usize = 0;
+const DIRECTION: usize = 1;
+/// Products of gradients with weights, before the step and after it.
+const BEFORE: usize = 2;
+const AFTER: usize = 3;
+/// The square of the gradient of the first tensor, then of the others.
+const GRADIENTS: usize = 4;
+
+/// Gradients until they are applied.
+pub(crate) struct Gradients<B: Memory> {
+    /// Where those of matrices are kept: in f32 unless the model is ternary.
+    pub(super) kind: GradientKind,
+    /// Passes that gradients are the mean of.
+    pub(super) passes: usize,
+    /// With several passes, by tensor, of tensors that are no matrices: the gradient of the pass at hand.
+    pass: Vec<B::Floats>,
+    /// Sum of the losses of all passes so far.
+    pub(super) loss: f32,
+    /// Whether this step is compared with what its gradient predicts.
+    pub(super) watched: bool,
+    /// Gradients as they were, for that: by tensor, and of the matrix at hand; and its weights in f32.
+    were: Vec<B::Floats>,
+    was: B::Floats,
+    unpacked: B::Floats,
+    /// By tensor; without numbers for matrices that are kept otherwise.
+    floats: Vec<B::Floats>,
+    /// The tensors whose gradients lie there.
+    own: Vec<usize>,
+    /// By tensor, of matrices that are kept in few bits.
+    packed: Vec<Option<B::Packed>>,
+    /// That of the matrix at hand, where matrices have no place of their own, or one for all passes.
+    shared: B::Floats,
+    /// Numbers of every matrix, none for other tensors.
+    matrices: Vec<Option<usize>>,
+    /// Tensors that stay as they are in this step.
+    left: Vec<bool>,
+    /// The loss, and squares of directions and gradients.
+    statistics: B::Floats,
+    /// The same as last read back.
+    here: Vec<f32>,
+    /// What tests multiply the gradients of the next step by.
+    #[cfg(test)]
+    pub(super) fault: f32,
+}
+
+impl<B: Memory> Gradients<B> {
+    /// Room for gradients that are means of some passes, and for what it takes to watch steps.
+    pub(crate) fn new(
+        backend: &B,
+        layout: &Layout,
+        kind: GradientKind,
+        (passes, watches): (usize, bool),
+    ) -> Gradients<B> {
+        let kind = if layout.ternary { kind } else { GradientKind::F32 };
+        let is_matrix = |spec: &TensorSpec| spec.kind == TensorKind::Matrix;
+        let is_own = |spec: &TensorSpec| !is_matrix(spec) || kind == GradientKind::F32;
+        let specs = &layout.specs;
+        let packed = specs.iter().map(|spec| {
+            let stored = is_matrix(spec) && kind == GradientKind::Trits;
+            stored.then(|| backend.packed(counts(passes), spec.rows, spec.cols, true))
+        });
+        let several = passes > 1;
+        let shares = |spec: &&TensorSpec| if several { is_matrix(spec) } else { !is_own(spec) };
+        let largest = specs.iter().filter(shares).map(TensorSpec::len).max();
+        let apart = specs.iter().map(|spec| if several && !is_matrix(spec) { spec.len() } else { 0 });
+        let sizes = specs.iter().map(|spec| if is_own(spec) { spec.len() } else { 0 });
+        let seen = |len: usize| if watches { len } else { 0 };
+        let most = specs.iter().filter(|spec| is_matrix(spec)).map(TensorSpec::len).max().unwrap_or(0);
+        let most_shared = if kind == GradientKind::F32 { 0 } else { most };
+        Gradients {
+            kind,
+            passes,
+            pass: apart.map(|len| backend.floats(len)).collect(),
+            loss: 0.0,
+            watched: false,
+            were: sizes.clone().map(|len| backend.floats(seen(len))).collect(),
+            was: backend.floats(seen(most_shared)),
+            unpacked: backend.floats(seen(most)),
+            floats: sizes.map(|len| backend.floats(len)).collect(),
+            own: (0..specs.len()).filter(|id| is_own(&specs[*id])).collect(),
+            packed: packed.collect(),
+            shared: backend.floats(largest.unwrap_or(0)),
+            matrices: specs.iter().map(|spec| is_matrix(spec).then(|| spec.len())).collect(),
+            left: vec![false; specs.len()],
+            statistics: backend.floats(GRADIENTS + specs.len()),
+            here: vec![0.0; GRADIENTS + specs.len()],
+            #[cfg(test)]
+            fault: 1.0,
+        }
+    }
+}
+
+impl<B: Backend> Gradients<B> {
+    /// Begins a step.
+    pub(super) fn begin(&mut self, backend: &B) {
+        backend.clear(&mut self.statistics);
+        self.loss = 0.0;
+    }
+
+    /// What the step takes off the loss by the gradient, as read.
+    pub(super) fn predicted(&self) -> f64 {
+        f64::from(self.here[BEFORE]) - f64::from(self.here[AFTER])
+    }
+
+    /// Norm of all directions that were read.
+    pub(super) fn direction_norm(&self) -> f32 {
+        self.here[DIRECTION].sqrt()
+    }
+
+    /// Waits for the statistics.
+    pub(super) fn read(&mut self, backend: &B) {
+        backend.download(&self.statistics, &mut self.here);
+        if self.passes > 1 {
+            // Squares of each pass were added up: their mean stands for that of the mean gradient.
+            let squares =
+                self.here[GRADIENTS..].iter_mut().zip(&self.packed).filter(|(_, packed)| packed.is_some());
+            squares.for_each(|(square, _)| *square /= self.passes as f32);
+        }
+    }
+
+    /// Adds the losses of the tokens of a pass to those before.
+    pub(super) fn add_losses(&mut self, backend: &B, losses: &B::Floats) {
+        backend.sum(losses, &mut self.statistics, LOSS);
+        self.read(backend);
+        self.loss += self.here[LOSS];
+    }
+
+    /// `mean += part / passes` for a gradient of pass `pass`.
+    fn add(&mut self, backend: &B, pass: usize, id: usize, is_matrix: bool) {
+        let (mean, part) = (&mut self.floats[id], if is_matrix { &self.shared } else { &self.pass[id] });
+        if pass == 0 {
+            backend.clear(mean);
+        }
+        backend.apply(mean, part, Apply { rate: -1.0 / self.passes as f32, decay: 0.0 });
+    }
+
+    /// Takes what a pass leaves of gradients of tensors that are no matrices.
+    pub(super) fn gather(&mut self, backend: &B, pass: usize) {
+        if self.passes > 1 {
+            for id in 0..self.floats.len() {
+                if self.matrices[id].is_none() {
+                    self.add(backend, pass, id, false);
+                }
+            }
+        }
+    }
+
+    /// Norm of all gradients that were read; with `finite`, of the finite ones, if there are any.
+    pub(super) fn norm(&self, finite: bool) -> f32 {
+        let squares = self.here[GRADIENTS..].iter().map(|square| f64::from(*square));
+        let all: f64 = squares.clone().sum();
+        if all.is_finite() || !finite || squares.clone().all(|square| !square.is_finite()) {
+            return all.sqrt() as f32;
+        }
+        squares.filter(|square| square.is_finite()).sum::<f64>().sqrt() as f32
+    }
+
+    /// Directs and applies the matrix `id`, whose gradient is the shared one and its norm read; not where it is
+    /// not finite.
+    fn move_shared(
+        &mut self,
+        backend: &B,
+        optimizer: &mut Optimizer<B>,
+        id: usize,
+        weight: &mut Weight<B>,
+        rates: Rates,
+    ) {
+        if self.watched {
+            backend.resize(&mut self.was, self.matrices[id].unwrap_or_default());
+            backend.copy(&self.shared, &mut self.was);
+        }
+        if !optimizer.admit(backend, id, self.here[GRADIENTS + id].sqrt(), &mut self.shared) {
+            return;
+        }
+        if self.watched {
+            self.multiply(backend, (id, true), weight, BEFORE);
+        }
+        optimizer.direct(backend, id, weight, &mut self.shared, rates);
+        backend.add_sum_squares(&self.shared, &mut self.statistics, DIRECTION);
+        self.read(backend);
+        if finite(self.here[DIRECTION] * rates.matrices, Skip::UpdateNorm).is_ok() {
+            optimizer.apply(backend, id, weight, &self.shared, rates);
+        }
+        if self.watched {
+            self.multiply(backend, (id, true), weight, AFTER);
+        }
+    }
+
+    /// Adds the product of the gradient of tensor `id`, as it was, with its weights to the statistics.
+    fn multiply(&mut self, backend: &B, (id, is_shared): (usize, bool), weight: &Weight<B>, at: usize) {
+        let was = if is_shared { &self.was } else { &self.were[id] };
+        let weight = match weight {
+            Weight::Floats(floats) => floats,
+            Weight::Packed(packed) => {
+                backend.resize(&mut self.unpacked, self.matrices[id].unwrap_or_default());
+                backend.unpack(packed, &mut self.unpacked);
+                &self.unpacked
+            }
+        };
+        backend.add_dot(was, weight, &mut self.statistics, at);
+    }
+
+    /// Applies what is left of a step, and gives the sum of the losses.
+    pub(super) fn finish(
+        &mut self,
+        backend: &B,
+        optimizer: &mut Optimizer<B>,
+        weights: &mut [Weight<B>],
+        rates: Rates,
+    ) -> Result<f32, Skip> {
+        for &id in &self.own {
+            #[cfg(test)]
+            backend.scale(&mut self.floats[id], self.fault);
+            backend.add_sum_squares(&self.floats[id], &mut self.statistics, GRADIENTS + id);
+        }
+        self.read(backend);
+        let loss = self.loss;
+        finite(loss, Skip::Loss)?;
+        finite(self.norm(optimizer.guards()), Skip::GradientNorm)?;
+        if self.kind != GradientKind::None {
+            optimizer.begin(backend);
+        }
+        for (id, weight) in weights.iter_mut().enumerate() {
+            if let (Some(packed), Some(len)) = (&self.packed[id], self.matrices[id]) {
+                backend.resize(&mut self.shared, len);
+                backend.unpack(packed, &mut self.shared);
+                if self.passes > 1 {
+                    backend.scale(&mut self.shared, 1.0 / self.passes as f32);
+                }
+                self.move_shared(backend, optimizer, id, weight, rates);
+            }
+        }
+        for at in 0..self.own.len() {
+            let id = self.own[at];
+            let norm = self.here[GRADIENTS + id].sqrt();
+            if self.watched {
+                backend.copy(&self.floats[id], &mut self.were[id]);
+            }
+            self.left[id] = !optimizer.admit(backend, id, norm, &mut self.floats[id]);
+            if !self.left[id] {
+                if self.watched {
+                    self.multiply(backend, (id, false), &weights[id], BEFORE);
+                }
+                optimizer.direct(backend, id, &weights[id], &mut self.floats[id], rates);
+                backend.add_sum_squares(&self.floats[id], &mut self.statistics, DIRECTION);
+            }
+        }
+        self.read(backend);
+        let direction = self.here[DIRECTION].sqrt();
+        finite(direction * rates.matrices.max(rates.embedding), Skip::UpdateNorm)?;
+        for at in 0..self.own.len() {
+            let id = self.own[at];
+            if !self.left[id] {
+                optimizer.apply(backend, id, &mut weights[id], &self.floats[id], rates);
+                if self.watched {
+                    self.multiply(backend, (id, false), &weights[id], AFTER);
+                }
+            }
+        }
+        Ok(loss)
+    }
+}
+
+/// Gradients on their way from the model.
+pub(super) struct Gathering<'a, B: Backend> {
+    pub(super) gradients: &'a mut Gradients<B>,
+    pub(super) optimizer: &'a mut Optimizer<B>,
+    pub(super) rates: Rates,
+    pub(super) pass: usize,
+}
+
+impl<B: Backend> Sink<B> for Gathering<'_, B> {
+    fn buffer(&mut self, backend: &B, id: usize) -> &mut B::Floats {
+        let gradients = &mut *self.gradients;
+        match gradients.matrices[id] {
+            Some(len) if gradients.kind != GradientKind::F32 || gradients.passes > 1 => {
+                backend.resize(&mut gradients.shared, len);
+                &mut gradients.shared
+            }
+            None if gradients.passes > 1 => &mut gradients.pass[id],
+            _ => &mut gradients.floats[id],
+        }
+    }
+
+    fn complete(&mut self, backend: &B, id: usize, weight: &mut Weight<B>) {
+        let Gathering { gradients, optimizer, rates, pass } = self;
+        let several = gradients.passes > 1;
+        if gradients.kind == GradientKind::F32 {
+            if several {
+                gradients.add(backend, *pass, id, true);
+            }
+            return;
+        }
+        #[cfg(test)]
+        backend.scale(&mut gradients.shared, gradients.fault);
+        backend.add_sum_squares(&gradients.shared, &mut gradients.statistics, GRADIENTS + id);
+        if let Some(packed) = &mut gradients.packed[id] {
+            let noise = optimizer.gradient_noise(id, *pass);
+            match several {
+                true => backend.accumulate(&gradients.shared, &noise, *pass == 0, packed),
+                false => backend.round(&gradients.shared, &noise, packed),
+            }
+            return;
+        }
+        gradients.read(backend);
+        if gradients.norm(optimizer.guards()).is_finite() {
+            gradients.move_shared(backend, optimizer, id, weight, *rates);
+        }
+    }
+}
+
+/// Passes whose gradients can be counted in digits.
+pub(crate) const MOST_PASSES: usize = 121;
+
+/// Digits that count as many steps up or down.
+fn counts(passes: usize) -> Format {
+    let enough = (1..5).find(|digits| 3usize.pow(*digits) > 2 * passes);
+    Format::Trits(enough.unwrap_or(5) as u8)
+}
+
+pub(super) fn finite(value: f32, what: Skip) -> Result<(), Skip> {
+    if value.is_finite() { Ok(()) } else { Err(what) }
+}
