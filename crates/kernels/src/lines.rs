@@ -42,6 +42,19 @@ pub(crate) fn grow<T: Clone + Zeroable>(buffer: &mut Vec<T>, len: usize) {
     }
 }
 
+/// Asks for the line of memory at an address, which need not exist.
+#[inline(always)]
+pub(crate) fn prefetch(address: usize) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: an instruction of every x86-64 processor, which reads nothing and never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(std::ptr::without_provenance(address)) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}
+
 /// A fixed number of f32, the first of which begins a line.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Floats {

@@ -10,7 +10,7 @@ use std::{
     sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering},
 };
 
-use crate::lines::LINE;
+use crate::lines::{LINE, prefetch};
 
 /// Bits of the number of tasks in a job.
 const BITS: u32 = 20;
@@ -73,18 +73,6 @@ pub(crate) struct Team {
     over: AtomicBool,
     /// Whether a job is running: one within another is done by whoever starts it.
     busy: AtomicBool,
-}
-
-/// Asks for the line of memory at an address, which need not exist.
-fn prefetch(address: usize) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-        // SAFETY: an instruction of every x86-64 processor, which reads nothing and never faults.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(ptr::without_provenance(address)) };
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = address;
 }
 
 /// Counts a task as finished, whatever becomes of it: nobody waits for ever.

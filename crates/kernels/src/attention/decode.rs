@@ -4,6 +4,7 @@ use super::{Head, Shape, attend, attend_memory, heads_of, pack};
 use crate::{
     Context, Tier,
     lanes::{self, LANES, exp_sum},
+    lines::{LINE, prefetch},
     strips::Strips,
 };
 
@@ -105,19 +106,34 @@ tiered! {
 
 /// One query `[head_dim]` against the first `p.len()` keys; `p` is scratch.
 fn attend_one(tier: Tier, q: &[f32], k: Head<'_>, v: Head<'_>, scale: f32, p: &mut [f32], out: &mut [f32]) {
-    scores(tier, q, k, scale, p);
+    scores(tier, q, k, v, scale, p);
     let sum = exponentials(tier, p);
     weigh(tier, v, p, 1.0 / sum, out);
 }
 
+/// Asks for rows of a head.
+#[inline(always)]
+fn fetch(head: Head<'_>, keys: std::ops::Range<usize>) {
+    for key in keys {
+        head.row(key).chunks(LINE / size_of::<f32>()).for_each(|line| prefetch(line.as_ptr().addr()));
+    }
+}
+
 /// Keys whose products run side by side.
 const KEYS: usize = 4;
+/// How many blocks of keys ahead rows are fetched: they lie apart in memory, where nothing else foresees them.
+const AHEAD: usize = 4;
 
 tiered! {
-    /// `p[key] = scale · q·k[key]`
-    fn scores(q: &[f32], k: Head<'_>, scale: f32, p: &mut [f32]) {
+    /// `p[key] = scale · q·k[key]`; values are fetched on the way.
+    fn scores(q: &[f32], k: Head<'_>, v: Head<'_>, scale: f32, p: &mut [f32]) {
         let (lanes_q, tail_q) = q.as_chunks::<LANES>();
+        let count = p.len();
+        fetch(k, 0..count.min(AHEAD * KEYS));
         for (block, p) in p.chunks_mut(KEYS).enumerate() {
+            let ahead = (block + AHEAD) * KEYS;
+            fetch(k, ahead..count.min(ahead + KEYS));
+            fetch(v, block * KEYS..block * KEYS + p.len());
             let keys = [0, 1, 2, 3].map(|key| k.row(block * KEYS + key.min(p.len() - 1)));
             let mut acc = [[0.0; LANES]; KEYS];
             for (i, q) in lanes_q.iter().enumerate() {
