@@ -72,33 +72,26 @@ fn checked(name: &str, check: &Check) -> String {
 
 /// The name of a contestant; makes `optim`, without a controller, one with it.
 fn contestant(name: ControllerName, optim: &mut OptimConfig) -> &'static str {
-    if matches!(name, ControllerName::Off | ControllerName::ScheduleFree | ControllerName::Prodigy) {
+    let (title, controller) = match name {
+        ControllerName::Off => ("off", ControllerKind::Off),
+        ControllerName::Rule => ("rule", ControllerKind::Rule),
+        ControllerName::Learned => ("learned", ControllerKind::Learned),
+        ControllerName::Random => ("random", ControllerKind::Random),
+        ControllerName::ScheduleFree => ("schedule-free", ControllerKind::Off),
+        ControllerName::Prodigy => ("prodigy", ControllerKind::Off),
+    };
+    optim.controller = controller;
+    if controller == ControllerKind::Off {
         optim.feedback = 0;
     }
-    match name {
-        ControllerName::Off => "off",
-        ControllerName::Rule => {
-            optim.controller = ControllerKind::Rule;
-            "rule"
-        }
-        ControllerName::Learned => {
-            optim.controller = ControllerKind::Learned;
-            "learned"
-        }
-        ControllerName::Random => {
-            optim.controller = ControllerKind::Random;
-            "random"
-        }
-        ControllerName::ScheduleFree => {
-            optim.schedule = ScheduleKind::Free;
-            "schedule-free"
-        }
-        ControllerName::Prodigy => {
-            optim.direction = DirectionKind::Prodigy;
-            (optim.rate, optim.rate_f32) = (1.0, 1.0);
-            "prodigy"
-        }
+    if name == ControllerName::ScheduleFree {
+        optim.schedule = ScheduleKind::Free;
     }
+    if name == ControllerName::Prodigy {
+        optim.direction = DirectionKind::Prodigy;
+        (optim.rate, optim.rate_f32) = (1.0, 1.0);
+    }
+    title
 }
 
 const FACTORS: [f32; 5] = [1.0 / 16.0, 0.25, 1.0, 4.0, 16.0];

@@ -1,5 +1,7 @@
 //! Moves of whole buffers, and reductions over them.
 
+use std::ops::Range;
+
 use crate::{Context, lanes};
 
 /// Elements of one task that moves them.
@@ -24,7 +26,7 @@ const BLOCK: usize = 4096;
 
 /// `Σ x²`, in blocks of 4096: eight lanes of f32 inside, f64 between, in order.
 pub fn sum_squares(cx: &Context, x: &[f32]) -> f64 {
-    block_sums(cx, x, square_sum)
+    block_sums(cx, x.len(), |block| square_sum(cx.tier(), &x[block]))
 }
 
 /// `out[r] = Σ x[r]²` in eight lanes; `x` `[rows][cols]`, `out` `[rows]`.
@@ -44,7 +46,7 @@ pub fn square_sums(cx: &Context, x: &[f32], out: &mut [f32]) {
 
 /// `Σ x`, in the same blocks.
 pub fn sum(cx: &Context, x: &[f32]) -> f64 {
-    block_sums(cx, x, plain_sum)
+    block_sums(cx, x.len(), |block| plain_sum(cx.tier(), &x[block]))
 }
 
 /// `Σ x·y`, in the same blocks.
@@ -53,22 +55,12 @@ pub fn sum(cx: &Context, x: &[f32]) -> f64 {
 /// The lengths differ.
 pub fn dot(cx: &Context, x: &[f32], y: &[f32]) -> f64 {
     assert_eq!(x.len(), y.len());
-    let count = x.len().div_ceil(BLOCK);
-    cx.with_floats(count, |sums| {
-        cx.chunks(sums, 4, |first, sums| {
-            for (at, sum) in sums.iter_mut().enumerate() {
-                let start = (4 * first + at) * BLOCK;
-                let block = start..x.len().min(start + BLOCK);
-                *sum = product_sum(cx.tier(), &x[block.clone()], &y[block]);
-            }
-        });
-        sums.iter().copied().map(f64::from).sum()
-    })
+    block_sums(cx, x.len(), |block| product_sum(cx.tier(), &x[block.clone()], &y[block]))
 }
 
 /// `Σ |x|`, in the blocks and lanes that `trit::ternary::absmean` defines.
 pub fn sum_abs(cx: &Context, x: &[f32]) -> f64 {
-    block_sums(cx, x, abs_sum)
+    block_sums(cx, x.len(), |block| abs_sum(cx.tier(), &x[block]))
 }
 
 /// [`sum_abs`] and [`sum_squares`] in one pass.
@@ -87,9 +79,9 @@ pub(crate) fn sums_abs_squares(cx: &Context, x: &[f32]) -> [f64; 2] {
     })
 }
 
-fn block_sums(cx: &Context, x: &[f32], sum: impl Fn(crate::Tier, &[f32]) -> f32 + Sync + Send) -> f64 {
-    let count = x.len().div_ceil(BLOCK);
-    let one = |block: usize| sum(cx.tier(), &x[block * BLOCK..x.len().min((block + 1) * BLOCK)]);
+fn block_sums(cx: &Context, len: usize, sum: impl Fn(Range<usize>) -> f32 + Sync + Send) -> f64 {
+    let count = len.div_ceil(BLOCK);
+    let one = |block: usize| sum(block * BLOCK..len.min((block + 1) * BLOCK));
     cx.with_floats(count, |sums| {
         cx.chunks(sums, 4, |first, sums| {
             for (at, sum) in sums.iter_mut().enumerate() {

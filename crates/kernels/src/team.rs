@@ -209,7 +209,10 @@ mod tests {
                 let team = &team;
                 scope.spawn(move || team.follow(member));
             }
+            let memory = vec![0u8; 10_007];
             for round in 0..2000usize {
+                // Whatever is fetched meanwhile, also what ends between two lines.
+                team.expect(&memory[round % 7..]);
                 let done: Vec<AtomicUsize> = (0..round % 40).map(|_| AtomicUsize::new(0)).collect();
                 team.lead(done.len(), &|index| {
                     // A job inside a job.

@@ -82,16 +82,17 @@ fn a_batch_that_is_no_whole_number_of_passes_is_refused() {
     run(Precision::F32, DirectionKind::Adamw, GradientKind::F32, 3);
 }
 
-/// Small steps take off the loss what their gradients predict: in f32 to second order, however steps are stored.
+/// Small steps take off the loss what their gradients predict, where these are those of the loss: in f32. Straight
+/// through the rounding they are not, but what is measured is what the next step finds.
 #[test]
 fn small_steps_keep_what_gradients_promise() {
     use {GradientKind as G, StorageKind as S};
     let cases = [
-        (Precision::F32, S::F32, G::F32, 1, 0.05),
-        (Precision::F32, S::F32, G::F32, 4, 0.05),
-        (Precision::Ternary, S::F32, G::F32, 2, f64::INFINITY),
-        (Precision::Ternary, S::Trits5, G::Trits, 2, f64::INFINITY),
-        (Precision::Ternary, S::Int8, G::None, 1, f64::INFINITY),
+        (Precision::F32, S::F32, G::F32, 1, Some(0.05)),
+        (Precision::F32, S::F32, G::F32, 4, Some(0.05)),
+        (Precision::Ternary, S::F32, G::F32, 2, None),
+        (Precision::Ternary, S::Trits5, G::Trits, 2, None),
+        (Precision::Ternary, S::Int8, G::None, 1, None),
     ];
     for (precision, latent, gradient, passes, share) in cases {
         let what = format!("{precision:?} {latent:?} {gradient:?}, {passes} passes");
@@ -123,7 +124,7 @@ fn small_steps_keep_what_gradients_promise() {
             assert!((actual - seen).abs() < 2e-6, "{what}, step {step}: {actual} and {seen}");
             assert!(predicted > 0.0, "{what}, step {step}: {predicted}");
             let off = (actual / predicted - 1.0).abs();
-            assert!(off < share, "{what}, step {step}: {actual} of {predicted}");
+            assert!(share.is_none_or(|share| off < share), "{what}, step {step}: {actual} of {predicted}");
         }
     }
 }

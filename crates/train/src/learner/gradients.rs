@@ -303,10 +303,7 @@ impl<B: Backend> Sink<B> for Gathering<'_, B> {
         backend.add_sum_squares(&gradients.shared, &mut gradients.statistics, GRADIENTS + id);
         if let Some(packed) = &mut gradients.packed[id] {
             let noise = optimizer.gradient_noise(id, *pass);
-            match several {
-                true => backend.accumulate(&gradients.shared, &noise, *pass == 0, packed),
-                false => backend.round(&gradients.shared, &noise, packed),
-            }
+            backend.accumulate(&gradients.shared, &noise, *pass == 0, packed);
             return;
         }
         gradients.read(backend);
