@@ -93,6 +93,7 @@ impl Cpu {
 
 impl Backend for Cpu {
     type Clusters = kmeans::Clusters;
+    type Cache = attention::Cache;
 
     fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
         self.cx.run(work)
@@ -299,18 +300,29 @@ impl Backend for Cpu {
         attention::backward(&self.cx, qkv, (out, lse), d_out, table, shape, d_qkv);
     }
 
+    fn cache(&self) -> attention::Cache {
+        attention::Cache::default()
+    }
+
+    fn forget(&self, cache: &mut attention::Cache) {
+        cache.clear();
+    }
+
+    fn remember(&self, qkv: &Floats, table: &Floats, shape: Shape, cache: &mut attention::Cache) {
+        let _span = self.span("remember");
+        attention::remember(&self.cx, qkv, table, shape, cache);
+    }
+
     fn attention_decode(
         &self,
         qkv: &Floats,
         table: &Floats,
         shape: Shape,
-        start: usize,
-        k_cache: &mut Floats,
-        v_cache: &mut Floats,
+        cache: &mut attention::Cache,
         out: &mut Floats,
     ) {
         let _span = self.span("attention_decode");
-        attention::decode(&self.cx, qkv, table, shape, start, k_cache, v_cache, out);
+        attention::decode(&self.cx, qkv, table, shape, cache, out);
     }
 
     fn glu(&self, gate: Gate, gate_up: &Floats, width: usize, a: &mut Floats) {

@@ -60,6 +60,8 @@ pub trait Memory: Send + Sync {
 pub trait Backend: Memory {
     /// Rows that are being clustered: labels, and what the search for the nearest centroid keeps.
     type Clusters: Send + Sync;
+    /// Keys and values of one sequence so far, by head.
+    type Cache: Send + Sync;
 
     /// Runs `work`, many calls of this backend, from wherever they cost least. Inside such work it costs
     /// nothing; elsewhere a thread is changed, and memory taken now and then: a loop goes inside as a whole.
@@ -224,16 +226,19 @@ pub trait Backend: Memory {
         shape: Shape,
         d_qkv: &mut Self::Floats,
     );
-    /// Attention of new rows of one sequence at positions from `start`, whose rotated keys and values
-    /// are first put in the caches, `[capacity][kv_heads · head_dim]`.
+    /// A cache without positions.
+    fn cache(&self) -> Self::Cache;
+    /// Forgets all positions.
+    fn forget(&self, cache: &mut Self::Cache);
+    /// Appends rotated keys, and values, of new tokens of one sequence to its cache.
+    fn remember(&self, qkv: &Self::Floats, table: &Self::Floats, shape: Shape, cache: &mut Self::Cache);
+    /// Attention of one new token of a sequence, which goes into the cache first.
     fn attention_decode(
         &self,
         qkv: &Self::Floats,
         table: &Self::Floats,
         shape: Shape,
-        start: usize,
-        k_cache: &mut Self::Floats,
-        v_cache: &mut Self::Floats,
+        cache: &mut Self::Cache,
         out: &mut Self::Floats,
     );
 

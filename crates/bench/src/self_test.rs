@@ -214,15 +214,16 @@ fn attention(cx: &Context, random: &Random) -> Vec<u32> {
 
 fn attention_decode(cx: &Context, random: &Random) -> Vec<u32> {
     let head_dim = 2 * (1 + random.below(0, 40));
-    let (kv_heads, time, start) = (1 + random.below(1, 3), 1 + random.below(2, 3), random.below(4, 60));
+    let (kv_heads, time) = (1 + random.below(1, 3), random.below(2, 60));
     let heads = kv_heads * (1 + random.below(3, 3));
-    let shape = attention::Shape { batch: 1, time, heads, kv_heads, head_dim };
-    let table = attention::rope_table(start + time, head_dim, 10_000.0);
-    let qkv = random.floats(0, time * shape.qkv_width());
-    let [mut keys, mut values] = [1, 2].map(|at| random.floats(at, (start + time) * kv_heads * head_dim));
-    let mut out = vec![0.0; time * shape.out_width()];
-    attention::decode(cx, &qkv, &table, shape, start, &mut keys, &mut values, &mut out);
-    bits(&out).chain(bits(&keys)).chain(bits(&values)).collect()
+    let shape = attention::Shape { batch: 1, time: 1, heads, kv_heads, head_dim };
+    let table = attention::rope_table(time + 1, head_dim, 10_000.0);
+    let (qkv, before) = (random.floats(0, shape.qkv_width()), random.floats(1, time * shape.qkv_width()));
+    let mut cache = attention::Cache::default();
+    attention::remember(cx, &before, &table, attention::Shape { time, ..shape }, &mut cache);
+    let mut out = vec![0.0; shape.out_width()];
+    attention::decode(cx, &qkv, &table, shape, &mut cache, &mut out);
+    bits(&out).collect()
 }
 
 /// Hidden states, a head and targets, of sizes that `random` chooses.

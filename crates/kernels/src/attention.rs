@@ -14,11 +14,13 @@
 //! Block borders are positions within a sequence, and each task owns the columns it writes. Neither the
 //! number of threads nor the place of a sequence in the batch changes a bit.
 
+mod cache;
 mod decode;
 mod pack;
 mod tile;
 
-pub use decode::decode;
+pub use cache::Cache;
+pub use decode::{decode, remember};
 use pack::Head;
 use tile::{Columns, N, R, Rows, products};
 
@@ -160,30 +162,28 @@ pub fn forward(cx: &Context, qkv: &[f32], table: &[f32], shape: Shape, out: &mut
     assert_eq!(lse.len(), shape.rows() * shape.heads, "lse of {shape:?}");
     let (out, lse) = (Strips::new(out, shape.out_width()), Strips::new(lse, shape.heads));
     let tasks = if shape.time == 0 { 0 } else { shape.batch * shape.kv_heads };
-    cx.each(tasks, attend_memory(shape, 0), |task, desk| {
+    cx.each(tasks, attend_memory(shape), |task, desk| {
         let place = (task / shape.kv_heads, task % shape.kv_heads);
         let heads = heads_of(qkv, shape, place.0, place.1);
-        attend(cx.tier(), cx.tier().wide(), heads, (table, Some(table)), shape, 0, place, desk, out, lse);
+        attend(cx.tier(), cx.tier().wide(), heads, table, shape, place, desk, out, lse);
     });
 }
 
 /// Floats that [`attend`] works on.
-pub(crate) fn attend_memory(shape: Shape, start: usize) -> usize {
-    let (keys, width) = (start + shape.time, shape.padded());
+pub(crate) fn attend_memory(shape: Shape) -> usize {
+    let (keys, width) = (shape.time, shape.padded());
     let block = BLOCK.min(shape.time);
-    width * (shape.time.max(keys) + keys + keys.next_multiple_of(N)) + block * score_stride(keys)
+    width * (2 * keys + keys.next_multiple_of(N)) + block * score_stride(keys)
 }
 
 tiered! {
-    /// The queries of one key head of a sequence, at positions from `start` on, against `start + time` keys.
-    /// `turns` are the rotations of queries and, unless they are rotated, of keys, from their first
-    /// positions on; `place` is the sequence and the key head.
+    /// The queries of one key head of a sequence against its keys, which `turns` rotates; `place` is the
+    /// sequence and the key head.
     fn attend(
         wide: bool,
         heads: [Head<'_>; 3],
-        turns: (&[f32], Option<&[f32]>),
+        turns: &[f32],
         shape: Shape,
-        start: usize,
         place: (usize, usize),
         desk: &mut [f32],
         out: Strips<'_>,
@@ -191,29 +191,28 @@ tiered! {
     ) {
         let Shape { time, head_dim, .. } = shape;
         let ([q, k, v], (sequence, kv_head)) = (heads, place);
-        let (keys, width) = (start + time, shape.padded());
+        let (keys, width) = (time, shape.padded());
         let mut desk = Desk(desk);
-        let rows = desk.take(time.max(keys) * width);
+        let rows = desk.take(keys * width);
         let values = desk.take(keys * width);
         let panels = desk.take(keys.next_multiple_of(N) * width);
         let (scores, stride) = (desk.0, score_stride(keys));
-        pack::rows(v, None, 1.0, width, &mut rows[..keys * width]);
-        pack::by_columns(&rows[..keys * width], width, values);
-        pack::rows(k, turns.1, 1.0, width, &mut rows[..keys * width]);
-        pack::by_tokens(&rows[..keys * width], width, head_dim, panels);
+        pack::rows(v, None, 1.0, width, rows);
+        pack::by_columns(rows, width, values);
+        pack::rows(k, Some(turns), 1.0, width, rows);
+        pack::by_tokens(rows, width, head_dim, panels);
         for member in 0..shape.group() {
             let head = kv_head * shape.group() + member;
             let q = Head { offset: q.offset + member * head_dim, ..q };
-            let queries = &mut rows[..time * width];
-            pack::rows(q, Some(turns.0), shape.scale(), width, queries);
+            pack::rows(q, Some(turns), shape.scale(), width, rows);
             for first in (0..time).step_by(BLOCK) {
                 let count = BLOCK.min(time - first);
-                let keys = start + first + count;
-                score(wide, queries, (width, first, count, head_dim), panels, keys, scores, stride);
+                let keys = first + count;
+                score(wide, rows, (width, first, count, head_dim), panels, keys, scores, stride);
                 let mut inverse = [0.0; BLOCK];
                 for (i, inverse) in inverse[..count].iter_mut().enumerate() {
                     let row = &mut scores[i * stride..][..keys.next_multiple_of(N)];
-                    let row = mask(row, start + first + i + 1);
+                    let row = mask(row, first + i + 1);
                     let max = lanes::max(row);
                     let sum = exp_sum(row, max);
                     *inverse = 1.0 / sum;
@@ -225,7 +224,7 @@ tiered! {
                     wide,
                     (count, width / N),
                     |top| Rows::new(scores, stride, top, count - top, keys),
-                    |panel| values[panel * (start + time) * N..][..keys * N].as_chunks().0,
+                    |panel| values[panel * time * N..][..keys * N].as_chunks().0,
                     |row, panel, sums| {
                         let columns = N.min(head_dim - panel * N);
                         let column = head * head_dim + panel * N;

@@ -19,6 +19,7 @@ mod tier;
 mod amx;
 pub mod attention;
 pub mod descent;
+mod dots;
 pub mod elementwise;
 pub mod embed;
 pub mod gate;

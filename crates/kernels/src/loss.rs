@@ -11,10 +11,8 @@
 //! than 1/65534 of the largest that shares its scale becomes zero. Targets are subtracted apart, exactly:
 //! they are so much larger than most probabilities that a common scale would lose those.
 
-mod dots;
-
 use crate::{
-    Context, Store, Tier, lanes,
+    Context, Store, Tier, dots, lanes,
     matmul::{View, matmul},
     outer::{
         self, Kind, Left, Right, left_room, product_of, quantise_left_rows, quantise_right_rows, right_room,

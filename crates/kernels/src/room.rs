@@ -31,7 +31,7 @@ pub fn training(tier: Tier, threads: usize, sizes: &Sizes) -> Vec<(&'static str,
         |of: &dyn Fn([usize; 2]) -> usize| sizes.ternary.iter().map(|shape| of(*shape)).max().unwrap_or(0);
     let widest = most(&|[_, cols]| cols);
     let desk = attention::backward_memory(sizes.shape)
-        .max(attention::attend_memory(sizes.shape, 0))
+        .max(attention::attend_memory(sizes.shape))
         .max(3 * sizes.ffn)
         .max(descent::Desk::len(widest));
     let partial = sizes.matrices.iter().map(|[rows, cols]| rows.div_ceil(update::ROWS) * cols);

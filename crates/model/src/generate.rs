@@ -22,15 +22,6 @@ pub enum PromptError {
     },
 }
 
-/// Positions that caches have room for at first; the room doubles when it is full, up to the context.
-const ROOM: usize = 64;
-
-/// Keys and values of a block so far, `[room][kv_heads · head_dim]`.
-struct Cache<B: Backend> {
-    keys: B::Floats,
-    values: B::Floats,
-}
-
 /// Buffers for a pass over some number of new tokens; all blocks use the same ones in turn.
 struct Pass<B: Backend> {
     shape: Shape,
@@ -49,9 +40,8 @@ struct Pass<B: Backend> {
 /// The caches hold up to `model.context` positions. When they are full, the later half of the sequence is
 /// read again from position 0 and the earlier half forgotten.
 pub struct Generator<B: Backend> {
-    caches: Vec<Cache<B>>,
-    /// Positions that the caches have room for.
-    room: usize,
+    /// Keys and values by block.
+    caches: Vec<B::Cache>,
     /// The head as int8 rows, in a ternary model: a quarter of the bytes to read for every token.
     head: Option<B::Rows>,
     step: Pass<B>,
@@ -74,16 +64,13 @@ impl<B: Backend> Generator<B> {
                 return Err(PromptError::Token { found, position, vocab: model.vocab });
             }
         }
-        let cache = || backend.floats(0);
-        let caches = (0..model.config.layers).map(|_| Cache { keys: cache(), values: cache() }).collect();
         let head = (model.config.precision == Precision::Ternary).then(|| {
             let mut rows = backend.rows(model.vocab, model.config.dim);
             backend.quantize_rows(model.floats(model.layout.head), &mut rows);
             rows
         });
         let mut generator = Generator {
-            caches,
-            room: 0,
+            caches: (0..model.config.layers).map(|_| backend.cache()).collect(),
             head,
             step: Pass::new(model, backend, 1),
             sequence: Vec::new(),
@@ -113,11 +100,11 @@ impl<B: Backend> Generator<B> {
             let mut kept = self.sequence.split_off(model.config.context.div_ceil(2));
             kept.push(token);
             self.sequence.clear();
+            self.caches.iter_mut().for_each(|cache| backend.forget(cache));
             self.read(model, backend, &kept);
             return;
         }
-        self.make_room(model, backend, self.sequence.len() + 1);
-        self.step.run(model, backend, &mut self.caches, self.sequence.len(), &[token]);
+        self.step.run(model, backend, &mut self.caches, &[token]);
         let (hidden, dim, logits) = (&self.step.hidden, model.config.dim, &mut self.device_logits);
         match &self.head {
             Some(head) => backend.head_logits_int8(hidden, head, logits),
@@ -128,25 +115,12 @@ impl<B: Backend> Generator<B> {
         self.sequence.push(token);
     }
 
-    /// Makes room for some number of positions, at most a context.
-    fn make_room(&mut self, model: &Model<B>, backend: &B, positions: usize) {
-        if positions > self.room {
-            self.room = positions.next_power_of_two().max(ROOM).min(model.config.context);
-            let len = self.room * model.config.kv_heads * model.config.head_dim();
-            for Cache { keys, values } in &mut self.caches {
-                backend.resize(keys, len);
-                backend.resize(values, len);
-            }
-        }
-    }
-
     /// Reads tokens from position 0: all but the last in one pass, the last as a step, which gives logits.
     fn read(&mut self, model: &Model<B>, backend: &B, tokens: &[u32]) {
-        self.make_room(model, backend, tokens.len());
         let (last, before) = tokens.split_last().expect("prompts hold a token");
         if !before.is_empty() {
             let mut pass = Pass::new(model, backend, before.len());
-            pass.run(model, backend, &mut self.caches, 0, before);
+            pass.run(model, backend, &mut self.caches, before);
             self.sequence.extend_from_slice(before);
         }
         self.append(model, backend, *last);
@@ -168,16 +142,20 @@ impl<B: Backend> Pass<B> {
         }
     }
 
-    /// New `tokens` at positions from `start`.
-    fn run(&mut self, model: &Model<B>, backend: &B, caches: &mut [Cache<B>], start: usize, tokens: &[u32]) {
+    /// The next token of the sequence in `caches`, or the first ones of a new one.
+    fn run(&mut self, model: &Model<B>, backend: &B, caches: &mut [B::Cache], tokens: &[u32]) {
         let (config, layout) = (&model.config, &model.layout);
         let shape = self.shape;
         backend.upload_tokens(tokens, &mut self.tokens);
         backend.embed(&self.tokens, model.floats(layout.embedding), config.dim, &mut self.x);
         for (layer, cache) in caches.iter_mut().enumerate() {
-            let attend = |qkv: &B::Floats, attended: &mut B::Floats, _: &mut B::Floats| {
-                let (keys, values) = (&mut cache.keys, &mut cache.values);
-                backend.attention_decode(qkv, &model.rope, shape, start, keys, values, attended);
+            let attend = |qkv: &B::Floats, attended: &mut B::Floats, lse: &mut B::Floats| {
+                if shape.time == 1 {
+                    backend.attention_decode(qkv, &model.rope, shape, cache, attended);
+                } else {
+                    backend.remember(qkv, &model.rope, shape, cache);
+                    backend.attention(qkv, &model.rope, shape, attended, lse);
+                }
             };
             let (block, gated) = (&mut self.block, &mut self.gated);
             model.block_forward(backend, layer, &self.x, block, gated, attend, &mut self.out);

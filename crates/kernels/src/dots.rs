@@ -1,5 +1,4 @@
-//! Rows of the output head against one hidden state, four rows side by side: so much more of the head is
-//! on its way at any time.
+//! One vector in twelve bits against int8 rows: a hidden state against the output head, a query against keys.
 
 use crate::{
     Tier, lanes,
@@ -8,11 +7,11 @@ use crate::{
 };
 
 /// Rows that are read side by side.
-pub(super) const STREAMS: usize = 4;
+pub(crate) const STREAMS: usize = 4;
 
-/// A hidden state in twelve bits.
+/// A vector in twelve bits.
 #[derive(Debug, Default)]
-pub(super) struct Rounded {
+pub(crate) struct Rounded {
     values: Vec<i16>,
     scale: f32,
     /// The same as `64 · high + low`, with low six bits, for instructions that multiply bytes.
@@ -24,7 +23,7 @@ pub(super) struct Rounded {
 
 impl Rounded {
     /// Rounds `x`.
-    pub(super) fn set(&mut self, tier: Tier, x: &[f32]) {
+    pub(crate) fn set(&mut self, tier: Tier, x: &[f32]) {
         self.values.resize(x.len(), 0);
         self.high.resize(x.len(), 0);
         self.low.resize(x.len(), 0);
@@ -52,7 +51,7 @@ tiered! {
 }
 
 /// Dot product of `x` with each row of `codes` `[out.len(), dim]`, times both scales.
-pub(super) fn dots(tier: Tier, x: &Rounded, codes: &[i8], scales: &[f32], out: &mut [f32]) {
+pub(crate) fn dots(tier: Tier, x: &Rounded, codes: &[i8], scales: &[f32], out: &mut [f32]) {
     let dim = x.values.len();
     let rows = codes.chunks(STREAMS * dim).zip(scales.chunks(STREAMS)).zip(out.chunks_mut(STREAMS));
     for ((codes, scales), out) in rows {
