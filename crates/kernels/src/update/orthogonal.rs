@@ -3,14 +3,14 @@
 //!
 //! The Newton–Schulz step `X ← p(X·Xᵀ)·X` multiplies by polynomials of one symmetric matrix, which commute. So
 //! steps are done on `A = X·Xᵀ` of the smaller side, `A ← A·p(A)²`, their polynomials are multiplied together,
-//! and `X` is multiplied once, at the end: for `n × 3n` seven tenths of the products, for `n × 6n` little more than half.
-//! The square doubles the digits that small singular values need: the result is right to a thousandth.
+//! and `X` is multiplied once, at the end. All products but the last are symmetric: half of each is mirrored. The
+//! square doubles the digits that small singular values need: the result is right to a thousandth.
 
 use super::CHUNK;
 use crate::{
     Context, elementwise,
     kmeans::scale,
-    matmul::{View, matmul},
+    matmul::{View, matmul, symmetric},
 };
 
 /// Coefficients of the quintic `a·x + b·x³ + c·x⁵` of each Newton–Schulz step: in every step the best one for all
@@ -50,22 +50,22 @@ pub fn orthogonalize(cx: &Context, x: &mut [f32], rows: usize, rms: f32) {
         divide_to(cx, x, norm, unit);
         let unit = View::new(unit, rows, cols);
         if rows <= cols {
-            matmul(cx, unit, unit.t(), 0.0, gram);
+            symmetric(cx, unit, unit.t(), gram);
         } else {
-            matmul(cx, unit.t(), unit, 0.0, gram);
+            symmetric(cx, unit.t(), unit, gram);
         }
         for (at, coefficients) in QUINTICS.into_iter().enumerate() {
-            matmul(cx, square(gram, side), square(gram, side), 0.0, polynomial);
+            symmetric(cx, square(gram, side), square(gram, side), polynomial);
             quintic(cx, coefficients, gram, side, polynomial);
             if at == 0 {
                 elementwise::copy(cx, polynomial, product);
             } else {
-                matmul(cx, square(product, side), square(polynomial, side), 0.0, spare);
+                symmetric(cx, square(product, side), square(polynomial, side), spare);
                 std::mem::swap(&mut product, &mut spare);
             }
             if at + 1 < QUINTICS.len() {
-                matmul(cx, square(gram, side), square(polynomial, side), 0.0, spare);
-                matmul(cx, square(spare, side), square(polynomial, side), 0.0, gram);
+                symmetric(cx, square(gram, side), square(polynomial, side), spare);
+                symmetric(cx, square(spare, side), square(polynomial, side), gram);
             }
         }
         scale(cx, product, factor);
