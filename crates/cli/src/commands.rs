@@ -6,7 +6,7 @@ use serde_json::json;
 use tritrain_backend::{Backend, Cpu};
 use tritrain_bench::peak_memory;
 use tritrain_data::{Source, Tokenizer, clusters::Clusters};
-use tritrain_files::{Disk, Storage};
+use tritrain_files::{Disk, Storage, give_back_memory};
 use tritrain_model::{Activations, Keep, Precision, Sampling, TensorKind};
 use tritrain_train::{
     Audit, CLUSTERS, Comparison, Config, Continuation, Curve, Evaluation, Event, Loaded, Mixture, Next, Run,
@@ -61,7 +61,7 @@ fn train(args: &args::Train) -> Result<ExitCode> {
     };
     let config = workplace.config().clone();
     let backend = Cpu::new(config.run.threads)?;
-    let corpus = prepare::corpus(&Disk, &backend, &config, &dir, workplace.step().is_some())?;
+    let corpus = prepare::corpus(&Disk, &config, &dir, workplace.step().is_some())?;
     let outcome =
         backend.run(|| drive(&backend, || Run::new(&backend, &Disk, workplace, &corpus), &signals))?;
     let Some(evaluation) = outcome.curve.last.as_ref().filter(|_| !outcome.stopped) else {
@@ -87,6 +87,7 @@ pub(crate) fn drive<'a>(
     run: impl FnOnce() -> tritrain_train::Result<Run<'a, Cpu>>,
     signals: &Signals,
 ) -> Result<Outcome> {
+    give_back_memory();
     peak_memory::forget();
     let mut run = run()?;
     show::note(&header(backend, &run));
@@ -388,7 +389,7 @@ fn compare(args: &args::Compare) -> Result<ExitCode> {
     let _whole = Workplace::start(&Disk, &dir, base.clone())?;
     let places = [claim("ternary", Precision::Ternary)?, claim("f32", Precision::F32)?];
     let backend = Cpu::new(base.run.threads)?;
-    let corpus = prepare::corpus(&Disk, &backend, &base, &dir, false)?;
+    let corpus = prepare::corpus(&Disk, &base, &dir, false)?;
     let mut curves = Vec::new();
     for (name, workplace) in places {
         show::note(&format!("{name}:"));

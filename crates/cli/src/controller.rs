@@ -27,7 +27,7 @@ pub(crate) fn meta_train(args: &MetaTrain) -> Result<ExitCode> {
         config.data.paths = vec![path.display().to_string()];
         (config.data.vocab, config.data.tokenizer_sample, config.data.validation) = (VOCAB, 4, 0.05);
         config.data.plan = PlanKind::Shuffle;
-        corpora.push(corpus(&config, &backends[0], &args.out.join(format!("text-{n}")))?);
+        corpora.push(corpus(&config, &args.out.join(format!("text-{n}")))?);
     }
     let options = MetaOptions {
         seed: args.seed,
@@ -120,7 +120,7 @@ pub(crate) fn bench(args: &BenchController) -> Result<()> {
     let mut base = Config::resolve(None, &args.set)?;
     base.data.paths = args.data.iter().map(|path| path.display().to_string()).collect();
     let backends = backends(args.threads)?;
-    let corpus = corpus(&base, &backends[0], &args.out)?;
+    let corpus = corpus(&base, &args.out)?;
     base.optim.controller = ControllerKind::Off;
     let weights = std::mem::take(&mut base.optim.controller_weights);
     let proxy = |seed: u64, name: ControllerName, factor: f32| {
@@ -185,7 +185,7 @@ fn backends(threads: usize) -> Result<Vec<Cpu>> {
     Ok((0..threads).map(|_| Cpu::new(1)).collect::<Result<_, _>>()?)
 }
 
-fn corpus(config: &Config, backend: &Cpu, dir: &Path) -> Result<Corpus> {
+fn corpus(config: &Config, dir: &Path) -> Result<Corpus> {
     let _lock = tritrain_files::checkpoint::lock(dir)?;
-    prepare::corpus(&Disk, backend, config, dir, false)
+    prepare::corpus(&Disk, config, dir, false)
 }

@@ -25,7 +25,7 @@ pub(crate) fn train(args: &args::Train, dir: &Path, config: Config, signals: &Si
     let whole = claim(&Disk, dir, config.clone())?;
     let backend = Cpu::new(config.run.threads)?;
     let begun = Part::begun(&Disk, dir)?;
-    let corpus = prepare::corpus(&Disk, &backend, &config, dir, begun)?;
+    let corpus = prepare::corpus(&Disk, &config, dir, begun)?;
     let parts = Part::all(&config, &corpus)?;
     // What an expert lacks is found before the shared start takes its time.
     for part in &parts {

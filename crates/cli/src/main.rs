@@ -24,6 +24,7 @@ use std::{io::IsTerminal, process::ExitCode};
 use clap::Parser;
 
 fn main() -> ExitCode {
+    tritrain_files::keep_little_memory();
     let args = args::Args::parse();
     let filter = tracing_subscriber::EnvFilter::try_from_env("TRITRAIN_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));

@@ -7,7 +7,7 @@ use std::{
 
 use tritrain_backend::{Backend, Cpu};
 use tritrain_data::{Corpus, LeftOut, Preparation, Source, clusters::Clusters};
-use tritrain_files::{Storage, give_back_memory, tokens::Split};
+use tritrain_files::{Storage, tokens::Split};
 use tritrain_train::{CLUSTERS, Config, with_topics};
 
 use crate::{
@@ -67,13 +67,7 @@ pub(crate) fn out(setup: &Setup) -> PathBuf {
 ///
 /// Where a model was `trained` and its tokenizer lies beside it, neither is made anew: they must agree
 /// with the text. (The runs of a comparison have theirs one folder up, and make their own to go on.)
-pub(crate) fn corpus(
-    storage: &dyn Storage,
-    backend: &Cpu,
-    config: &Config,
-    dir: &Path,
-    trained: bool,
-) -> Result<Corpus> {
+pub(crate) fn corpus(storage: &dyn Storage, config: &Config, dir: &Path, trained: bool) -> Result<Corpus> {
     let source = Source::new(&config.data, EMBEDDED);
     let keep = trained && storage.exists(&dir.join("tokenizer.json"))?;
     let start = if keep { Preparation::resume } else { Preparation::start };
@@ -95,8 +89,10 @@ pub(crate) fn corpus(
     }
     let corpus = preparation.finish()?;
     let mut bar: Option<(&str, show::Progress)> = None;
+    // One of its own: what its kernels keep from call to call is no part of a run.
+    let backend = Cpu::new(config.run.threads)?;
     let corpus = backend.run(|| {
-        with_topics(backend, storage, &source, &config.data, dir, corpus, |pass, done, total| {
+        with_topics(&backend, storage, &source, &config.data, dir, corpus, |pass, done, total| {
             if bar.as_ref().is_none_or(|(known, _)| *known != pass) {
                 if let Some((_, bar)) = &bar {
                     bar.clear();
@@ -111,7 +107,7 @@ pub(crate) fn corpus(
     if let Some((_, bar)) = &bar {
         bar.clear();
     }
-    give_back_memory();
+    drop(backend);
     show::note(&format!(
         "data: {} training and {} validation tokens, vocabulary {}",
         show::short(corpus.len(Split::Train)),

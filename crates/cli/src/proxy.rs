@@ -35,7 +35,7 @@ pub(crate) fn train(args: &Cluster, backend: &Cpu) -> Result<Option<Loaded>> {
     Disk.create_dir_all(&dir)?;
     let signals = Signals::watch()?;
     let workplace = Workplace::resume(&Disk, &dir, config.clone())?;
-    let corpus = prepare::corpus(&Disk, backend, &config, &dir, workplace.step().is_some())?;
+    let corpus = prepare::corpus(&Disk, &config, &dir, workplace.step().is_some())?;
     let outcome = backend
         .run(|| commands::drive(backend, || Run::new(backend, &Disk, workplace, &corpus), &signals))?;
     if outcome.stopped {

@@ -103,7 +103,7 @@ pub(crate) fn bench(args: &BenchQuality) -> Result<()> {
     let backend = Cpu::new(base.run.threads)?;
     let corpus = {
         let _lock = tritrain_files::checkpoint::lock(&args.out)?;
-        prepare::corpus(&Disk, &backend, &base, &args.out, Disk.exists(&args.out.join("tokenizer.json"))?)?
+        prepare::corpus(&Disk, &base, &args.out, Disk.exists(&args.out.join("tokenizer.json"))?)?
     };
     let mut curves: Vec<Vec<Curve>> = SETTINGS.iter().map(|_| Vec::new()).collect();
     for &seed in &seeds {

@@ -31,7 +31,7 @@ pub mod tokens;
 
 pub use error::{Difference, Error, Result};
 pub use faulty::FaultyStorage;
-pub use map::{Bytes, give_back_memory};
+pub use map::{Bytes, give_back_memory, keep_little_memory};
 pub use storage::{Disk, NewFile, Sink, Storage, write_atomic};
 pub use sums::{BLOCK, FileSum};
 

@@ -1,7 +1,7 @@
 //! Read-only memory maps, and freed memory back to the system: the only `unsafe` of this crate.
 #![expect(
     unsafe_code,
-    reason = "a memory map is unsafe to create: the file may change under it; malloc_trim is C"
+    reason = "a memory map is unsafe to create: the file may change under it; malloc_trim and mallopt are C"
 )]
 
 use std::fs::File;
@@ -66,6 +66,19 @@ impl Bytes {
             if let Err(error) = released {
                 tracing::debug!(%error, "madvise refused");
             }
+        }
+    }
+}
+
+/// From now on glibc gives freed blocks of 256 KiB or more back to the system at once, and what is free at the end of
+/// a heap. It would keep up to 64 MiB there for each thread, and let go of blocks less and less. For the start of a
+/// program. Does nothing elsewhere.
+pub fn keep_little_memory() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    for threshold in [libc::M_MMAP_THRESHOLD, libc::M_TRIM_THRESHOLD] {
+        // SAFETY: the function takes no pointer, and the program has no other thread yet that could allocate.
+        unsafe {
+            libc::mallopt(threshold, 256 << 10);
         }
     }
 }
