@@ -14,7 +14,7 @@ pub enum Fault {
 }
 
 /// A fault for a step, if any, by its number from 0 and how often the run went back before.
-pub type Faults<'a> = dyn Fn(u64, u32) -> Option<Fault> + 'a;
+pub(super) type Faults<'a> = dyn Fn(u64, u32) -> Option<Fault> + 'a;
 
 /// Faults by chance, as shares of all steps. A step has one at most.
 ///
@@ -152,7 +152,9 @@ mod tests {
                 seen.dedup();
                 let (all, vocab) = (disturbed.inputs.len(), corpus.tokenizer().vocab_size());
                 assert!(seen.len() > all * 4 / 5, "{} of {all} tokens differ", seen.len());
-                assert!(seen.iter().all(|token| *token < vocab) && seen.iter().any(|token| *token > vocab / 2));
+                assert!(
+                    seen.iter().all(|token| *token < vocab) && seen.iter().any(|token| *token > vocab / 2)
+                );
             }
         }
         let faults = records(disturbed.dir()).into_iter().filter(|record| record.get("fault").is_some());
@@ -167,7 +169,8 @@ mod tests {
         let backend = Cpu::new(1).unwrap();
         let dirs = ["whole", "resumed", "sound"].map(|name| root.path().join(name));
         let run = |dir, faults: Disturbance, until: u64| {
-            let mut run = start(&backend, dir, (&config, &corpus), move |step, times| faults.fault(step, times));
+            let mut run =
+                start(&backend, dir, (&config, &corpus), move |step, times| faults.fault(step, times));
             while run.advance().unwrap().is_some() {
                 if run.progress().0 == until {
                     run.stop();
