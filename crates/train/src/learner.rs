@@ -319,6 +319,21 @@ mod tests {
     }
 
     #[test]
+    fn large_gradients_among_the_first_steps_cost_as_little() {
+        let of = |spike| OptimConfig { spike, ..OptimConfig::default() };
+        let early = |step| matches!(step, 8 | 20).then_some(Fault::Gradient(1e3));
+        let (undisturbed, _) = run(&of(SpikeKind::Off), |_| None);
+        let (unguarded, _) = run(&of(SpikeKind::Off), early);
+        for spike in [SpikeKind::Clip, SpikeKind::Skip] {
+            let (loss, clipped) = run(&of(spike), early);
+            println!("{spike:?}: {undisturbed} undisturbed, {loss} guarded, {unguarded} unguarded");
+            assert!(loss < 1.01 * undisturbed, "{spike:?}: {loss}, undisturbed {undisturbed}");
+            assert!(loss < unguarded, "{spike:?}: {loss}, unguarded {unguarded}");
+            assert!(clipped == 1.0, "{clipped} of the tensors at most");
+        }
+    }
+
+    #[test]
     fn gradients_that_are_not_finite_move_nothing() {
         for gradient in [GradientKind::F32, GradientKind::Trits, GradientKind::None] {
             let optim = OptimConfig { gradient, ..OptimConfig::default() };
