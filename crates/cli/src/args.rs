@@ -341,15 +341,19 @@ pub(crate) enum BenchKind {
     /// Reading a prompt and making tokens with a model.
     Generate(BenchGenerate),
     /// What few bits cost in loss: the same model with several ways to store it, beside its f32 twins.
-    Quality(BenchQuality),
+    Quality(BenchRuns),
+    /// What faults cost in loss, with the spike guard and without: batches of noise, gradients that are far too large
+    /// or NaN.
+    Spikes(BenchRuns),
     /// What few bits keep of the weights and gradients of a trained model.
     Signal(BenchSignal),
     /// Runs by schedule alone, rule, network and chance, with base rates that are wrong by up to 16.
     Controller(BenchController),
 }
 
+/// Runs of several settings on the same text.
 #[derive(Debug, ClapArgs)]
-pub(crate) struct BenchQuality {
+pub(crate) struct BenchRuns {
     /// Files or folders of text.
     #[arg(long, required = true, num_args = 1.., value_name = "PATH")]
     pub(crate) data: Vec<PathBuf>,

@@ -19,7 +19,7 @@ use crate::{
     },
     bars, controller,
     error::{Error, Result},
-    quality, show,
+    quality, show, spikes,
 };
 
 pub(crate) fn run(args: &Bench) -> Result<ExitCode> {
@@ -30,6 +30,7 @@ pub(crate) fn run(args: &Bench) -> Result<ExitCode> {
         Some(BenchKind::Step(args)) => bench_step(args),
         Some(BenchKind::Generate(args)) => bench_generate(args),
         Some(BenchKind::Quality(args)) => quality::bench(args),
+        Some(BenchKind::Spikes(args)) => spikes::bench(args),
         Some(BenchKind::Signal(args)) => bench_signal(args),
         Some(BenchKind::Controller(args)) => controller::bench(args),
     }?;

@@ -17,7 +17,9 @@ mod plot;
 mod prepare;
 mod proxy;
 mod quality;
+mod runs;
 mod show;
+mod spikes;
 
 use std::{io::IsTerminal, process::ExitCode};
 

@@ -68,6 +68,7 @@ fn draw(
         let dots = curve
             .evaluations
             .iter()
+            .filter(|(_, loss)| loss.is_finite())
             .map(|(step, loss)| Circle::new((*step as f64, *loss), 4, colour.filled()));
         chart
             .draw_series(dots)?

@@ -1,23 +1,19 @@
 //! `tritrain bench quality`: what each way to store weights, gradients and state costs in loss.
 
-use std::path::Path;
-
 use serde::Serialize;
-use serde_json::Value;
-use tritrain_backend::{Backend, Cpu};
-use tritrain_files::{Disk, Storage};
-use tritrain_train::{Config, Curve, Run, Signals, Workplace, pearson};
+use tritrain_train::{Curve, pearson};
 
 use crate::{
-    args::BenchQuality,
-    commands::drive,
-    error::{Error, Result},
-    memory, plot, prepare, show,
+    args::BenchRuns,
+    error::Result,
+    memory, plot,
+    runs::{RunLog, Runs, mean},
+    show,
 };
 
 /// Ways to train the same model: name, and what they set beside the defaults. Rates are the best of a few that were
 /// tried on a million tokens; of the f32 twins, Muon did best.
-const SETTINGS: [(&str, &[&str]); 8] = [
+pub(crate) const SETTINGS: [(&str, &[&str]); 8] = [
     ("f32 twin, Muon", &["model.precision=f32", "optim.direction=muon", "optim.rate_f32=0.02"]),
     (
         "f32 twin, AdamW",
@@ -70,6 +66,9 @@ const SETTINGS: [(&str, &[&str]); 8] = [
 /// Places in [`SETTINGS`] of the best twin and of that under AdamW.
 const TWIN: usize = 0;
 const ADAMW: usize = 1;
+/// Of the default, and of the setting with three digits of latent and two of momentum.
+pub(crate) const DEFAULT: usize = 4;
+pub(crate) const TRITS: usize = 6;
 
 /// What became of a setting.
 #[derive(Debug, Serialize)]
@@ -89,55 +88,32 @@ struct Row {
 }
 
 /// Trains every setting with every seed, as far as that has not been done in the same folder.
-pub(crate) fn bench(args: &BenchQuality) -> Result<()> {
-    let signals = Signals::watch()?;
-    let seeds: Vec<u64> = (1..=args.seeds.max(1)).collect();
-    let configured = |set: &[&str], seed: u64| -> Result<Config> {
-        let all = set.iter().map(|set| (*set).to_owned()).chain(args.set.iter().cloned());
-        let mut config = Config::resolve(None, &all.collect::<Vec<String>>())?;
-        config.data.paths = args.data.iter().map(|path| path.display().to_string()).collect();
-        config.run.seed = seed;
-        Ok(config)
-    };
-    let base = configured(&[], 1)?;
-    let backend = Cpu::new(base.run.threads)?;
-    let corpus = {
-        let _lock = tritrain_files::checkpoint::lock(&args.out)?;
-        prepare::corpus(&Disk, &base, &args.out, Disk.exists(&args.out.join("tokenizer.json"))?)?
-    };
-    let mut curves: Vec<Vec<Curve>> = SETTINGS.iter().map(|_| Vec::new()).collect();
-    for &seed in &seeds {
-        for ((name, set), curves) in SETTINGS.iter().zip(&mut curves) {
-            let dir = args.out.join(format!("{}-{seed}", name.replace([' ', ','], "-").replace("--", "-")));
-            show::note(&format!("{name}, seed {seed}: {}", dir.display()));
-            let workplace = Workplace::resume(&Disk, &dir, configured(set, seed)?)?;
-            let run = || Run::new(&backend, &Disk, workplace, &corpus);
-            if backend.run(|| drive(&backend, run, &signals))?.stopped {
-                show::note("stopped; the same command goes on");
-                return Ok(());
-            }
-            curves.push(curve(&dir.join("metrics.jsonl"))?);
+pub(crate) fn bench(args: &BenchRuns) -> Result<()> {
+    let runs = Runs::open(args)?;
+    let mut logs: Vec<Vec<RunLog>> = SETTINGS.iter().map(|_| Vec::new()).collect();
+    for seed in runs.seeds() {
+        for ((name, set), logs) in SETTINGS.iter().zip(&mut logs) {
+            let Some(log) = runs.log(name, set, seed, None)? else { return Ok(()) };
+            logs.push(log);
         }
     }
-    let finals = |curves: &[Curve]| -> Vec<f64> {
-        curves.iter().filter_map(|curve| curve.evaluations.last().map(|(_, loss)| *loss)).collect()
-    };
-    let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len() as f64;
-    let of = |at: usize| mean(&finals(&curves[at]));
+    let finals = |logs: &[RunLog]| -> Vec<f64> { logs.iter().map(RunLog::loss).collect() };
+    let of = |at: usize| mean(&finals(&logs[at]));
     let over = |loss: f64, twin: usize| 100.0 * (loss / of(twin) - 1.0);
+    let r = |a: &RunLog, b: &RunLog| pearson(&a.curve.losses, &b.curve.losses);
     let mut rows = Vec::new();
-    for ((name, set), found) in SETTINGS.iter().zip(&curves) {
-        let config = configured(set, 1)?;
+    for ((name, set), found) in SETTINGS.iter().zip(&logs) {
+        let config = runs.config(set, 1)?;
         let losses = finals(found);
-        let vocab = corpus.tokenizer().vocab_size() as usize;
-        let bits = memory::ledger(&config, vocab, &backend).ternary_bits_per_parameter;
+        let vocab = runs.corpus.tokenizer().vocab_size() as usize;
+        let bits = memory::ledger(&config, vocab, &runs.backend).ternary_bits_per_parameter;
         rows.push(Row {
             name,
             set: set.to_vec(),
             bits_per_parameter: bits,
             over_twin_percent: over(mean(&losses), TWIN),
             over_adamw_percent: over(mean(&losses), ADAMW),
-            pearson_r: found.iter().zip(&curves[TWIN]).map(|(a, b)| pearson(&a.losses, &b.losses)).collect(),
+            pearson_r: found.iter().zip(&logs[TWIN]).map(|(a, b)| r(a, b)).collect(),
             losses,
         });
     }
@@ -159,31 +135,13 @@ pub(crate) fn bench(args: &BenchQuality) -> Result<()> {
     let path = args.out.join("quality.svg");
     let drawn: Vec<(&str, &Curve)> = SETTINGS
         .iter()
-        .zip(&curves)
-        .filter_map(|((name, _), curves)| Some((*name, curves.first()?)))
+        .zip(&logs)
+        .filter_map(|((name, _), logs)| Some((*name, &logs.first()?.curve)))
         .collect();
     plot::curves(&path, &drawn, "training and validation loss, seed 1")?;
     show::line(&format!("plot: {}", path.display()))?;
     if args.json {
-        show::json(&serde_json::json!({ "seeds": seeds, "rows": rows }))?;
+        show::json(&serde_json::json!({ "seeds": runs.seeds().collect::<Vec<_>>(), "rows": rows }))?;
     }
     Ok(())
-}
-
-/// The curve that a run logged.
-fn curve(path: &Path) -> Result<Curve> {
-    let bytes = Disk.read(path)?;
-    let mut curve = Curve::default();
-    for line in String::from_utf8_lossy(&bytes).lines() {
-        let record: Value = serde_json::from_str(line)
-            .map_err(|source| Error::Read { path: path.to_path_buf(), source: source.into() })?;
-        let number = |key: &str| record.get(key).and_then(Value::as_f64);
-        if let Some(loss) = number("loss") {
-            curve.losses.push(loss as f32);
-        }
-        if let (Some(loss), Some(step)) = (number("validation_loss"), record["step"].as_u64()) {
-            curve.evaluations.push((step, loss));
-        }
-    }
-    Ok(curve)
 }

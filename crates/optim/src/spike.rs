@@ -5,13 +5,19 @@
 //! `optim.spike_z` deviations above the mean is a spike. The statistics then take a norm of two deviations above
 //! it: one spike hardly moves them, and a lasting change is followed. The clipped norm itself, which is the mean,
 //! would keep them where they are, and clip every step after such a change.
+//!
+//! The first norms say little about their spread, and one that is out of all proportion would stay in the second
+//! moments of its tensor for a thousand steps: until the spread is known, thirty times the mean is a spike. The
+//! statistics then take those thirty times: a gradient which truly grows a thousandfold is followed in a few steps.
 
 use serde::{Deserialize, Serialize};
 
 use crate::{OptimConfig, SpikeKind};
 
-/// Norms of a tensor that are only watched.
+/// Norms of a tensor after which its own deviations say what a spike is.
 const WATCHED: u64 = 25;
+/// Before that, a spike begins at this many times the mean.
+const EARLY: f64 = 30.0;
 /// Weight of a new norm in the statistics; earlier, that of the mean of all.
 const NEW: f64 = 0.03;
 /// Least standard deviation of the logarithm: norms within a tenth are as good as equal.
@@ -75,13 +81,18 @@ impl Spikes {
         let log = f64::from(norm).ln();
         let deviation = norms.variance.sqrt().max(LEAST);
         let z = f64::from(config.spike_z);
-        let spike = norms.seen >= WATCHED && log > norms.mean + z * deviation;
+        let (above, taken) = match norms.seen {
+            0 => (f64::INFINITY, 0.0),
+            1..WATCHED => (EARLY.ln(), EARLY.ln()),
+            _ => (z * deviation, z.min(TAKEN) * deviation),
+        };
+        let spike = log > norms.mean + above;
         let admission = match config.spike {
             _ if !spike => Admission::Whole,
             SpikeKind::Clip => Admission::Clipped((norms.mean - log).exp() as f32),
             SpikeKind::Skip | SpikeKind::Off => Admission::Left,
         };
-        norms.take(if spike { norms.mean + z.min(TAKEN) * deviation } else { log });
+        norms.take(if spike { norms.mean + taken } else { log });
         admission
     }
 }
@@ -143,6 +154,42 @@ mod tests {
         }
         assert_eq!(spikes, before);
         assert_eq!(spikes.admit(&super::tests::config(SpikeKind::Off), 1, f32::NAN), Admission::Whole);
+    }
+
+    #[test]
+    fn among_the_first_norms_one_out_of_all_proportion_is_a_spike() {
+        for kind in [SpikeKind::Clip, SpikeKind::Skip] {
+            let config = config(kind);
+            for at in 1..WATCHED {
+                let mut spikes = Spikes::new(1);
+                for step in 0..100 {
+                    let (norm, is_spike) = match step == at {
+                        true => (1000.0, true),
+                        // As gradients of the first steps do, within a factor of ten.
+                        false => (quiet(step) * 10.0f32.powf((step % 3) as f32 / 2.0 - 0.5), false),
+                    };
+                    match spikes.admit(&config, 0, norm) {
+                        Admission::Whole => assert!(!is_spike, "{step}"),
+                        Admission::Clipped(share) => {
+                            assert!(is_spike && kind == SpikeKind::Clip, "{step}");
+                            assert!((0.2..5.0).contains(&(share * norm)), "{share} at {step}");
+                        }
+                        Admission::Left => assert!(is_spike && kind == SpikeKind::Skip, "{step}"),
+                    }
+                }
+                assert_ne!(spikes.admit(&config, 0, 1000.0), Admission::Whole, "still known after {at}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_gradient_that_grows_a_thousandfold_at_first_is_followed_in_a_few_steps() {
+        let config = config(SpikeKind::Clip);
+        let mut spikes = Spikes::new(1);
+        spikes.admit(&config, 0, 1e-3);
+        let clipped = (0..100).filter(|step| spikes.admit(&config, 0, quiet(*step)) != Admission::Whole);
+        let clipped = clipped.count();
+        assert!((1..6).contains(&clipped), "{clipped} steps");
     }
 
     #[test]

@@ -34,7 +34,7 @@ pub use meta::{Check, FOUND, Meta, MetaOptions, WRONG};
 pub use mixture::{Mixed, MixedContinuation, MixedLosses, Mixing, Mixture, WAYS, Weights};
 pub use part::Part;
 pub use proxy::{Proxy, losses};
-pub use run::{Event, RowCluster, Run, StepReport};
+pub use run::{Disturbance, Event, Fault, RowCluster, Run, StepReport};
 pub use run_config::RunConfig;
 pub use signals::{STOPPED, Signals};
 pub use topics::{CLUSTERS, with_topics};

@@ -1,6 +1,7 @@
 //! The training loop.
 
 mod back;
+mod disturbance;
 mod event;
 
 use std::{collections::BTreeMap, time::Instant};
@@ -28,6 +29,9 @@ use crate::{
     steering,
 };
 
+use disturbance::Faults;
+pub(crate) use disturbance::fill_with_noise;
+pub use disturbance::{Disturbance, Fault};
 pub use event::{Event, RowCluster, StepReport};
 
 /// Of tokens repeated in samples: what CTRL takes (arXiv 1909.05858, section 4.1).
@@ -54,6 +58,8 @@ pub struct Run<'a, B: Backend> {
     stopping: bool,
     metrics: Log,
     timing: Log,
+    /// What goes wrong on purpose.
+    faults: Option<Box<Faults<'a>>>,
 }
 
 impl<'a, B: Backend> Run<'a, B> {
@@ -143,7 +149,17 @@ impl<'a, B: Backend> Run<'a, B> {
             workplace,
             metrics,
             timing,
+            faults: None,
         })
+    }
+
+    /// The same run with faults in its steps, by the number of the step from 0 and how often the run went back
+    /// before: to measure guards. It logs every fault, and at each evaluation whether all weights are finite. Faults
+    /// are no part of what is saved: a run that goes on is disturbed again.
+    #[must_use]
+    pub fn disturbed(mut self, faults: impl Fn(u64, u32) -> Option<Fault> + 'a) -> Run<'a, B> {
+        self.faults = Some(Box::new(faults));
+        self
     }
 
     /// Does the next thing that is due: evaluate, sample, save, or a training step. `None` at the end. The
@@ -218,6 +234,7 @@ impl<'a, B: Backend> Run<'a, B> {
         let windows = self.plan.windows_of(step - self.part.first, self.state.mixer.as_mut())?;
         self.plan.read(self.corpus, &windows, &mut self.inputs, &mut self.targets)?;
         self.state.step += 1;
+        self.disturb(step)?;
         let measured = self.learner.step(self.backend, &self.inputs, &self.targets, rates);
         self.state.updates = self.learner.optimizer.updates();
         let measured = match measured {
@@ -273,6 +290,21 @@ impl<'a, B: Backend> Run<'a, B> {
             return self.go_back();
         }
         Ok(Event::Step(report, seconds))
+    }
+
+    /// Puts the fault of step `step` into its batch or its gradients, if it has one.
+    fn disturb(&mut self, step: u64) -> Result<()> {
+        let fault = self.faults.as_ref().and_then(|faults| faults(step, self.state.setbacks.times));
+        let Some(fault) = fault else { return Ok(()) };
+        match fault {
+            Fault::Noise => {
+                let (seed, context) = (self.config().run.seed, self.config().model.context);
+                let vocab = self.model().vocab();
+                fill_with_noise((seed, step), vocab, context, &mut self.inputs, &mut self.targets);
+            }
+            Fault::Gradient(factor) => self.learner.disturb(factor),
+        }
+        Ok(self.metrics.append(&json!({ "step": step + 1, "fault": fault }))?)
     }
 
     /// The commonest cluster of a batch, and the mean loss of each.
@@ -334,6 +366,9 @@ impl<'a, B: Backend> Run<'a, B> {
         if !evaluation.clusters.is_empty() {
             let by_cluster = evaluation.clusters.iter().map(|c| (c.cluster.to_string(), json!(c.loss)));
             record["clusters"] = by_cluster.collect::<Map<String, Value>>().into();
+        }
+        if self.faults.is_some() {
+            record["finite"] = self.learner.finite(self.backend).into();
         }
         self.metrics.append(&record)?;
         self.state.evaluated = Some((step, evaluation.loss));

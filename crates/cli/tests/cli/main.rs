@@ -211,6 +211,46 @@ fn ways_to_store_a_model_are_compared_and_not_trained_twice() {
 }
 
 #[test]
+fn faults_are_put_into_runs_with_and_without_guard() {
+    let program = Program::new();
+    program.write("a.txt", prose());
+    let spikes = ["bench", "spikes", "--data", "a.txt", "--out", "spikes", "--seeds", "1", "--json"];
+    let long = ["--set", "run.steps=150", "--set", "run.eval_every=100", "--set", "run.sample_every=0"];
+    let sets = TINY.iter().filter(|set| !set.starts_with("run.steps") && !set.starts_with("run.eval_every"));
+    let sets = sets.flat_map(|set| ["--set", set]);
+    let all: Vec<&str> = spikes.into_iter().chain(sets).chain(long).collect();
+    let output = program.run(&all);
+    let result = json(&output);
+    let rows = result["rows"].as_array().unwrap();
+    assert_eq!((rows.len(), rows[0]["over_undisturbed_percent"][0].as_f64()), (12, Some(0.0)), "{result}");
+    for rows in rows.chunks(6) {
+        let of = |at: usize, key: &str| rows[at][key][0].as_u64().unwrap();
+        let faults = [0, 1, 2, 3, 4, 5].map(|at| of(at, "faults"));
+        assert_eq!(faults[..2], [0, 0], "{result}");
+        assert!(faults[2] > 0 && faults[2..5] == [faults[2]; 3] && faults[5] > faults[2], "{result}");
+        assert_eq!((of(0, "tensors_clipped"), of(2, "tensors_clipped")), (0, 0), "no guard: {result}");
+        assert!(of(3, "tensors_clipped") > 0 && of(4, "tensors_clipped") > 0, "{result}");
+        assert_eq!((of(3, "steps_skipped"), of(5, "steps_skipped")), (0, faults[5] - faults[3]), "{result}");
+        assert!(rows.iter().all(|row| row["finite"][0] == true && row["setbacks"][0] == 0), "{result}");
+        let loss = |at: usize| rows[at]["losses"][0].as_f64().unwrap();
+        let over = 100.0 * (loss(3) / loss(0) - 1.0);
+        assert!((rows[3]["over_undisturbed_percent"][0].as_f64().unwrap() - over).abs() < 1e-9, "{result}");
+        assert_ne!(loss(2), loss(3), "the guard changes what becomes of a fault");
+    }
+    let shown = stdout(&output);
+    assert!(shown.contains("disturbed and NaN, clip") && shown.contains("setbacks"), "{shown}");
+    let log = |way: &str| program.path().join(format!("spikes/f32-latent-factored-{way}-1/metrics.jsonl"));
+    let before = fs::read(log("disturbed-clip")).unwrap();
+    assert!(String::from_utf8_lossy(&before).contains("\"fault\":\"noise\""));
+    assert!(!String::from_utf8_lossy(&fs::read(log("undisturbed-clip")).unwrap()).contains("fault"));
+    assert_eq!(json(&program.run(&all)), result);
+    assert_eq!(fs::read(log("disturbed-clip")).unwrap(), before, "complete runs are not made again");
+    for name in ["f32", "trits"] {
+        assert!(program.path().join(format!("spikes/spikes-{name}.svg")).exists(), "{name}");
+    }
+}
+
+#[test]
 fn a_controller_is_trained_and_steers() {
     let program = Program::new();
     program.write("a.txt", (0..9).map(|n| format!("{n} {}", prose())).collect::<String>());

@@ -45,8 +45,7 @@ pub(crate) struct Gradients<B: Memory> {
     statistics: B::Floats,
     /// The same as last read back.
     here: Vec<f32>,
-    /// What tests multiply the gradients of the next step by.
-    #[cfg(test)]
+    /// What the gradients of the next step are multiplied by, to disturb it.
     pub(super) fault: f32,
 }
 
@@ -91,7 +90,6 @@ impl<B: Memory> Gradients<B> {
             left: vec![false; specs.len()],
             statistics: backend.floats(GRADIENTS + specs.len()),
             here: vec![0.0; GRADIENTS + specs.len()],
-            #[cfg(test)]
             fault: 1.0,
         }
     }
@@ -216,8 +214,7 @@ impl<B: Backend> Gradients<B> {
         rates: Rates,
     ) -> Result<f32, Skip> {
         for &id in &self.own {
-            #[cfg(test)]
-            backend.scale(&mut self.floats[id], self.fault);
+            disturb(backend, &mut self.floats[id], self.fault);
             backend.add_sum_squares(&self.floats[id], &mut self.statistics, GRADIENTS + id);
         }
         self.read(backend);
@@ -298,8 +295,7 @@ impl<B: Backend> Sink<B> for Gathering<'_, B> {
             }
             return;
         }
-        #[cfg(test)]
-        backend.scale(&mut gradients.shared, gradients.fault);
+        disturb(backend, &mut gradients.shared, gradients.fault);
         backend.add_sum_squares(&gradients.shared, &mut gradients.statistics, GRADIENTS + id);
         if let Some(packed) = &mut gradients.packed[id] {
             let noise = optimizer.gradient_noise(id, *pass);
@@ -320,6 +316,13 @@ pub(crate) const MOST_PASSES: usize = 121;
 fn counts(passes: usize) -> Format {
     let enough = (1..5).find(|digits| 3usize.pow(*digits) > 2 * passes);
     Format::Trits(enough.unwrap_or(5) as u8)
+}
+
+/// Multiplies a gradient where its step is disturbed.
+fn disturb<B: Backend>(backend: &B, gradient: &mut B::Floats, factor: f32) {
+    if factor != 1.0 {
+        backend.scale(gradient, factor);
+    }
 }
 
 pub(super) fn finite(value: f32, what: Skip) -> Result<(), Skip> {

@@ -44,7 +44,7 @@ mod tests {
 
     use super::super::tests::tiny;
     use super::*;
-    use crate::{Config, Workplace};
+    use crate::{Config, Fault, Workplace};
 
     fn records(run: &Run<'_, Cpu>) -> Vec<Value> {
         let log = std::fs::read_to_string(run.dir().join("metrics.jsonl")).unwrap();
@@ -62,16 +62,15 @@ mod tests {
         (0..run.model().layout().specs.len()).map(|id| own(run.model().values(backend, id))).collect()
     }
 
-    /// Advances to the end; from step `first` on every second gradient is far too large, until the run goes back.
-    fn finish(run: &mut Run<'_, Cpu>, first: u64, mut seen: impl FnMut(&Run<'_, Cpu>, &Event)) {
-        let mut broken = true;
+    /// From step `first` on every second gradient is far too large, until the run goes back.
+    fn until_back(first: u64) -> impl Fn(u64, u32) -> Option<Fault> {
+        move |step, setbacks| {
+            (setbacks == 0 && step >= first && step % 2 == 1).then_some(Fault::Gradient(1e8))
+        }
+    }
+
+    fn finish(run: &mut Run<'_, Cpu>, mut seen: impl FnMut(&Run<'_, Cpu>, &Event)) {
         while let Some(event) = run.advance().unwrap() {
-            if let Event::WentBack { .. } = event {
-                broken = false;
-            }
-            let step = run.progress().0;
-            let spike = broken && step >= first && step % 2 == 1;
-            run.learner.disturb(if spike { 1e8 } else { 1.0 });
             seen(run, &event);
         }
     }
@@ -79,9 +78,9 @@ mod tests {
     fn check(config: &Config, corpus: &tritrain_data::Corpus, dir: &std::path::Path) {
         let backend = Cpu::new(1).unwrap();
         let workplace = Workplace::start(&Disk, dir, config.clone()).unwrap();
-        let mut run = Run::new(&backend, &Disk, workplace, corpus).unwrap();
+        let mut run = Run::new(&backend, &Disk, workplace, corpus).unwrap().disturbed(until_back(77));
         let (mut saved, mut rates, mut back) = (None, Vec::new(), None);
-        finish(&mut run, 77, |run, event| match event {
+        finish(&mut run, |run, event| match event {
             Event::Saved { step: 40, .. } => _ = saved.get_or_insert_with(|| weights(run, &backend)),
             Event::WentBack { from, step, rates } => {
                 assert_eq!((*step, *rates), (40, 0.5));
@@ -111,8 +110,8 @@ mod tests {
         std::fs::remove_dir_all(dir.join("step-120")).unwrap();
         let workplace = Workplace::resume(&Disk, dir, config.clone()).unwrap();
         assert_eq!(workplace.step(), Some(100));
-        let mut run = Run::new(&backend, &Disk, workplace, corpus).unwrap();
-        finish(&mut run, u64::MAX, |_, _| ());
+        let mut run = Run::new(&backend, &Disk, workplace, corpus).unwrap().disturbed(until_back(77));
+        finish(&mut run, |_, _| ());
         assert!(whole == (weights(&run, &backend), std::fs::read(dir.join("metrics.jsonl")).unwrap()));
         // At the step it went back to, nothing had happened yet.
         drop(run);
@@ -143,9 +142,9 @@ mod tests {
         let (config, corpus) = tiny(root.path());
         let backend = Cpu::new(1).unwrap();
         let workplace = Workplace::start(&Disk, &root.path().join("run"), config).unwrap();
-        let mut run = Run::new(&backend, &Disk, workplace, &corpus).unwrap();
+        let mut run = Run::new(&backend, &Disk, workplace, &corpus).unwrap().disturbed(until_back(30));
         let mut back = None;
-        finish(&mut run, 30, |_, event| {
+        finish(&mut run, |_, event| {
             if let Event::WentBack { from, step, rates } = event {
                 back = Some((*from == *step, *rates));
             }
