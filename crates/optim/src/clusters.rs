@@ -274,7 +274,7 @@ mod tests {
         let reports: Vec<f32> = (0..ROWS)
             .flat_map(|row| {
                 let applied = wobble(row) * if is_large(row) { 4e-4 } else { 1e-4 };
-                [applied, 1.0, 1.0, 2.0 * wobble(row), 10.0, 0.0]
+                [applied, 1.0, 1.0, 2.0 * wobble(row), 10.0, 0.0, 0.0]
             })
             .collect();
         clusters.gradient(1, &squares, COLS);
