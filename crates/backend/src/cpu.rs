@@ -135,14 +135,19 @@ impl Backend for Cpu {
     }
 
     fn stored<'a>(&self, from: &'a Packed) -> Stored<'a> {
-        Stored { format: from.format(), bytes: from.bytes().into(), steps: from.steps().into() }
+        let (bytes, digits) = (from.bytes().into(), from.digits().into());
+        Stored { format: from.format(), bytes, digits, steps: from.steps().into() }
+    }
+
+    fn set_digits(&self, w: &mut Packed, digits: &[u8]) -> f64 {
+        w.set_digits(&self.cx, digits)
     }
 
     fn restore(&self, from: &Stored<'_>, to: &mut Packed) -> Result<(), String> {
         if from.format != to.format() {
             return Err(format!("{:?}, expected {:?}", from.format, to.format()));
         }
-        to.restore(&self.cx, &from.bytes, &from.steps)
+        to.restore(&self.cx, &from.bytes, &from.digits, &from.steps)
     }
 
     fn upload(&self, from: &[f32], to: &mut Floats) {

@@ -24,7 +24,7 @@ pub use tritrain_kernels::{
     update::{Adam, Apply, Average, BLOCK as ADAM_BLOCK, Factored, Momentum, Prodigy},
 };
 pub use tritrain_trit::{format::Format, rng::Stream};
-pub use weight::{Sides, Stored, Values, Weight, by_row};
+pub use weight::{Sides, Stored, Values, Weight, by_row, digits_room};
 
 /// Memory of a device. A [`Backend`] has it; a [`Tally`] only counts how much it would be.
 pub trait Memory: Send + Sync {
@@ -93,6 +93,10 @@ pub trait Backend: Memory {
     fn download_packed(&self, from: &Self::Packed, to: &mut [f32]);
     /// Waits; a packed matrix as it is stored.
     fn stored<'a>(&self, from: &'a Self::Packed) -> Stored<'a>;
+    /// Waits; gives each row of balanced ternary latent weights a number of digits, rounding its numbers to the nearest
+    /// of its new levels, which reach as far as before. The rows take no more bytes than with the digits of the
+    /// format. Returns `‖Δw‖²`.
+    fn set_digits(&self, w: &mut Self::Packed, digits: &[u8]) -> f64;
     /// Takes a packed matrix as [`Backend::stored`] gave it.
     ///
     /// # Errors

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use tritrain_kernels::packed;
+use tritrain_kernels::packed::{self, Packed};
 use tritrain_trit::format::Format;
 
 use crate::Backend;
@@ -57,6 +57,8 @@ pub struct Stored<'a> {
     pub format: Format,
     /// The rows.
     pub bytes: Cow<'a, [u8]>,
+    /// The number of digits of each row; none where all are of the format.
+    pub digits: Cow<'a, [u8]>,
     /// What a level is worth, by row or one for all; none for bf16.
     pub steps: Cow<'a, [f32]>,
 }
@@ -67,7 +69,7 @@ impl Stored<'_> {
     /// # Errors
     /// What is wrong with it.
     pub fn check(&self, rows: usize, cols: usize) -> Result<(), String> {
-        packed::check(self.format, rows, cols, &self.bytes, &self.steps)
+        packed::check(self.format, [rows, cols], &self.bytes, &self.digits, &self.steps)
     }
 }
 
@@ -158,4 +160,9 @@ impl Values<'_> {
 /// Whether latent weights of a format have a step for each row: eight bits do, digits share one.
 pub fn by_row(format: Format) -> bool {
     format == Format::Int8
+}
+
+/// Bytes that the numbers of digits of a matrix take, where rows have different ones.
+pub fn digits_room(rows: usize) -> usize {
+    Packed::places_room(rows)
 }

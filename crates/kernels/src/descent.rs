@@ -20,10 +20,8 @@ use tritrain_trit::{
 
 use crate::{
     Context, Tier, elementwise, lanes, noise,
-    packed::{
-        EXACT, Packed, Sums, digits_len, least_level, load, row_sums, step_of, store_bf16, store_levels,
-    },
-    strips::Parts,
+    packed::{EXACT, Packed, Sums, digits_len, least_level, load, row_sums, store_bf16, store_levels},
+    strips::{Parts, Strips},
 };
 
 /// How the rows of a cluster move.
@@ -51,7 +49,7 @@ pub struct Descent<'a> {
 }
 
 /// Numbers of a [`RowReport`].
-pub const REPORT: usize = 6;
+pub const REPORT: usize = 7;
 
 /// What [`descend`] says of a row.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -68,17 +66,19 @@ pub struct RowReport {
     pub zeros: f32,
     /// One where the bound made the step shorter.
     pub bounded: f32,
+    /// Digits of a number; none where weights are stored otherwise.
+    pub digits: f32,
 }
 
 impl RowReport {
     /// From its numbers.
-    pub fn read([applied, direction, weights, flips, zeros, bounded]: [f32; REPORT]) -> RowReport {
-        RowReport { applied, direction, weights, flips, zeros, bounded }
+    pub fn read([applied, direction, weights, flips, zeros, bounded, digits]: [f32; REPORT]) -> RowReport {
+        RowReport { applied, direction, weights, flips, zeros, bounded, digits }
     }
 
     fn numbers(self) -> [f32; REPORT] {
-        let RowReport { applied, direction, weights, flips, zeros, bounded } = self;
-        [applied, direction, weights, flips, zeros, bounded]
+        let RowReport { applied, direction, weights, flips, zeros, bounded, digits } = self;
+        [applied, direction, weights, flips, zeros, bounded, digits]
     }
 }
 
@@ -126,7 +126,7 @@ pub fn descend(
     assert!(with.clusters.is_empty() || with.clusters.len() == rows, "one cluster for every row");
     assert!(moment.as_ref().is_none_or(|m| m.shape() == [rows, cols]), "momentum and direction");
     let Descent { paces, clusters, noise, .. } = *with;
-    let (format, bytes, steps, sums) = match weights {
+    let (places, bytes, steps, sums) = match weights {
         Weights::Floats(ref mut w) => {
             assert_eq!(w.len(), direction.len(), "weights and direction");
             let [absolute, squares] = elementwise::sums_abs_squares(cx, w);
@@ -134,9 +134,9 @@ pub fn descend(
         }
         Weights::Packed(ref mut w) => {
             assert_eq!(w.shape(), [rows, cols], "weights and direction");
-            let (format, sums) = (w.format(), w.sums());
-            let (bytes, steps) = w.parts();
-            (Some(format), bytes, &*steps, sums)
+            let sums = w.sums();
+            let (bytes, steps, places) = w.placed_parts();
+            (Some(places), bytes, &*steps, sums)
         }
     };
     if direction.is_empty() {
@@ -146,8 +146,8 @@ pub fn descend(
     let scale = scale_from_total(sums.absolute, direction.len()).unwrap_or(f32::NAN);
     scratch.sums.resize(rows, [0.0; 2]);
     {
-        let row_len = bytes.len() / rows;
-        let (bytes, reports) = (Parts::new(bytes, row_len), Parts::new(reports, REPORT));
+        let all = bytes.len();
+        let (bytes, reports) = (Strips::new(bytes, all), Parts::new(reports, REPORT));
         let sums = Parts::new(&mut scratch.sums, 1);
         let moment = moment.map(|m| {
             let (format, len) = (m.format(), m.row_len());
@@ -157,13 +157,16 @@ pub fn descend(
         });
         let desk = Desk::len(cols);
         cx.each(rows, desk, |row, desk| {
-            // SAFETY: every part goes to one task.
-            let (bytes, report, sums) = unsafe { (bytes.get(row), reports.get(row), sums.get(row)) };
+            let format = places.map(|places| places.format(row));
+            let own = places.map_or(row * all / rows..(row + 1) * all / rows, |places| places.range(row));
+            // SAFETY: every part goes to one task, and rows do not overlap.
+            let (bytes, report, sums) =
+                unsafe { (bytes.slice(0, own.start, own.len()), reports.get(row), sums.get(row)) };
             let mut desk = Desk::new(desk, cols);
             let direction = &direction[row * cols..][..cols];
             let blocks = first_block(row, cols);
             let pace = paces[clusters.get(row).map_or(0, |cluster| usize::from(*cluster))];
-            let unit = format.and_then(Format::largest).map_or(1.0, |_| step_of(steps, row));
+            let unit = places.map_or(1.0, |places| places.step(steps, row));
             let budget = (f64::from(pace.radius) * rms).powi(2) * cols as f64;
             let half = scale * 0.5;
             let turn = match format.and_then(Format::largest) {
@@ -426,6 +429,7 @@ impl Row {
             flips: flips as f32,
             zeros: zeros as f32,
             bounded: f32::from(u8::from(bounded)),
+            digits: if let Some(Format::Trits(digits)) = self.format { f32::from(digits) } else { 0.0 },
         };
         let sums = if self.format.is_some() { row_sums(tier, desk.new) } else { [0.0; 2] };
         (report, sums)
@@ -492,6 +496,7 @@ tiered! {
             flips: flips.iter().sum::<i32>() as f32,
             zeros: zeros.iter().sum::<i32>() as f32,
             bounded: 0.0,
+            digits: 0.0,
         }
     }
 }

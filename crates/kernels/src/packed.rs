@@ -1,5 +1,9 @@
 //! Matrices in few bits: rows of bf16, int8 or balanced ternary levels, read and written a row at a time.
 
+mod convert;
+mod levels;
+mod places;
+
 use tritrain_trit::{
     digits::{self, PER_BYTE},
     format::{Format, step},
@@ -7,12 +11,15 @@ use tritrain_trit::{
 
 use crate::{Context, Tier, lanes, lines::Lines, strips::Parts, ternary::Source};
 
-/// A matrix in a [`Format`].
+pub(crate) use levels::digits_len;
+use levels::{load_levels, pack_levels};
+pub(crate) use places::Places;
+
+/// A matrix in a [`Format`]. Rows of digits may have more of them and fewer ([`Packed::set_digits`]), in as many bytes.
 #[derive(Clone, Debug)]
 pub struct Packed {
-    format: Format,
     rows: usize,
-    cols: usize,
+    places: Places,
     bytes: Lines,
     /// What a level is worth: for every row (int8, moments), or one for all (latent trits); none for bf16.
     steps: Vec<f32>,
@@ -46,7 +53,8 @@ impl Packed {
         let steps = steps(format, rows, by_row);
         let mut bytes = Lines::default();
         bytes.sized(rows * format.row_len(cols));
-        let mut packed = Packed { format, rows, cols, bytes, steps: vec![0.0; steps], sums: Sums::default() };
+        let places = Places::even(format, cols);
+        let mut packed = Packed { rows, places, bytes, steps: vec![0.0; steps], sums: Sums::default() };
         if let Format::Trits(_) = format {
             // Zero is no zero byte there.
             packed.bytes_mut().fill(digits::to_byte([1; PER_BYTE]));
@@ -59,14 +67,24 @@ impl Packed {
         rows * format.row_len(cols) + steps(format, rows, by_row) * size_of::<f32>()
     }
 
-    /// How it is stored.
+    /// Bytes that numbers of digits take besides, where rows have different ones.
+    pub fn places_room(rows: usize) -> usize {
+        Places::room(rows)
+    }
+
+    /// How rows are stored, but for numbers of digits that differ.
     pub fn format(&self) -> Format {
-        self.format
+        self.places.even_format()
     }
 
     /// Rows and columns.
     pub fn shape(&self) -> [usize; 2] {
-        [self.rows, self.cols]
+        [self.rows, self.places.cols()]
+    }
+
+    /// The number of digits of each row; empty where all are of the format.
+    pub fn digits(&self) -> &[u8] {
+        self.places.digits()
     }
 
     /// `Σ |w|` and `Σ w²` of latent weights.
@@ -76,42 +94,56 @@ impl Packed {
 
     /// The stored rows.
     pub fn bytes(&self) -> &[u8] {
-        &self.bytes.bytes()[..self.rows * self.row_len()]
+        &self.bytes.bytes()[..self.places.end(self.rows)]
     }
 
     pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
-        let len = self.rows * self.format.row_len(self.cols);
-        &mut self.bytes.sized(len)[..len]
+        self.parts().0
     }
 
-    /// What levels are worth, by row or one for all.
+    /// What levels are worth, by row or one for all; with numbers of digits that differ, those of the format.
     pub fn steps(&self) -> &[f32] {
         &self.steps
     }
 
     /// Stored rows and steps, to be changed together.
     pub(crate) fn parts(&mut self) -> (&mut [u8], &mut [f32]) {
-        let len = self.rows * self.format.row_len(self.cols);
-        (&mut self.bytes.sized(len)[..len], &mut self.steps)
+        let (bytes, steps, _) = self.placed_parts();
+        (bytes, steps)
     }
 
+    /// The same, and where rows lie.
+    pub(crate) fn placed_parts(&mut self) -> (&mut [u8], &mut [f32], &Places) {
+        let len = self.places.end(self.rows);
+        (&mut self.bytes.sized(len)[..len], &mut self.steps, &self.places)
+    }
+
+    /// Bytes of a row with the digits of the format.
     pub(crate) fn row_len(&self) -> usize {
-        self.format.row_len(self.cols)
+        self.format().row_len(self.places.cols())
     }
 
+    /// What a level of a row is worth.
     pub(crate) fn step(&self, row: usize) -> f32 {
-        step_of(&self.steps, row)
+        self.places.step(&self.steps, row)
     }
 
-    /// Takes stored rows and steps as they were given out.
+    /// Takes stored rows, numbers of digits and steps as they were given out.
     ///
     /// # Errors
-    /// What is wrong with them: a length, bytes that stand for no levels, a step that is no positive bf16.
-    pub fn restore(&mut self, cx: &Context, bytes: &[u8], steps: &[f32]) -> Result<(), String> {
-        check(self.format, self.rows, self.cols, bytes, steps)?;
+    /// As [`check`]; the matrix is then as it was.
+    pub fn restore(
+        &mut self,
+        cx: &Context,
+        bytes: &[u8],
+        digits: &[u8],
+        steps: &[f32],
+    ) -> Result<(), String> {
+        check(self.format(), self.shape(), bytes, digits, steps)?;
         if steps.len() != self.steps.len() {
             return Err(format!("{} steps, expected {}", steps.len(), self.steps.len()));
         }
+        self.places.set(digits);
         self.bytes_mut().copy_from_slice(bytes);
         self.steps.copy_from_slice(steps);
         self.add_up(cx);
@@ -119,13 +151,16 @@ impl Packed {
     }
 
     /// Rounds latent weights `[rows][cols]` to the nearest levels. Trits and int8 reach from `-range` to
-    /// `range` times the mean magnitude of the matrix (of the row, for int8 with a step for each).
+    /// `range` times the mean magnitude of the matrix (of the row, for int8 with a step for each). All rows have the
+    /// digits of the format afterwards.
     ///
     /// # Panics
     /// The lengths do not fit together.
     pub fn set(&mut self, cx: &Context, from: &[f32], range: f32) {
-        assert_eq!(from.len(), self.rows * self.cols);
-        let (cols, len, format) = (self.cols, self.row_len(), self.format);
+        let [_, cols] = self.shape();
+        assert_eq!(from.len(), self.rows * cols);
+        self.places.set(&[]);
+        let (len, format) = (self.row_len(), self.format());
         if let Some(largest) = format.largest() {
             let each = if self.steps.len() == 1 { from.len() } else { cols };
             for (to, from) in self.steps.iter_mut().zip(from.chunks(each.max(1))) {
@@ -162,14 +197,15 @@ impl Packed {
     /// # Panics
     /// `to` has another length.
     pub fn get(&self, cx: &Context, to: &mut [f32]) {
-        assert_eq!(to.len(), self.rows * self.cols);
-        let to = Parts::new(to, self.cols);
-        cx.each(to.count(), self.cols.div_ceil(4), |row, desk| {
+        let [_, cols] = self.shape();
+        assert_eq!(to.len(), self.rows * cols);
+        let to = Parts::new(to, cols);
+        cx.each(to.count(), cols.div_ceil(4), |row, desk| {
             // SAFETY: every part goes to one task.
             let to = unsafe { to.get(row) };
-            let bytes = &self.bytes()[row * self.row_len()..][..self.row_len()];
-            let levels = &mut bytemuck::cast_slice_mut::<f32, i8>(desk)[..self.cols];
-            load(cx.tier(), self.format, bytes, to, levels);
+            let bytes = &self.bytes()[self.places.range(row)];
+            let levels = &mut bytemuck::cast_slice_mut::<f32, i8>(desk)[..cols];
+            load(cx.tier(), self.places.format(row), bytes, to, levels);
             if !self.steps.is_empty() {
                 let step = self.step(row);
                 to.iter_mut().for_each(|x| *x *= step);
@@ -182,10 +218,11 @@ impl Packed {
         let mut by_row = vec![[0.0; 2]; self.rows];
         {
             let this = &*self;
+            let [_, cols] = this.shape();
             cx.chunks(&mut by_row, 1, |row, sums| {
-                let mut values = vec![0.0; this.cols];
-                let bytes = &this.bytes()[row * this.row_len()..][..this.row_len()];
-                load(cx.tier(), this.format, bytes, &mut values, &mut vec![0; this.cols]);
+                let mut values = vec![0.0; cols];
+                let bytes = &this.bytes()[this.places.range(row)];
+                load(cx.tier(), this.places.format(row), bytes, &mut values, &mut vec![0; cols]);
                 sums[0] = row_sums(cx.tier(), &values);
             });
         }
@@ -201,20 +238,29 @@ impl Packed {
             sums.absolute += step * absolute;
             sums.squares += step * step * squares;
         }
-        if self.format == Format::Bf16 {
+        if self.format() == Format::Bf16 {
             sums.absolute = bf16_total(cx, self.bytes());
         }
         self.sums = sums;
     }
 }
 
-/// Whether stored rows and steps are those of a matrix of some shape.
+/// Whether stored rows, numbers of digits and steps are those of a matrix of some shape.
 ///
 /// # Errors
-/// What is wrong with them: a length, bytes that stand for no levels, a step that is no positive bf16.
-pub fn check(format: Format, rows: usize, cols: usize, bytes: &[u8], steps: &[f32]) -> Result<(), String> {
-    let (row_len, found) = (format.row_len(cols), bytes.len());
-    let expected = rows * row_len;
+/// What is wrong with them: a length, numbers of digits that there are not or for which there is no room, bytes that
+/// stand for no levels, a step that is no positive bf16.
+pub fn check(
+    format: Format,
+    [rows, cols]: [usize; 2],
+    bytes: &[u8],
+    digits: &[u8],
+    steps: &[f32],
+) -> Result<(), String> {
+    places::check(format, [rows, cols], digits)?;
+    let mut places = Places::even(format, cols);
+    places.set(digits);
+    let (expected, found) = (places.end(rows), bytes.len());
     if expected != found {
         return Err(format!("{found} bytes, expected {expected}"));
     }
@@ -222,8 +268,9 @@ pub fn check(format: Format, rows: usize, cols: usize, bytes: &[u8], steps: &[f3
         return Err(format!("a step of {bad}, expected a bf16 number that is not negative"));
     }
     let mut levels = vec![0; cols];
-    for (row, bytes) in bytes.chunks_exact(row_len.max(1)).enumerate() {
-        match format {
+    for row in 0..rows {
+        let bytes = &bytes[places.range(row)];
+        match places.format(row) {
             Format::Trits(n) => digits::unpack_row(bytes, usize::from(n), &mut levels)
                 .map_err(|error| format!("row {row}: {error}"))?,
             Format::Int8 if bytes.contains(&0x80) => {
@@ -355,149 +402,6 @@ tiered! {
     }
 }
 
-/// Bytes worked on at once. Runs of digits end anywhere: whole blocks are written, and what is beyond a run is
-/// overwritten by the next.
-const BLOCK: usize = 32;
-
-/// Columns whose levels are made at once.
-const COLUMNS: usize = 512;
-
-/// Room for the digits of a row that is being stored.
-pub(crate) const fn digits_len(cols: usize) -> usize {
-    digits::MOST * cols + 2 * BLOCK
-}
-
-tiered! {
-    /// Levels of the columns from `first` on of a row of `cols`, whose `len` bytes `bytes` begins with.
-    pub(crate) fn load_levels(
-        bytes: &[u8], len: usize, digits: usize, cols: usize, first: usize, to: &mut [i8],
-    ) {
-        let high = digits::largest(digits).cast_unsigned();
-        for (chunk, to) in to.chunks_mut(COLUMNS).enumerate() {
-            let mut levels = [0u8; COLUMNS];
-            for plane in 0..digits {
-                let mut plane_digits = [0u8; COLUMNS + BLOCK];
-                let from = plane * cols + first + chunk * COLUMNS;
-                let mut done = 0;
-                while done < to.len() {
-                    let (position, lane) = ((from + done) / len, (from + done) % len);
-                    let run = (len - lane).min(to.len() - done);
-                    let (bytes, out) = (&bytes[lane..], &mut plane_digits[done..]);
-                    match position {
-                        0 => take_digits::<0>(bytes, run, out),
-                        1 => take_digits::<1>(bytes, run, out),
-                        2 => take_digits::<2>(bytes, run, out),
-                        3 => take_digits::<3>(bytes, run, out),
-                        _ => take_digits::<4>(bytes, run, out),
-                    }
-                    done += run;
-                }
-                for (level, digit) in levels.iter_mut().zip(&plane_digits) {
-                    *level = thrice(*level).wrapping_add(*digit);
-                }
-            }
-            for (to, level) in to.iter_mut().zip(&levels) {
-                *to = level.wrapping_sub(high).cast_signed();
-            }
-        }
-    }
-}
-
-tiered! {
-    /// Stores a row of levels; `room` is [`digits_len`] bytes of any contents.
-    fn pack_levels(levels: &[i8], digits: usize, bytes: &mut [u8], room: &mut [u8]) {
-        let (cols, len) = (levels.len(), bytes.len());
-        let high = digits::largest(digits).cast_unsigned();
-        let levels: &[u8] = bytemuck::cast_slice(levels);
-        for plane in 0..digits {
-            let to = &mut room[plane * cols..];
-            match digits - 1 - plane {
-                0 => put_digits::<1>(levels, high, to),
-                1 => put_digits::<3>(levels, high, to),
-                2 => put_digits::<9>(levels, high, to),
-                3 => put_digits::<27>(levels, high, to),
-                _ => put_digits::<81>(levels, high, to),
-            }
-        }
-        // Padding is the digit zero.
-        room[digits * cols..][..2 * BLOCK].fill(1);
-        for (block, bytes) in bytes.chunks_mut(BLOCK).enumerate() {
-            let mut values = [0u8; BLOCK];
-            for position in 0..PER_BYTE {
-                let at = position * len + block * BLOCK;
-                if let Some(digits) = room[at..].first_chunk::<BLOCK>() {
-                    for i in 0..BLOCK {
-                        values[i] = thrice(values[i]).wrapping_add(digits[i]);
-                    }
-                }
-            }
-            for value in &mut values {
-                *value = (u16::from(*value) * 256).div_ceil(243) as u8;
-            }
-            match bytes.first_chunk_mut() {
-                Some(whole) => *whole = values,
-                None => bytes.copy_from_slice(&values[..bytes.len()]),
-            }
-        }
-    }
-}
-
-/// Three times a byte, in additions: bytes have no product of their own in any register.
-#[inline(always)]
-fn thrice(x: u8) -> u8 {
-    x.wrapping_add(x).wrapping_add(x)
-}
-
-/// A block of bytes, filled up with zeros where there are fewer.
-#[inline(always)]
-fn block(bytes: &[u8]) -> [u8; BLOCK] {
-    bytes.first_chunk().copied().unwrap_or_else(|| {
-        let mut block = [0; BLOCK];
-        block[..bytes.len()].copy_from_slice(bytes);
-        block
-    })
-}
-
-/// The digits at a position of `run` bytes, in whole blocks: thirds of 256 tell them.
-#[inline(always)]
-fn take_digits<const POSITION: usize>(bytes: &[u8], run: usize, to: &mut [u8]) {
-    for start in (0..run).step_by(BLOCK) {
-        let mut fractions = block(&bytes[start..]);
-        for fraction in &mut fractions {
-            for _ in 0..POSITION {
-                *fraction = thrice(*fraction);
-            }
-            *fraction = u8::from(*fraction >= 86) + u8::from(*fraction >= 171);
-        }
-        if let Some(to) = to[start..].first_chunk_mut() {
-            *to = fractions;
-        }
-    }
-}
-
-/// The digits of a power of levels plus the largest, in whole blocks.
-#[inline(always)]
-fn put_digits<const POWER: u8>(levels: &[u8], high: u8, to: &mut [u8]) {
-    for start in (0..levels.len()).step_by(BLOCK) {
-        let mut digits = block(&levels[start..]);
-        for digit in &mut digits {
-            let mut rest = digit.wrapping_add(high);
-            for power in [81, 27, 9, 3, 1] {
-                if power >= POWER {
-                    let (one, two) = (u8::from(rest >= power), u8::from(rest >= 2 * power));
-                    *digit = one + two;
-                    // All bits where the condition holds.
-                    let taken = (one.wrapping_neg() & power).wrapping_add(two.wrapping_neg() & power);
-                    rest = rest.wrapping_sub(taken);
-                }
-            }
-        }
-        if let Some(to) = to[start..].first_chunk_mut() {
-            *to = digits;
-        }
-    }
-}
-
 /// Latent weights and their scale, as ternary codes: the sign where |w| > scale/2, else 0.
 #[derive(Clone, Copy, Debug)]
 pub struct Codes<'a> {
@@ -509,24 +413,24 @@ pub struct Codes<'a> {
 
 impl Source for Codes<'_> {
     fn count(&self) -> usize {
-        self.latent.rows * self.latent.cols
+        self.latent.shape().iter().product()
     }
 
     fn codes(&self, tier: Tier, row: usize, column: usize, to: &mut [i8]) {
         let packed = self.latent;
-        let len = packed.row_len();
+        let places = packed.places.range(row);
         // To the end of the matrix: see `load`.
-        let bytes = &packed.bytes()[row * len..];
-        match packed.format {
+        let bytes = &packed.bytes()[places.start..];
+        match packed.places.format(row) {
             Format::Bf16 => signs_bf16(tier, &bytes[2 * column..], self.scale, to),
             Format::Int8 => {
                 to.copy_from_slice(&bytemuck::cast_slice(bytes)[column..column + to.len()]);
                 signs(tier, least_level(self.scale, packed.step(row), 127), to);
             }
             Format::Trits(n) => {
-                load_levels(tier, bytes, len, usize::from(n), packed.cols, column, to);
-                let largest = digits::largest(usize::from(n));
-                signs(tier, least_level(self.scale, packed.step(row), largest), to);
+                let (n, [_, cols]) = (usize::from(n), packed.shape());
+                load_levels(tier, bytes, places.len(), n, cols, column, to);
+                signs(tier, least_level(self.scale, packed.step(row), digits::largest(n)), to);
             }
         }
     }

@@ -11,7 +11,7 @@ use std::{array, ops::Range};
 use tritrain_backend::{Backend, REPORT, RowReport};
 use tritrain_cluster::{Options, Points, Start, fit};
 
-use crate::{Parameter, Report, Role};
+use crate::{Parameter, Report, Role, digits};
 
 /// Numbers by which a row is described.
 const FEATURES: usize = 4;
@@ -67,6 +67,8 @@ pub(crate) struct Clusters {
     centroids: Vec<[f32; FEATURES]>,
     /// What became of each cluster in the update at hand.
     reports: Vec<Report>,
+    /// By row, what is suggested since clusters were made anew, where that is asked for; else empty.
+    digits: Vec<u8>,
 }
 
 impl Clusters {
@@ -90,6 +92,7 @@ impl Clusters {
             sums: vec![[0.0; SUMS]; kept],
             centroids: vec![[0.0; FEATURES]; if k > 1 { k } else { 0 }],
             reports: vec![Report::default(); k],
+            digits: Vec::new(),
         }
     }
 
@@ -116,13 +119,38 @@ impl Clusters {
         self.k > 1 && (update..update + MEASURED).any(due)
     }
 
-    /// Begins the update after `updates` others: makes clusters anew where that is due, which takes memory.
-    pub(crate) fn begin<B: Backend>(&mut self, backend: &B, updates: u64) {
+    /// Begins the update after `updates` others: makes clusters anew where that is due, which takes memory, and
+    /// suggests digits for rows of `parameters` that are stored in `even` of them, where there is such a number.
+    pub(crate) fn begin<B: Backend>(
+        &mut self,
+        backend: &B,
+        updates: u64,
+        (parameters, even): (&[Parameter], Option<u8>),
+    ) {
         self.reports.fill(Report::default());
         if self.k > 1 && due(updates) {
             self.refresh(backend);
+            if let Some(even) = even {
+                self.digits.resize(self.labels.len(), even);
+                for (rows, parameter) in self.rows.iter().zip(parameters) {
+                    let Some(rows) = rows.clone() else { continue };
+                    let (labels, digits) = (&self.labels[rows.clone()], &mut self.digits[rows.clone()]);
+                    let gradients = self.sums[rows].iter().map(|sums| sums[sum::GRADIENT]);
+                    digits::suggest(even, parameter.cols, (self.k, labels), gradients, digits);
+                }
+            }
             self.sums.fill([0.0; SUMS]);
         }
+    }
+
+    /// The digits suggested for the rows of tensor `id`, until they are [taken](Clusters::taken).
+    pub(crate) fn digits(&self, id: usize) -> Option<&[u8]> {
+        self.digits.get(self.rows[id].clone()?)
+    }
+
+    /// Forgets suggested digits, which rows have by now.
+    pub(crate) fn taken(&mut self) {
+        self.digits.clear();
     }
 
     /// Notes the squares of the gradient by row of tensor `id`, whose rows have `cols` numbers.
@@ -274,7 +302,7 @@ mod tests {
         let reports: Vec<f32> = (0..ROWS)
             .flat_map(|row| {
                 let applied = wobble(row) * if is_large(row) { 4e-4 } else { 1e-4 };
-                [applied, 1.0, 1.0, 2.0 * wobble(row), 10.0, 0.0]
+                [applied, 1.0, 1.0, 2.0 * wobble(row), 10.0, 0.0, 0.0]
             })
             .collect();
         clusters.gradient(1, &squares, COLS);
@@ -295,7 +323,7 @@ mod tests {
             for _ in 0..MEASURED {
                 measure(&mut clusters, large);
             }
-            clusters.begin(&backend, updates);
+            clusters.begin(&backend, updates, (&parameters(), None));
             assert_eq!(clusters.labels(1), expected, "after {updates}");
             assert!(clusters.labels(0).is_empty());
         }
@@ -314,7 +342,7 @@ mod tests {
     fn rows_that_are_all_alike_stay_together() {
         let backend = Cpu::new(1).unwrap();
         let mut clusters = Clusters::new(&parameters(), 2);
-        clusters.begin(&backend, 16);
+        clusters.begin(&backend, 16, (&parameters(), None));
         assert_eq!(clusters.labels(1), [0; ROWS]);
     }
 

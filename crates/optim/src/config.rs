@@ -62,6 +62,16 @@ impl StorageKind {
     }
 }
 
+/// How many digits rows of latent weights have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum DigitsKind {
+    /// All the same.
+    Even,
+    /// By cluster, from two to five, where the loss that rounding is expected to cost is least for as many bytes.
+    Clusters,
+}
+
 /// Where the gradient of a ternary matrix is kept until the step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
@@ -146,6 +156,8 @@ pub struct OptimConfig {
     /// Clusters of rows of matrices by what updates do to them, each with a rate and radius of its own; 1 for none.
     #[schemars(range(min = 1, max = 32))]
     pub clusters: usize,
+    /// Digits of latent weights in "trits3" or "trits4": "even", or by "clusters", 2 to 5 in as many bytes.
+    pub digits: DigitsKind,
     /// Who adjusts rates and radius during the run: "off", "rule", "learned" (a network) or "random".
     pub controller: ControllerKind,
     /// Every so many steps, compares what a step took off the loss of its own batch with what its gradient predicted,
@@ -213,6 +225,12 @@ impl OptimConfig {
                 "moves the radius of a controller: set optim.controller and optim.radius, or leave it 0";
             return Err(ConfigError { option: "feedback", reason });
         }
+        let few = matches!(self.latent, StorageKind::Trits3 | StorageKind::Trits4);
+        if self.digits == DigitsKind::Clusters && (self.clusters < 2 || !few) {
+            let reason = "\"clusters\" gives rows fewer digits and more, 2 to 5, by their cluster: \
+                          set optim.latent to \"trits3\" or \"trits4\" and optim.clusters to 2 or more";
+            return Err(ConfigError { option: "digits", reason });
+        }
         if (free || prodigy) && self.latent != StorageKind::F32 {
             let reason = "is to be \"f32\" with optim.direction \"prodigy\" and optim.schedule \"free\"";
             return Err(ConfigError { option: "latent", reason });
@@ -253,6 +271,7 @@ impl Default for OptimConfig {
             moment: StorageKind::F32,
             radius: 0.0,
             clusters: 1,
+            digits: DigitsKind::Even,
             controller: ControllerKind::Off,
             feedback: 0,
             controller_weights: String::new(),

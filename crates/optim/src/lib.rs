@@ -4,6 +4,7 @@ mod average;
 mod clusters;
 mod config;
 mod controller;
+mod digits;
 mod direction;
 mod guard;
 mod optimizer;
@@ -15,8 +16,8 @@ mod spike;
 
 pub use clusters::Steer;
 pub use config::{
-    ConfigError, ControllerKind, DirectionKind, GradientKind, OptimConfig, ScheduleKind, SpikeKind,
-    StorageKind,
+    ConfigError, ControllerKind, DigitsKind, DirectionKind, GradientKind, OptimConfig, ScheduleKind,
+    SpikeKind, StorageKind,
 };
 pub use controller::{
     Controller, Decision, INPUTS, Network, NetworkError, OUTPUTS, RATIO, Reduction, Signals, WEIGHTS,

@@ -2,10 +2,10 @@
 
 use std::borrow::Cow;
 
-use tritrain_backend::{Apply, Backend, Descent, Memory, Pace, REPORT, Stream, Values, Weight};
+use tritrain_backend::{Apply, Backend, Descent, Format, Memory, Pace, REPORT, Stream, Values, Weight};
 
 use crate::{
-    Admission, DirectionKind, OptimConfig, Report, ScheduleKind, SpikeKind, Spikes, Steer,
+    Admission, DigitsKind, DirectionKind, OptimConfig, Report, ScheduleKind, SpikeKind, Spikes, Steer,
     average::Averages,
     clusters::Clusters,
     direction::{PartMut, Slot},
@@ -165,14 +165,34 @@ impl<B: Backend> Optimizer<B> {
         self.updates
     }
 
-    /// Begins an update: every tensor is then directed and applied, once each, in any order.
+    /// Begins an update: every tensor is then directed and applied, once each, in any order, and the update
+    /// [ends](Optimizer::end).
     pub fn begin(&mut self, backend: &B) {
-        self.clusters.begin(backend, self.updates);
+        let even = match self.config.latent.format() {
+            Some(Format::Trits(even)) if self.config.digits == DigitsKind::Clusters => Some(even),
+            _ => None,
+        };
+        self.clusters.begin(backend, self.updates, (&self.parameters, even));
         self.admitted = Report::default();
         self.updates += 1;
         if let Some(distances) = &mut self.distances {
             distances.begin(backend, &self.config, self.updates == 1);
         }
+    }
+
+    /// Ends an update: where digits of rows were suggested when it began, packed matrices among `weights` take them,
+    /// each number rounded to the nearest level. Returns the norm of what that changed, a share of the norm of the
+    /// weights of matrices before the update. It is no part of the step, and the trust region does not bound it.
+    pub fn end(&mut self, backend: &B, weights: &mut [Weight<B>]) -> Option<f32> {
+        let mut moved = None;
+        for (id, weight) in weights.iter_mut().enumerate() {
+            if let (Weight::Packed(packed), Some(digits)) = (weight, self.clusters.digits(id)) {
+                *moved.get_or_insert(0.0) += backend.set_digits(packed, digits);
+            }
+        }
+        self.clusters.taken();
+        let norm = self.report().weights;
+        moved.map(|moved: f64| if norm > 0.0 { (moved / norm).sqrt() as f32 } else { 0.0 })
     }
 
     /// Makes `weights` those to train with; whether that changed any.

@@ -21,6 +21,8 @@ pub struct Report {
     pub bounded: f64,
     /// Rows of all matrices.
     pub rows: f64,
+    /// Digits of latent weights, summed over rows.
+    pub digits: f64,
     /// Tensors whose gradient the spike guard clipped or left.
     pub clipped: f64,
     /// Tensors that had a gradient.
@@ -38,6 +40,7 @@ impl Report {
         self.numbers += cols as f64;
         self.bounded += f64::from(row.bounded);
         self.rows += 1.0;
+        self.digits += f64::from(row.digits);
     }
 
     /// Both together.
@@ -51,6 +54,7 @@ impl Report {
             numbers: self.numbers + other.numbers,
             bounded: self.bounded + other.bounded,
             rows: self.rows + other.rows,
+            digits: self.digits + other.digits,
             clipped: self.clipped + other.clipped,
             tensors: self.tensors + other.tensors,
         }
@@ -79,5 +83,10 @@ impl Report {
     /// Share of the rows that the trust region made shorter.
     pub fn bounded_share(&self) -> f64 {
         self.bounded / self.rows.max(1.0)
+    }
+
+    /// Mean number of digits of latent weights, by rows, where they have digits.
+    pub fn mean_digits(&self) -> Option<f64> {
+        (self.digits > 0.0).then(|| self.digits / self.rows)
     }
 }

@@ -3,7 +3,8 @@
 
 use tritrain_backend::{Backend, Cpu, Memory, Values, Weight};
 use tritrain_optim::{
-    DirectionKind, GradientKind, OptimConfig, Optimizer, Parameter, Rates, Role, Steer, StorageKind,
+    DigitsKind, DirectionKind, GradientKind, OptimConfig, Optimizer, Parameter, Rates, Role, Steer,
+    StorageKind,
 };
 
 const ROWS: usize = 16;
@@ -55,7 +56,7 @@ fn walk(config: &OptimConfig, steps: usize, random: &mut Uniform) -> f64 {
     let matrix = Parameter { name: "m".into(), rows: ROWS, cols: COLS, role: Role::Matrix };
     let mut optimizer = Optimizer::new(&backend, config, vec![matrix], true, 7);
     let mut gradient = backend.floats(ROWS * COLS);
-    let mut bounded = 0.0;
+    let (mut bounded, mut differing) = (0.0, 0);
     for step in 0..steps {
         // Steps as large as the weights are make these grow without end.
         if norm(numbers(&backend, &weight).into_iter()) > 1e6 {
@@ -63,7 +64,11 @@ fn walk(config: &OptimConfig, steps: usize, random: &mut Uniform) -> f64 {
         }
         let before = numbers(&backend, &weight);
         let size = random.power(-6.0, 3.0);
-        let host: Vec<f32> = (0..ROWS * COLS).map(|_| size * (random.next() - 0.5) as f32).collect();
+        let mut host: Vec<f32> = (0..ROWS * COLS).map(|_| size * (random.next() - 0.5) as f32).collect();
+        if config.digits == DigitsKind::Clusters {
+            // Rows that differ enough to get other numbers of digits.
+            host.chunks_exact_mut(COLS).step_by(3).flatten().for_each(|g| *g *= 30.0);
+        }
         backend.upload(&host, &mut gradient);
         let radius = random.power(-4.0, 0.0);
         let steers: Vec<Steer> = (0..config.clusters)
@@ -99,7 +104,25 @@ fn walk(config: &OptimConfig, steps: usize, random: &mut Uniform) -> f64 {
         }
         let length = norm((0..ROWS).flat_map(moved));
         assert!(length <= whole.sqrt() * (1.0 + 1e-6), "{config:?}, step {step}: {length}");
+        // What becomes of rows that get other numbers of digits is no part of the step, and told apart.
+        let weights = std::slice::from_mut(&mut weight);
+        let told = optimizer.end(&backend, weights).map_or(0.0, f64::from);
+        let found = norm(numbers(&backend, &weight).iter().zip(&after).map(|(a, b)| a - b));
+        let told = told * norm(before.iter().copied());
+        assert!((told - found).abs() <= 1e-5 * found, "{config:?}, step {step}: {told} and {found}");
+        if let Weight::Packed(packed) = &weight {
+            let taken = backend.stored(packed);
+            let room = ROWS * config.latent.format().unwrap().row_len(COLS);
+            assert!(taken.bytes.len() <= room && taken.check(ROWS, COLS).is_ok());
+            differing += usize::from(!taken.digits.is_empty());
+        }
     }
+    let by_cluster = config.digits == DigitsKind::Clusters;
+    assert_eq!(
+        by_cluster,
+        differing > steps / 2,
+        "{config:?}: digits differ in {differing} steps of {steps}"
+    );
     bounded / (steps * ROWS) as f64
 }
 
@@ -134,6 +157,19 @@ fn no_step_leaves_its_radius() {
                     ..OptimConfig::default()
                 });
             }
+        }
+    }
+    for latent in [S::Trits3, S::Trits4] {
+        for direction in [D::Factored, D::Muon] {
+            let (clusters, digits, gradient) = (3, DigitsKind::Clusters, GradientKind::None);
+            settings.push(OptimConfig {
+                latent,
+                direction,
+                clusters,
+                digits,
+                gradient,
+                ..OptimConfig::default()
+            });
         }
     }
     let (mut random, mut shares) = (Uniform(0x9e37_79b9_7f4a_7c15), Vec::new());

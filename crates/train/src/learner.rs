@@ -48,6 +48,8 @@ pub struct Measured {
     pub report: Report,
     /// What became of the loss, where that was [asked](Learner::watch).
     pub reduction: Option<Reduction>,
+    /// What rows lost after the step that got other numbers of digits; see [`Optimizer::end`].
+    pub rounded: Option<f32>,
 }
 
 impl<B: Backend> Learner<B> {
@@ -105,7 +107,12 @@ impl<B: Backend> Learner<B> {
         targets: &[u32],
         rates: Rates,
     ) -> Result<Measured, Skip> {
-        let outcome = backend.run(|| self.learn(backend, inputs, targets, rates));
+        let outcome = backend.run(|| {
+            let outcome = self.learn(backend, inputs, targets, rates);
+            // Also where the step was left: it may have begun.
+            let rounded = self.optimizer.end(backend, self.model.weights_mut());
+            outcome.map(|measured| Measured { rounded, ..measured })
+        });
         self.gradients.watched = false;
         self.gradients.fault = 1.0;
         outcome
@@ -159,7 +166,8 @@ impl<B: Backend> Learner<B> {
         });
         let gradient_norm = self.gradients.norm(self.optimizer.guards());
         let direction_norm = self.gradients.direction_norm();
-        Ok(Measured { loss, gradient_norm, direction_norm, report: self.optimizer.report(), reduction })
+        let report = self.optimizer.report();
+        Ok(Measured { loss, gradient_norm, direction_norm, report, reduction, rounded: None })
     }
 
     /// Makes the weights those that are to be used and saved, until the next step.

@@ -4,9 +4,9 @@
 //! takes nothing. What kernels keep comes from [`working_memory`]. Only the program around them is an estimate.
 
 use serde::Serialize;
-use tritrain_backend::{Memory, REPORT, Sizes, Tally, Tier, by_row, working_memory};
+use tritrain_backend::{Memory, REPORT, Sizes, Tally, Tier, by_row, digits_room, working_memory};
 use tritrain_model::{Activations, Keep, Layout, TensorKind, TensorSpec};
-use tritrain_optim::{DirectionKind, GradientKind, Optimizer};
+use tritrain_optim::{DigitsKind, DirectionKind, GradientKind, Optimizer};
 
 use crate::{
     Config,
@@ -70,7 +70,9 @@ impl Ledger {
                 None => tally.floats(rows * cols),
             }
         }
-        let latent = tally.take();
+        let differ = optim.digits == DigitsKind::Clusters && format.is_some();
+        let digits = shapes.iter().map(|[rows, _]| if differ { digits_room(*rows) } else { 0 });
+        let latent = tally.take() + digits.sum::<usize>();
         let all = shapes.clone();
         shapes.sort_unstable();
         shapes.dedup();

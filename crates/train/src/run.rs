@@ -246,7 +246,7 @@ impl<'a, B: Backend> Run<'a, B> {
             let optim = &self.workplace.config().optim;
             steering::observe(controller, optim, at, slower, rates, &measured, &self.learner.optimizer);
         }
-        let Measured { loss, gradient_norm, direction_norm, report, reduction } = measured;
+        let Measured { loss, gradient_norm, direction_norm, report, reduction, rounded } = measured;
 
         let tokens = self.state.step * self.inputs.len() as u64;
         let (step, rate) = (self.state.step, rates.matrices);
@@ -276,6 +276,7 @@ impl<'a, B: Backend> Run<'a, B> {
             clipped,
             flips,
             row_clusters,
+            rounded,
             tokens,
             cluster,
             clusters,

@@ -115,6 +115,11 @@ fn steps_name(name: &str) -> String {
     format!("{name}.steps")
 }
 
+/// Name of the tensor of numbers of digits of rows that have different ones.
+fn digits_name(name: &str) -> String {
+    format!("{name}.digits")
+}
+
 fn with_formats(mut metadata: BTreeMap<String, String>, tensors: &[Named<'_>]) -> BTreeMap<String, String> {
     for (name, _, values) in tensors {
         if let Values::Packed(stored) = values {
@@ -143,13 +148,20 @@ fn format_of(name: &str) -> Option<Format> {
     }
 }
 
-/// Views of tensors: f32 as they are; packed ones as rows of bytes and, where there are any, steps.
+/// Views of tensors: f32 as they are; packed ones as rows of bytes (as bytes, where rows differ in digits, and these)
+/// and, where there are any, steps.
 fn views<'a>(tensors: &'a [Named<'a>]) -> Vec<TensorView<'a>> {
     let views = tensors.iter().flat_map(|(name, shape, values)| match values {
         Values::Floats(values) => vec![TensorView::f32(name.clone(), shape, values)],
         Values::Packed(stored) => {
-            let row = stored.bytes.len() / shape[0].max(1);
-            let mut views = vec![TensorView::u8(name.clone(), &[shape[0], row], &stored.bytes)];
+            let len = stored.bytes.len();
+            let mut views = match stored.digits.len() {
+                0 => vec![TensorView::u8(name.clone(), &[shape[0], len / shape[0].max(1)], &stored.bytes)],
+                rows => vec![
+                    TensorView::u8(name.clone(), &[len], &stored.bytes),
+                    TensorView::u8(digits_name(name), &[rows], &stored.digits),
+                ],
+            };
             if !stored.steps.is_empty() {
                 views.push(TensorView::f32(steps_name(name), &[stored.steps.len()], &stored.steps));
             }
@@ -176,13 +188,20 @@ fn read_values<'f>(
         found: stored.clone(),
     })?;
     let (rows, cols) = (shape[0], shape.get(1).copied().unwrap_or(1));
-    let bytes = file.typed(name, Dtype::U8, &[rows, format.row_len(cols)])?;
+    let named = digits_name(name);
+    let (digits, shape) = if file.names().any(|found| found == named) {
+        let digits = file.typed(&named, Dtype::U8, &[rows])?;
+        (digits, vec![digits.iter().map(|digits| Format::Trits(*digits).row_len(cols)).sum()])
+    } else {
+        (&[][..], vec![rows, format.row_len(cols)])
+    };
+    let bytes = file.typed(name, Dtype::U8, &shape)?;
     let steps = match (format.largest(), by_row(format)) {
         (None, _) => Vec::new(),
         (Some(_), true) => file.f32(&steps_name(name), &[rows])?,
         (Some(_), false) => file.f32(&steps_name(name), &[1])?,
     };
-    Ok(Values::Packed(Stored { format, bytes: bytes.into(), steps: steps.into() }))
+    Ok(Values::Packed(Stored { format, bytes: bytes.into(), digits: digits.into(), steps: steps.into() }))
 }
 
 /// A model file, every tensor of which is as its layout says.

@@ -1,7 +1,7 @@
 //! The configuration: messages, order of layers, round trips.
 
 use proptest::prelude::*;
-use tritrain_optim::{ControllerKind, DirectionKind, GradientKind, ScheduleKind, StorageKind};
+use tritrain_optim::{ControllerKind, DigitsKind, DirectionKind, GradientKind, ScheduleKind, StorageKind};
 use tritrain_train::{Config, FREE, Kind, RunConfig};
 
 /// The message of a file that must be refused.
@@ -24,7 +24,7 @@ fn options_without_effect_are_refused() {
 
 #[test]
 fn options_that_exclude_each_other_are_refused() {
-    let cases: [(&[&str], &str); 10] = [
+    let cases: [(&[&str], &str); 14] = [
         (&["optim.feedback=8", "optim.radius=0.1"], "optim.feedback moves the radius of a controller"),
         (&["optim.feedback=8", "optim.controller=rule"], "optim.feedback moves the radius of a controller"),
         (&["run.batch=6", "run.micro_batch=4"], "expected a divisor of run.batch = 6, or 0"),
@@ -41,16 +41,28 @@ fn options_that_exclude_each_other_are_refused() {
         (&["optim.schedule=free", "optim.latent=int8"], "optim.latent is to be \"f32\""),
         (&["optim.direction=prodigy", "optim.latent=trits3"], "optim.latent is to be \"f32\""),
         (&["optim.direction=prodigy", "optim.radius=0.1"], "has no trust region"),
+        (&["optim.digits=clusters", "optim.latent=trits3"], "optim.clusters to 2 or more"),
+        (&["optim.digits=clusters", "optim.clusters=4"], "set optim.latent to \"trits3\" or \"trits4\""),
+        (
+            &["optim.digits=clusters", "optim.clusters=4", "optim.latent=trits5"],
+            "optim.digits \"clusters\" gives",
+        ),
+        (
+            &["optim.digits=clusters", "optim.clusters=4", "optim.latent=int8"],
+            "optim.digits \"clusters\" gives",
+        ),
     ];
     for (sets, expected) in cases {
         let error = Config::resolve(None, sets).unwrap_err().to_string();
         assert!(error.contains(expected), "{sets:?}: {error}");
     }
-    let sound: [&[&str]; 4] = [
+    let sound: [&[&str]; 6] = [
         &["run.batch=8", "run.micro_batch=8", "optim.gradient=none"],
         &["run.batch=121", "run.micro_batch=1", "optim.gradient=trits"],
         &["optim.schedule=free", "optim.direction=adamw"],
         &["optim.direction=prodigy", "optim.rate=1"],
+        &["optim.digits=clusters", "optim.clusters=2", "optim.latent=trits3"],
+        &["optim.digits=clusters", "optim.clusters=32", "optim.latent=trits4"],
     ];
     for sets in sound {
         assert!(Config::resolve(None, sets).is_ok(), "{sets:?}");
@@ -70,7 +82,7 @@ fn bad_files_say_what_is_wrong_and_where() {
         (
             "[optim]\nzzz = 4",
             "run.toml:2: optim.zzz: no such option; [optim] has direction, rate, rate_f32, embedding_rate, latent, range, gradient, moment, \
-             radius, clusters, controller, feedback, controller_weights, momentum, beta1, beta2, weight_decay, spike, spike_z, schedule, warmup, decay, final_rate",
+             radius, clusters, digits, controller, feedback, controller_weights, momentum, beta1, beta2, weight_decay, spike, spike_z, schedule, warmup, decay, final_rate",
         ),
         ("[modle]\ndim = 4", "run.toml:1: [modle]: no such section; did you mean [model]?"),
         ("[zzz]", "run.toml:1: [zzz]: no such section; the sections are model, data, optim, run"),
@@ -450,6 +462,11 @@ fn any_config() -> impl Strategy<Value = Config> {
             if !averaged {
                 config.optim.schedule = ScheduleKind::Constant;
             }
+        }
+        if config.optim.clusters < 2
+            || !matches!(config.optim.latent, StorageKind::Trits3 | StorageKind::Trits4)
+        {
+            config.optim.digits = DigitsKind::Even;
         }
         if config.optim.controller == ControllerKind::Off || config.optim.radius <= 0.0 {
             config.optim.feedback = 0;

@@ -7,9 +7,11 @@ use std::{
 
 use tritrain_backend::Cpu;
 use tritrain_data::{Corpus, Document, PlanKind, Preparation, Source};
-use tritrain_files::Disk;
+use tritrain_files::{Disk, tensors::TensorFile};
 use tritrain_model::Precision;
-use tritrain_optim::{ControllerKind, DirectionKind, GradientKind, Network, ScheduleKind, StorageKind};
+use tritrain_optim::{
+    ControllerKind, DigitsKind, DirectionKind, GradientKind, Network, ScheduleKind, StorageKind,
+};
 use tritrain_train::{
     Config, Error, Event, FOUND, Meta, MetaOptions, Proxy, Run, Workplace, audit, losses, with_topics,
 };
@@ -191,6 +193,58 @@ fn runs_in_few_bits_resume_and_do_not_depend_on_threads() {
         let whole = whole_of(config);
         let what = format!("{latent:?} {gradient:?} {moment:?}");
         check_learning(&whole, &what);
+    }
+}
+
+/// Digits by cluster: as even ones until clusters are found, then otherwise, in no more bytes; and the run goes on with
+/// them.
+#[test]
+fn digits_by_cluster_resume_and_change_what_is_learnt() {
+    for (latent, direction) in
+        [(StorageKind::Trits3, DirectionKind::Factored), (StorageKind::Trits4, DirectionKind::Muon)]
+    {
+        let mut config = config();
+        (config.optim.latent, config.optim.direction) = (latent, direction);
+        (config.optim.gradient, config.optim.clusters) = (GradientKind::None, 8);
+        let even = whole_of(config.clone());
+        config.optim.digits = DigitsKind::Clusters;
+        let whole = whole_of(config);
+        assert_eq!(whole.losses[..17], even.losses[..17], "{latent:?}: clusters are found after 16 updates");
+        assert_ne!(whole.losses, even.losses, "{latent:?}");
+        check_learning(&whole, &format!("digits by cluster, {latent:?}"));
+        let backend = Cpu::new(2).unwrap();
+        for k in [16, 17, 33] {
+            check_resuming(&whole, &backend, k);
+        }
+        let log = fs::read_to_string(whole.dir.join("metrics.jsonl")).unwrap();
+        let records = log.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        let records: Vec<_> = records.filter(|record| record["loss"].is_number()).collect();
+        let rounded = records.iter().filter(|record| record["rounded"].is_number());
+        let rounded: Vec<u64> = rounded.map(|record| record["step"].as_u64().unwrap()).collect();
+        assert_eq!(rounded, [17, 33], "{latent:?}");
+        let digits = |step: usize| {
+            let clusters = records[step - 1]["row_clusters"].as_array().unwrap().iter();
+            clusters.filter_map(|cluster| cluster["digits"].as_f64()).collect::<Vec<f64>>()
+        };
+        let same = digits(17);
+        assert!(same.iter().all(|digits| *digits == same[0]) && !same.is_empty(), "{latent:?}: {same:?}");
+        for step in [18, 34] {
+            let found = digits(step);
+            assert!(found.iter().any(|digits| *digits != same[0]), "{latent:?}, step {step}: {found:?}");
+        }
+        let bytes = |whole: &Whole| {
+            let path = whole.dir.join(format!("step-{STEPS}/model.safetensors"));
+            let file = TensorFile::parse(&path, fs::read(&path).unwrap().into()).unwrap();
+            let named: Vec<_> =
+                file.metadata().keys().filter_map(|key| key.strip_prefix("tritrain.format.")).collect();
+            assert!(named.len() > 3);
+            named.iter().map(|name| file.get(name).unwrap().data.len()).collect::<Vec<usize>>()
+        };
+        let (found, room) = (bytes(&whole), bytes(&even));
+        assert!(
+            found.iter().zip(&room).all(|(found, room)| found <= room),
+            "{latent:?}: {found:?} of {room:?}"
+        );
     }
 }
 

@@ -44,6 +44,9 @@ pub struct StepReport {
     /// By cluster of rows, where there are several.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub row_clusters: Vec<RowCluster>,
+    /// Norm of what rows lost that got other numbers of digits after the step, as [`StepReport::update`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rounded: Option<f32>,
     /// Tokens behind.
     pub tokens: u64,
     /// The cluster of most windows of the batch, where the text has clusters.
@@ -65,6 +68,9 @@ pub struct RowCluster {
     pub bounded: f32,
     /// As [`StepReport::flips`].
     pub flips: f32,
+    /// Mean number of digits of their latent weights in the step, by rows, where they have digits.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub digits: Option<f32>,
 }
 
 impl RowCluster {
@@ -74,6 +80,7 @@ impl RowCluster {
             update: report.relative() as f32,
             bounded: report.bounded_share() as f32,
             flips: report.flip_rate() as f32,
+            digits: report.mean_digits().map(|digits| digits as f32),
         }
     }
 }
