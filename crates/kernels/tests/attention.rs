@@ -416,6 +416,22 @@ fn a_cache_that_was_cleared_is_empty() {
     assert_eq!(bits(&from_used), bits(&from_new));
 }
 
+#[test]
+#[should_panic(expected = "the cache holds other heads")]
+fn a_cache_keeps_to_its_heads() {
+    let cx = fastest();
+    let (first, second) = (shape((1, 3, 4, 2, 16)), shape((1, 1, 4, 2, 8)));
+    let mut cache = Cache::default();
+    remember(
+        &cx,
+        &numbers(first.rows() * first.qkv_width(), 3, 2.0),
+        &rope_table(9, 16, THETA),
+        first,
+        &mut cache,
+    );
+    remember(&cx, &numbers(second.qkv_width(), 4, 2.0), &rope_table(9, 8, THETA), second, &mut cache);
+}
+
 /// A number that is none reaches the result: nothing hides it.
 #[test]
 fn decode_passes_on_what_is_not_finite() {

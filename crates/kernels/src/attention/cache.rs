@@ -19,6 +19,7 @@ const ROOM: usize = 64;
 #[derive(Debug, Default)]
 pub struct Cache {
     heads: Vec<KeyHead>,
+    head_dim: usize,
     /// Positions that there is room for.
     room: usize,
     /// Positions that are kept.
@@ -42,7 +43,13 @@ impl Cache {
     }
 
     /// Counts `shape.time` positions more, to be put by whoever has a head; makes room for up to `most`.
+    ///
+    /// # Panics
+    /// The cache holds positions of heads of another number or width.
     pub(super) fn extend(&mut self, shape: Shape, most: usize) -> Parts<'_, KeyHead> {
+        let same = (self.heads.len(), self.head_dim) == (shape.kv_heads, shape.head_dim);
+        assert!(self.is_empty() || same, "the cache holds other heads than those of {shape:?}");
+        self.head_dim = shape.head_dim;
         let len = self.len + shape.time;
         if len > self.room {
             self.room = len.next_power_of_two().max(ROOM).min(most.max(len));

@@ -15,7 +15,7 @@ const SMALL_STEP: usize = 1 << 14;
 /// `qkv` `[time, qkv_width]`, not rotated; `table` is that of [`super::rope_table`].
 ///
 /// # Panics
-/// As [`super::forward`], or `shape.batch` is not 1.
+/// As [`super::forward`], or `shape.batch` is not 1, or the cache holds heads of another number or width.
 pub fn remember(cx: &Context, qkv: &[f32], table: &[f32], shape: Shape, cache: &mut Cache) {
     let start = cache.len();
     shape.check(qkv, table, start + shape.time);
