@@ -46,7 +46,8 @@ pub(crate) fn broken(
 ) -> Error {
     match Error::broken(what, path, expected, found) {
         Error::Broken { what, path, expected, found, .. } => {
-            let hint = "the file is damaged, or no model in GGUF that is read here; convert or download it anew";
+            let hint =
+                "the file is damaged, or no model in GGUF that is read here; convert or download it anew";
             Error::Broken { what, path, expected, found, hint }
         }
         other => other,
@@ -197,7 +198,12 @@ impl GgufFile {
             let (from, to) = moved.filter(|(_, to)| *to <= len).ok_or_else(|| {
                 let expected = format!("{} bytes from byte {} on", entry.data.len(), entry.data.start);
                 let there = len.saturating_sub(start);
-                broken(format!("data of tensor {name}"), &self.path, expected, format!("{there} bytes in all"))
+                broken(
+                    format!("data of tensor {name}"),
+                    &self.path,
+                    expected,
+                    format!("{there} bytes in all"),
+                )
             })?;
             entry.data = from..to;
             end = to;
@@ -267,7 +273,8 @@ impl GgufFile {
             return Err(broken(format!("value of key {key}"), &self.path, expected, found));
         }
         // A range of more than usize is no bound of anything in memory.
-        usize::try_from(found).map_err(|_| broken(format!("value of key {key}"), &self.path, "a usize", found))
+        usize::try_from(found)
+            .map_err(|_| broken(format!("value of key {key}"), &self.path, "a usize", found))
     }
 
     /// A float of either width that is finite.

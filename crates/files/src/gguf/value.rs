@@ -367,7 +367,12 @@ impl<'a> Cursor<'a> {
             Kind::Array => {
                 let kind = self.kind(what)?;
                 if kind == Kind::Array {
-                    return Err(broken(format!("type of {what}"), self.path, "an array of values", "of arrays"));
+                    return Err(broken(
+                        format!("type of {what}"),
+                        self.path,
+                        "an array of values",
+                        "of arrays",
+                    ));
                 }
                 let count = self.u64(what)?;
                 self.expect_room(&format!("length of {what}"), count, kind.least(), u64::MAX)?;

@@ -7,7 +7,8 @@ use tritrain_trit::blocks::Block;
 
 use super::value::write_text;
 use super::{
-    ALIGNMENT, ALIGNMENT_KEY, LONGEST_TEXT, MAGIC, MOST_DIMS, MOST_KEYS, MOST_TENSORS, VERSION, Value, valid_key,
+    ALIGNMENT, ALIGNMENT_KEY, LONGEST_TEXT, MAGIC, MOST_DIMS, MOST_KEYS, MOST_TENSORS, VERSION, Value,
+    valid_key,
 };
 use crate::{Error, NewFile, Result, Storage, valid_name};
 
@@ -65,7 +66,8 @@ impl<'s> Writer<'s> {
         metadata: &[(String, Value<'_>)],
         tensors: &[Spec],
     ) -> Result<Self> {
-        let invalid = |found: &str| Error::invalid("GGUF header", path, "what the reader accepts", found, HINT);
+        let invalid =
+            |found: &str| Error::invalid("GGUF header", path, "what the reader accepts", found, HINT);
         check_keys(metadata).map_err(|found| invalid(&found))?;
         if tensors.len() as u64 > MOST_TENSORS {
             return Err(invalid(&format!("{} tensors", tensors.len())));

@@ -247,10 +247,8 @@ fn hostile_lengths_of_texts_are_refused() {
     // calloc(n + 1) with n = 2^64 - 1 (ggml PR 709, PowerInfer issue 256).
     for len in [u64::MAX, u64::MAX - 7, 1 << 63, 1 << 32, 9] {
         let len = len.to_le_bytes();
-        let key = Hand { keys: 1, ..Hand::new() }.raw(&len).raw(b"general.");
-        assert!(refused("key", &key.head()).contains("number of keys") || key.body.len() > 13);
-        let key = Hand { keys: 1, ..Hand::new() }.raw(&len).raw(b"general.").raw(&[0; 0]);
-        refused("key", &key.head());
+        let key = Hand { keys: 1, ..Hand::new() }.raw(&len).raw(b"genera");
+        assert!(refused("key", &key.head()).starts_with("length of key 0"));
         let value = Hand::new().key("a", 8, &[&len[..], b"12345678"].concat());
         assert!(refused("value", &value.head()).starts_with("length of a"));
         let item = [&8u32.to_le_bytes()[..], &1u64.to_le_bytes(), &len, b"12345678"].concat();
@@ -297,7 +295,8 @@ fn hostile_shapes_are_refused() {
     let sum = Hand::new().tensor("a", &[half], 24, 0).tensor("b", &[half], 0, half * 4);
     refused("integers", &sum.file(8));
     let size = 1u64 << 63;
-    let sum = Hand::new().tensor("a", &[1 << 61], 0, 0).tensor("b", &[1 << 61], 0, size).tensor("c", &[4], 0, 0);
+    let sum =
+        Hand::new().tensor("a", &[1 << 61], 0, 0).tensor("b", &[1 << 61], 0, size).tensor("c", &[4], 0, 0);
     let text = refused("sum", &sum.file(16));
     assert!(text.starts_with("shape of tensor b"), "{text}");
     let sum = Hand::new().tensor("a", &[(1 << 62) - 1], 0, 0);
@@ -375,7 +374,8 @@ fn hostile_names_keys_and_types_are_refused() {
     assert!(refused("truth", &Hand::new().key("ab", 7, &[2]).file(0)).starts_with("truth value of ab"));
     let text = [&3u64.to_le_bytes()[..], &[b'a', 0xff, b'b']].concat();
     assert!(refused("UTF-8", &Hand::new().key("a", 8, &text).file(0)).contains("expected UTF-8"));
-    for (format, name) in [(4, "removed"), (10, "Q2_K"), (24, "integers"), (28, "F64"), (1 << 20, "unknown")] {
+    for (format, name) in [(4, "removed"), (10, "Q2_K"), (24, "integers"), (28, "F64"), (1 << 20, "unknown")]
+    {
         let text = refused("format", &Hand::new().tensor("a", &[256], format, 0).file(1024));
         assert!(text.starts_with("format of tensor a") && text.contains(name), "{text}");
     }
@@ -479,12 +479,13 @@ fn a_fault_leaves_no_file() {
     for at in 0.. {
         let storage = FaultyStorage::new();
         storage.create_dir_all(Path::new("/d")).unwrap();
-        storage.fail_at(at, Failure::Io, false);
+        storage.fail_at(storage.operations() + at, Failure::Io, false);
         if write(&storage, path).is_ok() {
             assert!(at > 5, "every step was broken once");
             break;
         }
-        if storage.exists(path).unwrap_or(false) {
+        storage.heal();
+        if storage.exists(path).unwrap() {
             // Only the very last step, which makes the entry durable, may fail behind the rename.
             parse(&storage.read(path).unwrap()).unwrap();
         }
