@@ -39,6 +39,6 @@ pub use labels::{Labelling, Labels, LeftOut};
 pub use plan::{BatchPlan, Mixer, PlanOptions, Window};
 pub use prepare::{Preparation, Progress, Stage};
 pub use source::{Document, Documents, Skipped, Source, documents};
-pub use tokenizer::{DecodeStream, Tokenizer};
+pub use tokenizer::{DecodeStream, TokenKind, Tokenizer, Vocabulary};
 pub use tritrain_files::tokens::Split;
 pub use validation::{Domain, ValidationSet};

@@ -9,6 +9,7 @@ mod encode;
 mod split;
 mod stream;
 mod train;
+mod vocabulary;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -20,6 +21,7 @@ use tritrain_files::{Storage, write_atomic};
 
 pub(crate) use encode::Table;
 pub use stream::DecodeStream;
+pub use vocabulary::{TokenKind, Vocabulary};
 
 use crate::{Error, Result};
 
@@ -172,6 +174,11 @@ impl Tokenizer {
     /// The token behind each document. No text encodes to it.
     pub fn eos(&self) -> u32 {
         self.eos
+    }
+
+    /// What a token is called, in the characters of the byte alphabet.
+    pub fn name_of(&self, id: u32) -> String {
+        self.inner.id_to_token(id).unwrap_or_default()
     }
 
     /// BLAKE3 of the canonical JSON, in hexadecimal.

@@ -18,7 +18,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 pub use safetensors::Dtype;
 
-use crate::{Bytes, Error, Result, valid_name};
+use crate::{Bytes, Error, NewFile, Result, Storage, valid_name};
 
 /// A longer header is refused: the limit of the reference implementation.
 const LONGEST_HEADER: u64 = 100_000_000;
@@ -31,7 +31,7 @@ const METADATA: &str = "__metadata__";
 pub struct TensorView<'a> {
     /// 1 to 63 characters of `[A-Za-z0-9._-]`.
     pub name: Cow<'a, str>,
-    /// F32, F16, I8, U8 or U32.
+    /// F32, F16, BF16, I8, U8 or U32.
     pub dtype: Dtype,
     /// Extent of each dimension, outermost first.
     pub shape: Vec<usize>,
@@ -65,7 +65,8 @@ impl<'a> TensorView<'a> {
         Self::raw(name, Dtype::F16, shape, bytemuck::cast_slice(bits))
     }
 
-    fn raw(name: impl Into<Cow<'a, str>>, dtype: Dtype, shape: &[usize], data: &'a [u8]) -> Self {
+    /// A view of bytes of any type.
+    pub fn raw(name: impl Into<Cow<'a, str>>, dtype: Dtype, shape: &[usize], data: &'a [u8]) -> Self {
         TensorView { name: name.into(), dtype, shape: shape.to_vec(), data }
     }
 }
@@ -74,7 +75,7 @@ impl<'a> TensorView<'a> {
 fn width(dtype: Dtype) -> Option<u64> {
     match dtype {
         Dtype::U8 | Dtype::I8 => Some(1),
-        Dtype::F16 => Some(2),
+        Dtype::F16 | Dtype::BF16 => Some(2),
         Dtype::F32 | Dtype::U32 => Some(4),
         _ => None,
     }
@@ -86,7 +87,7 @@ fn check_tensor(name: &str, dtype: Dtype, shape: &[usize]) -> Result<u64, (Strin
         return Err(("tensor name".into(), "1 to 63 characters of [A-Za-z0-9._-]", format!("{name:?}")));
     }
     let width = width(dtype)
-        .ok_or_else(|| (format!("type of tensor {name}"), "F32, F16, I8, U8 or U32", dtype.to_string()))?;
+        .ok_or_else(|| (format!("type of tensor {name}"), "F32, F16, BF16, I8, U8 or U32", dtype.to_string()))?;
     if shape.len() > MOST_DIMS {
         return Err((format!("shape of tensor {name}"), "at most 8 dimensions", shape.len().to_string()));
     }
@@ -204,6 +205,23 @@ pub fn encode<'a>(
     let mut bytes = Vec::new();
     encoder.write(&mut bytes).map_err(|e| Error::io("encode", path, e))?;
     Ok(bytes)
+}
+
+/// Writes a file of tensors, whole or not at all.
+///
+/// # Errors
+/// [`Error::Invalid`] as [`Encoder::new`]; [`Error::Io`].
+pub fn save<'a>(
+    storage: &dyn Storage,
+    path: &Path,
+    tensors: impl IntoIterator<Item = TensorView<'a>>,
+    metadata: &BTreeMap<String, String>,
+) -> Result<()> {
+    let encoder = Encoder::new(path, tensors, metadata)?;
+    let mut file = NewFile::create(storage, path)?;
+    file.write(&encoder.header)?;
+    encoder.tensors.iter().try_for_each(|tensor| file.write(tensor.data))?;
+    file.finish()
 }
 
 /// The header as it is in the file: order kept, duplicates an error.

@@ -5,6 +5,7 @@ mod compare;
 mod config;
 mod error;
 mod evaluate;
+mod export;
 mod generate;
 mod learner;
 mod ledger;
@@ -26,6 +27,9 @@ pub use compare::{Comparison, Curve, pearson};
 pub use config::{Config, ConfigError, Difference, FREE, Kind, OptionInfo, Problem, Section};
 pub use error::{Error, Result};
 pub use evaluate::{ClusterLoss, DomainLoss, Evaluation, Predict, Single, evaluate, evaluate_text};
+pub use export::{
+    Floats, Hf, LinearClass, TEXT_TOKENS, Target, Verified, export, logits, text_of_run, tokens_of, verify,
+};
 pub use generate::{Continuation, Next, generate};
 pub use learner::{Learner, Measured, Setup};
 pub use ledger::{Class, Ledger};
