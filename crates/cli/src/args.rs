@@ -1,8 +1,12 @@
 //! The command line.
 
+mod export;
+
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+
+pub(crate) use export::{Comparing, Export, ExportClass, ExportMode, ExportTo, ExportType, Verify};
 
 /// Trains ternary (1.58-bit) language models from raw text, with integer arithmetic.
 ///
@@ -22,6 +26,10 @@ pub(crate) enum Command {
     Generate(Generate),
     /// Loss, perplexity and bits per byte of a model on some text, per domain.
     Eval(Eval),
+    /// Write a model for other programs: GGUF for llama.cpp, a folder for transformers; read back and compared.
+    Export(Export),
+    /// Compare an exported model with the model: every weight, and logits on text.
+    Verify(Verify),
     /// Train the ternary model and its f32 twin on the same data and show the gap.
     Compare(Compare),
     /// Cluster text, or the rows of a matrix (.npy), by k-means.

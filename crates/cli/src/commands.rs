@@ -17,7 +17,7 @@ use crate::{
     args::{self, Args, Command},
     bench, cluster, controller, doctor,
     error::{Error, Result},
-    experts, inspect, memory, plot, prepare, show,
+    experts, export, inspect, memory, plot, prepare, show,
 };
 
 pub(crate) fn run(args: Args) -> Result<ExitCode> {
@@ -25,6 +25,8 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         Command::Train(args) => train(&args),
         Command::Generate(args) => continue_prompt(&args),
         Command::Eval(args) => eval(&args),
+        Command::Export(args) => export::run(&args),
+        Command::Verify(args) => export::verify(&args),
         Command::Compare(args) => compare(&args),
         Command::Cluster(args) => cluster::run(&args),
         Command::Memory(args) => memory::run(&args),
