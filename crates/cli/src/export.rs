@@ -29,7 +29,9 @@ pub(crate) fn run(args: &args::Export) -> Result<ExitCode> {
     show::line(&format!("{from} exported to {out}: {} bytes", show::thousands(bytes)))?;
     report(&verified)?;
     let next = match target {
-        Target::Gguf(_) => format!("  llama-cli -m {out} -p \"Once\" -no-cnv    # or any other program on llama.cpp"),
+        Target::Gguf(_) => {
+            format!("  llama-cli -m {out} -p \"Once\" -no-cnv    # or any other program on llama.cpp")
+        }
         Target::Hf(_) => format!("  AutoModelForCausalLM.from_pretrained(\"{out}\")    # transformers"),
     };
     show::note(&next);
@@ -91,7 +93,11 @@ fn target(args: &args::Export, config: &ModelConfig) -> Result<Target> {
         Some(ExportType::F16) => Some(Floats::F16),
         Some(ExportType::Bf16) => Some(Floats::Bf16),
         Some(other) => {
-            return usage("type", format!("{other:?}"), "f32, f16 or bf16 with --to hf; ternary models are packed");
+            return usage(
+                "type",
+                format!("{other:?}"),
+                "f32, f16 or bf16 with --to hf; ternary models are packed",
+            );
         }
     };
     Ok(Target::Hf(match (plain, args.mode, args.linear_class) {
@@ -132,7 +138,10 @@ fn report(of: &Verified) -> Result<()> {
         of.largest_difference,
         of.divergence
     ))?;
-    show::line(&format!("with activations in floats, as where nothing is int8: loss {:.4}", of.loss_in_floats))
+    show::line(&format!(
+        "with activations in floats, as where nothing is int8: loss {:.4}",
+        of.loss_in_floats
+    ))
 }
 
 /// Bytes of a file, or of the files in a folder.

@@ -86,8 +86,9 @@ fn check_tensor(name: &str, dtype: Dtype, shape: &[usize]) -> Result<u64, (Strin
     if !valid_name(name) {
         return Err(("tensor name".into(), "1 to 63 characters of [A-Za-z0-9._-]", format!("{name:?}")));
     }
-    let width = width(dtype)
-        .ok_or_else(|| (format!("type of tensor {name}"), "F32, F16, BF16, I8, U8 or U32", dtype.to_string()))?;
+    let width = width(dtype).ok_or_else(|| {
+        (format!("type of tensor {name}"), "F32, F16, BF16, I8, U8 or U32", dtype.to_string())
+    })?;
     if shape.len() > MOST_DIMS {
         return Err((format!("shape of tensor {name}"), "at most 8 dimensions", shape.len().to_string()));
     }

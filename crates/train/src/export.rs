@@ -17,8 +17,8 @@ use tritrain_model::{ModelConfig, Precision};
 use tritrain_trit::blocks::Block;
 
 pub use hf::{Floats, Hf, LinearClass};
-pub(crate) use weights::Weights;
 pub use verify::{TEXT_TOKENS, Verified, logits, text_of_run, tokens_of, verify};
+pub(crate) use weights::Weights;
 
 use crate::{Error, Loaded, Result};
 

@@ -120,7 +120,11 @@ fn tokenizer(loaded: &Loaded, vocab: usize) -> Result<Vec<(String, Value<'static
     let mut vocabulary = loaded.tokenizer.vocabulary()?;
     let Some(cut) = vocabulary.cut else {
         let reason = "llama.cpp cuts text into words by its own list, on which this tokenizer is not";
-        return refuse(TARGET, reason, "export it with --to hf, or train with a tokenizer that cuts as GPT-2's");
+        return refuse(
+            TARGET,
+            reason,
+            "export it with --to hf, or train with a tokenizer that cuts as GPT-2's",
+        );
     };
     for (id, (token, kind)) in vocabulary.tokens.iter_mut().enumerate() {
         if *kind == TokenKind::Unused {
@@ -165,7 +169,11 @@ pub(super) fn write(
     let spec = |piece: &Piece| Spec {
         name: piece.gguf.clone(),
         block: format(piece.kind, block),
-        shape: if piece.kind == TensorKind::Norm { vec![piece.cols] } else { vec![piece.rows.len(), piece.cols] },
+        shape: if piece.kind == TensorKind::Norm {
+            vec![piece.cols]
+        } else {
+            vec![piece.rows.len(), piece.cols]
+        },
     };
     let specs: Vec<Spec> = pieces.iter().map(spec).collect();
     let mut writer = Writer::create(storage, path, &metadata(loaded, weights, block)?, &specs)?;

@@ -101,9 +101,11 @@ pub(super) fn check(config: &ModelConfig, hf: Hf) -> Result<()> {
             let hint = "leave --type out, or take --to gguf --type f32";
             refuse(TARGET, "its floats would not round activations as this ternary model does", hint)
         }
-        (false, Hf::Packed(_) | Hf::Online) => {
-            refuse(TARGET, "this model's matrices are f32, there are no codes to pack", "take --type f32, f16 or bf16")
-        }
+        (false, Hf::Packed(_) | Hf::Online) => refuse(
+            TARGET,
+            "this model's matrices are f32, there are no codes to pack",
+            "take --type f32, f16 or bf16",
+        ),
         (true, Hf::Packed(_)) => {
             let kv = config.kv_heads * config.head_dim();
             if !kv.is_multiple_of(4) {
@@ -368,7 +370,7 @@ impl Folder {
         }
         let (mean, codes) = quantise(&floats);
         let scale = half::f16::from_f64(mean).to_f32();
-        if (mean - f64::from(scale)).abs() > 1e-6 * mean {
+        if (mean - f64::from(scale)).abs() > 1e-6 * mean && codes.iter().any(|code| *code != 0) {
             return differs("a mean magnitude in fp16".into(), mean.to_string());
         }
         Ok((Rows::Codes(codes, scale), block))
