@@ -246,6 +246,40 @@ fn generation_goes_on_past_the_context() {
     );
 }
 
+/// Also where one of them ends, and where one is longer than the context.
+#[test]
+fn sequences_together_are_what_they_are_alone() {
+    let config = ModelConfig {
+        dim: 256,
+        layers: 2,
+        heads: 4,
+        kv_heads: 2,
+        ffn: 512,
+        context: 12,
+        ..ModelConfig::default()
+    };
+    let case = Case::new(config, 1, 12, 8);
+    let backend = Cpu::new(2).unwrap();
+    let model = Model::new(&backend, &case.config, VOCAB, &|id| (&case.weights[id]).into(), Use::Inference);
+    let prompts = [&case.inputs[..1], &case.inputs[3..12], &case.inputs[2..4], &case.inputs[..5]];
+    let mut together = Generator::of_all(&model, &backend, &prompts).unwrap();
+    let mut alone: Vec<_> =
+        prompts.iter().map(|prompt| Generator::new(&model, &backend, prompt).unwrap()).collect();
+    for step in 0..14 {
+        let apart: Vec<u32> = alone.iter().flat_map(|one| bits(one.logits())).collect();
+        assert_eq!(bits(together.logits()), apart, "step {step}");
+        if step == 6 {
+            together.retain(&model, &backend, |sequence| sequence != 2);
+            alone.remove(2);
+            let apart: Vec<u32> = alone.iter().flat_map(|one| bits(one.logits())).collect();
+            assert_eq!(bits(together.logits()), apart, "without the third");
+        }
+        let tokens: Vec<u32> = (0..alone.len()).map(|n| (step * 7 + n * 5) as u32 % VOCAB as u32).collect();
+        together.push_all(&model, &backend, &tokens);
+        alone.iter_mut().zip(&tokens).for_each(|(one, token)| one.push(&model, &backend, *token));
+    }
+}
+
 #[test]
 fn bad_prompts_are_errors() {
     let case = &small(Precision::Ternary)[3];
