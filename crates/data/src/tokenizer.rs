@@ -174,6 +174,15 @@ impl Tokenizer {
         self.eos
     }
 
+    /// Names and ids of the special tokens, in order of id.
+    pub fn special_tokens(&self) -> Vec<(String, u32)> {
+        let added = self.inner.get_added_tokens_decoder();
+        let special = added.into_iter().filter(|(_, token)| token.special && !token.content.is_empty());
+        let mut special: Vec<(String, u32)> = special.map(|(id, token)| (token.content, id)).collect();
+        special.sort_unstable_by_key(|(_, id)| *id);
+        special
+    }
+
     /// BLAKE3 of the canonical JSON, in hexadecimal.
     pub fn hash(&self) -> &str {
         &self.hash
