@@ -6,6 +6,7 @@
 //! | [`faulty`] | [`FaultyStorage`], the in-memory test double that loses power and runs out of space |
 //! | [`checkpoint`] | saving, finding, verifying and pruning checkpoints; the lock of a run |
 //! | [`tensors`] | safetensors files |
+//! | [`gguf`] | GGUF files, which llama.cpp reads |
 //! | [`tokens`] | token shards of a corpus |
 //! | [`metrics`] | append-only JSON lines |
 //! | [`npy`] | arrays of NumPy |
@@ -19,6 +20,7 @@ compile_error!("the formats are little endian and are read and written without s
 pub mod checkpoint;
 mod error;
 pub mod faulty;
+pub mod gguf;
 mod lock;
 mod map;
 pub mod metrics;

@@ -112,4 +112,26 @@ pub enum Error {
         /// The code that stands for zero in this codebook.
         expected: i8,
     },
+
+    /// A byte of a block stands for no ternary codes.
+    #[error(
+        "byte {byte} is {found}, expected ternary codes ({format}); the data is damaged or was made by another quantiser"
+    )]
+    Trits {
+        /// The block format.
+        format: &'static str,
+        /// Index of the byte.
+        byte: usize,
+        /// The byte.
+        found: u8,
+    },
+
+    /// A block format that cannot do what was asked.
+    #[error("block format {found}, expected {expected}; choose one of these")]
+    Format {
+        /// Name of the format.
+        found: &'static str,
+        /// Names of those that can.
+        expected: &'static str,
+    },
 }

@@ -10,6 +10,7 @@
 //! | [`ternary`] | weights in {-1, 0, 1}·s and their scale, the fp16-rounded mean of \|w\| |
 //! | [`five`] | weights in {-1, -0.5, 0, 0.5, 1}·s |
 //! | [`pack`] | codes in bytes: 2 bits each, base 3 (five in a byte), base 5 (three in a byte) |
+//! | [`blocks`] | the block formats of GGUF files, ternary and others |
 //! | [`digits`] | balanced ternary levels of 1 to 5 digits in rows, 1.6 bits a digit |
 //! | [`format`](mod@format) | how latent weights and moments are stored |
 //! | [`rows`] | int8 rows with one scale, for activations and their gradients |
@@ -26,6 +27,7 @@
 #[cfg(test)]
 extern crate std;
 
+pub mod blocks;
 pub mod digits;
 mod error;
 pub mod five;

@@ -4,6 +4,7 @@ mod checkpoints;
 mod common;
 mod disk;
 mod faults;
+mod gguf;
 mod metrics;
 mod npy;
 mod prune;
