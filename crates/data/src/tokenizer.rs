@@ -6,6 +6,7 @@
 
 mod bytes;
 mod encode;
+mod gguf;
 mod split;
 mod stream;
 mod train;
@@ -19,6 +20,7 @@ use tokenizers::{DecoderWrapper, Model, ModelWrapper, Tokenizer as Inner};
 use tritrain_files::{Storage, write_atomic};
 
 pub(crate) use encode::Table;
+pub use gguf::GgufTokenizer;
 pub use stream::DecodeStream;
 
 use crate::{Error, Result};

@@ -17,6 +17,7 @@ use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 pub use safetensors::Dtype;
+use tritrain_trit::blocks::{self, Block};
 
 use crate::{Bytes, Error, Result, valid_name};
 
@@ -31,7 +32,7 @@ const METADATA: &str = "__metadata__";
 pub struct TensorView<'a> {
     /// 1 to 63 characters of `[A-Za-z0-9._-]`.
     pub name: Cow<'a, str>,
-    /// F32, F16, I8, U8 or U32.
+    /// F32, F16, BF16, I8, U8 or U32.
     pub dtype: Dtype,
     /// Extent of each dimension, outermost first.
     pub shape: Vec<usize>,
@@ -74,7 +75,7 @@ impl<'a> TensorView<'a> {
 fn width(dtype: Dtype) -> Option<u64> {
     match dtype {
         Dtype::U8 | Dtype::I8 => Some(1),
-        Dtype::F16 => Some(2),
+        Dtype::F16 | Dtype::BF16 => Some(2),
         Dtype::F32 | Dtype::U32 => Some(4),
         _ => None,
     }
@@ -85,8 +86,9 @@ fn check_tensor(name: &str, dtype: Dtype, shape: &[usize]) -> Result<u64, (Strin
     if !valid_name(name) {
         return Err(("tensor name".into(), "1 to 63 characters of [A-Za-z0-9._-]", format!("{name:?}")));
     }
-    let width = width(dtype)
-        .ok_or_else(|| (format!("type of tensor {name}"), "F32, F16, I8, U8 or U32", dtype.to_string()))?;
+    let width = width(dtype).ok_or_else(|| {
+        (format!("type of tensor {name}"), "F32, F16, BF16, I8, U8 or U32", dtype.to_string())
+    })?;
     if shape.len() > MOST_DIMS {
         return Err((format!("shape of tensor {name}"), "at most 8 dimensions", shape.len().to_string()));
     }
@@ -180,13 +182,17 @@ impl<'a> Encoder<'a> {
         false
     }
 
+    /// The file in pieces, without a copy of the tensors.
+    pub fn pieces(&self) -> impl Iterator<Item = &[u8]> {
+        std::iter::once(&self.header[..]).chain(self.tensors.iter().map(|tensor| tensor.data))
+    }
+
     /// Streams the file without a copy of the tensors.
     ///
     /// # Errors
     /// Those of `out`.
     pub fn write(&self, out: &mut dyn Write) -> io::Result<()> {
-        out.write_all(&self.header)?;
-        self.tensors.iter().try_for_each(|tensor| out.write_all(tensor.data))
+        self.pieces().try_for_each(|piece| out.write_all(piece))
     }
 }
 
@@ -332,6 +338,26 @@ impl TensorFile {
     /// [`Error::Broken`] when it is missing, has another type or another shape.
     pub fn f32(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
         self.values(name, Dtype::F32, shape)
+    }
+
+    /// The values of an F32, F16 or BF16 tensor of exactly this shape, as f32.
+    ///
+    /// # Errors
+    /// See [`TensorFile::f32`].
+    pub fn floats(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        let view = self.get(name)?;
+        let block = match view.dtype {
+            Dtype::F16 => Block::F16,
+            Dtype::BF16 => Block::Bf16,
+            // Any other type is refused there.
+            _ => return self.f32(name, shape),
+        };
+        let data = self.typed(name, view.dtype, shape)?;
+        let mut values = vec![0.0; data.len() / 2];
+        blocks::decode(block, data, &mut values).map_err(|error| {
+            Error::broken(format!("tensor {name}"), &self.path, "two bytes a value", error)
+        })?;
+        Ok(values)
     }
 
     /// The values of a U32 tensor of exactly this shape. Errors as [`TensorFile::f32`].

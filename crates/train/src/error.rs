@@ -70,6 +70,14 @@ pub enum Error {
         /// What is there.
         found: String,
     },
+    /// A model of another program that cannot be one here.
+    #[error("cannot import {}: {what}", path.display())]
+    Import {
+        /// The file or folder.
+        path: PathBuf,
+        /// The reason, a whole sentence.
+        what: String,
+    },
     /// Steps are skipped without end.
     #[error(
         "stopped at step {step}: {what} was not finite in too many steps ({skipped} skipped, {in_a_row} in a row); \
@@ -123,6 +131,7 @@ impl Error {
             | Error::Config(_)
             | Error::Exists { .. }
             | Error::Experts { .. }
+            | Error::Import { .. }
             | Error::NoModel { .. }
             | Error::Prompt(_) => 2,
         }

@@ -24,7 +24,7 @@ use crate::{
     error::skip_name,
     evaluate,
     evaluate::only,
-    generate::{Continuation, generate},
+    generate::{Continuation, Until, generate},
     save::{self, State},
     steering,
 };
@@ -389,7 +389,8 @@ impl<'a, B: Backend> Run<'a, B> {
             text.push_str(piece);
             true
         };
-        self.backend.run_awake(|| generate(&mut next, tokenizer, &sampling, run.sample_tokens, emit))?;
+        let until = Until::tokens(run.sample_tokens);
+        self.backend.run_awake(|| generate(&mut next, tokenizer, &sampling, until, emit))?;
         self.state.sampled = Some(step);
         Ok(Event::Sampled { step, text })
     }

@@ -16,6 +16,8 @@ use tritrain_optim::{Controller, Guard, Optimizer, Part, Setbacks, Spikes};
 use crate::{Error, Result};
 
 pub(crate) const MODEL: &str = "model.safetensors";
+/// Metadata entry with the hash of the tokenizer that a model belongs to, where it is in no checkpoint.
+pub(crate) const TOKENIZER: &str = "tritrain.tokenizer";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const STATE: &str = "state.json";
 
@@ -254,6 +256,11 @@ impl ModelFile {
             model.release(id);
         }
         Ok(model)
+    }
+
+    /// The hash of the tokenizer, where the file says it.
+    pub(crate) fn tokenizer(&self) -> Option<&str> {
+        self.file.metadata().get(TOKENIZER).map(String::as_str)
     }
 
     fn read(&self, id: usize) -> Result<Values<'_>> {
