@@ -43,6 +43,6 @@ pub use labels::{Labelling, Labels, LeftOut};
 pub use plan::{BatchPlan, Mixer, PlanOptions, Window};
 pub use prepare::{Preparation, Progress, Stage};
 pub use source::{Document, Documents, Skipped, Source, documents};
-pub use tokenizer::{DecodeStream, GgufTokenizer, Tokenizer};
+pub use tokenizer::{DecodeStream, GgufTokenizer, TokenKind, Tokenizer, Vocabulary};
 pub use tritrain_files::tokens::Split;
 pub use validation::{Domain, ValidationSet};

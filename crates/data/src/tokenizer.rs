@@ -11,6 +11,7 @@ mod gguf;
 mod split;
 mod stream;
 mod train;
+mod vocabulary;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -23,6 +24,7 @@ use tritrain_files::{Storage, write_atomic};
 pub(crate) use encode::Table;
 pub use gguf::GgufTokenizer;
 pub use stream::DecodeStream;
+pub use vocabulary::{TokenKind, Vocabulary};
 
 use crate::{Error, Result};
 
@@ -191,6 +193,11 @@ impl Tokenizer {
         let mut special: Vec<(String, u32)> = special.map(|(id, token)| (token.content, id)).collect();
         special.sort_unstable_by_key(|(_, id)| *id);
         special
+    }
+
+    /// What a token is called, in the characters of the byte alphabet.
+    pub fn name_of(&self, id: u32) -> String {
+        self.inner.id_to_token(id).unwrap_or_default()
     }
 
     /// BLAKE3 of the canonical JSON, in hexadecimal.

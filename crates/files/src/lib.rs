@@ -2,7 +2,7 @@
 //!
 //! | module | owns |
 //! |---|---|
-//! | [`storage`] | the [`Storage`] trait, the real [`Disk`], [`write_atomic`], [`NewFile`] |
+//! | [`storage`] | the [`Storage`] trait, the real [`Disk`], [`write_atomic`], [`NewFile`], [`Draft`] |
 //! | [`faulty`] | [`FaultyStorage`], the in-memory test double that loses power and runs out of space |
 //! | [`checkpoint`] | saving, finding, verifying and pruning checkpoints; the lock of a run |
 //! | [`tensors`] | safetensors files |
@@ -34,7 +34,7 @@ pub mod tokens;
 pub use error::{Difference, Error, Result};
 pub use faulty::FaultyStorage;
 pub use map::{Bytes, give_back_memory, keep_little_memory};
-pub use storage::{Disk, NewFile, Sink, Storage, write_atomic};
+pub use storage::{Disk, Draft, NewFile, Sink, Storage, write_atomic};
 pub use sums::{BLOCK, FileSum};
 
 /// Whether `name` is 1 to 63 characters of `[A-Za-z0-9._-]`: the names allowed for tensors and, when

@@ -273,3 +273,74 @@ impl Drop for NewFile<'_> {
         }
     }
 }
+
+/// A file or folder that is made under another name and put in its place as a whole, or not at all. Dropped before
+/// it is [finished](Self::finish), it leaves nothing behind.
+#[derive(Debug)]
+pub struct Draft<'s> {
+    storage: &'s dyn Storage,
+    path: PathBuf,
+    temp: PathBuf,
+    folder: bool,
+}
+
+impl<'s> Draft<'s> {
+    /// For a file at `path`, which the caller creates at [`Draft::path`].
+    ///
+    /// # Errors
+    /// [`Error::Exists`] where something lies at `path` already; [`Error::Io`].
+    pub fn file(storage: &'s dyn Storage, path: &Path) -> Result<Self> {
+        Self::new(storage, path, false)
+    }
+
+    /// For a folder at `path`: [`Draft::path`] is an empty one.
+    ///
+    /// # Errors
+    /// As [`Draft::file`].
+    pub fn folder(storage: &'s dyn Storage, path: &Path) -> Result<Self> {
+        let draft = Self::new(storage, path, true)?;
+        storage.create_dir_all(&draft.temp)?;
+        Ok(draft)
+    }
+
+    fn new(storage: &'s dyn Storage, path: &Path, folder: bool) -> Result<Self> {
+        if storage.exists(path)? {
+            let (expected, hint) = ("nothing there", "choose another name, or move it away");
+            return Err(Error::Exists { what: "the output", path: path.to_path_buf(), expected, hint });
+        }
+        make_dir(storage, parent(path))?;
+        let temp = fresh(storage, path, "tmp")?;
+        Ok(Draft { storage, path: path.to_path_buf(), temp, folder })
+    }
+
+    /// Where it is made.
+    pub fn path(&self) -> &Path {
+        &self.temp
+    }
+
+    /// Puts it in its place.
+    ///
+    /// # Errors
+    /// [`Error::Io`]. If only the last step failed, it is in place but may be lost with the power.
+    pub fn finish(self) -> Result<()> {
+        if self.folder {
+            self.storage.sync_dir(&self.temp)?;
+        }
+        self.storage.rename(&self.temp, &self.path)?;
+        self.storage.sync_dir(parent(&self.path))
+    }
+}
+
+impl Drop for Draft<'_> {
+    fn drop(&mut self) {
+        if self.storage.exists(&self.temp).unwrap_or(false) {
+            let removed = match self.folder {
+                true => self.storage.remove_dir_all(&self.temp),
+                false => self.storage.remove_file(&self.temp),
+            };
+            if let Err(error) = removed {
+                tracing::debug!(%error, "temporary output left behind");
+            }
+        }
+    }
+}

@@ -19,7 +19,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 pub use safetensors::Dtype;
 use tritrain_trit::blocks::{self, Block};
 
-use crate::{Bytes, Error, Result, valid_name};
+use crate::{Bytes, Error, NewFile, Result, Storage, valid_name};
 
 /// A longer header is refused: the limit of the reference implementation.
 const LONGEST_HEADER: u64 = 100_000_000;
@@ -66,7 +66,8 @@ impl<'a> TensorView<'a> {
         Self::raw(name, Dtype::F16, shape, bytemuck::cast_slice(bits))
     }
 
-    fn raw(name: impl Into<Cow<'a, str>>, dtype: Dtype, shape: &[usize], data: &'a [u8]) -> Self {
+    /// A view of bytes of any type.
+    pub fn raw(name: impl Into<Cow<'a, str>>, dtype: Dtype, shape: &[usize], data: &'a [u8]) -> Self {
         TensorView { name: name.into(), dtype, shape: shape.to_vec(), data }
     }
 }
@@ -183,7 +184,7 @@ impl<'a> Encoder<'a> {
     }
 
     /// The file in pieces, without a copy of the tensors.
-    pub fn pieces(&self) -> impl Iterator<Item = &[u8]> {
+    fn pieces(&self) -> impl Iterator<Item = &[u8]> {
         std::iter::once(&self.header[..]).chain(self.tensors.iter().map(|tensor| tensor.data))
     }
 
@@ -210,6 +211,22 @@ pub fn encode<'a>(
     let mut bytes = Vec::new();
     encoder.write(&mut bytes).map_err(|e| Error::io("encode", path, e))?;
     Ok(bytes)
+}
+
+/// Writes a file of tensors, whole or not at all.
+///
+/// # Errors
+/// [`Error::Invalid`] as [`Encoder::new`]; [`Error::Io`].
+pub fn save<'a>(
+    storage: &dyn Storage,
+    path: &Path,
+    tensors: impl IntoIterator<Item = TensorView<'a>>,
+    metadata: &BTreeMap<String, String>,
+) -> Result<()> {
+    let encoder = Encoder::new(path, tensors, metadata)?;
+    let mut file = NewFile::create(storage, path)?;
+    encoder.pieces().try_for_each(|piece| file.write(piece))?;
+    file.finish()
 }
 
 /// The header as it is in the file: order kept, duplicates an error.

@@ -219,6 +219,17 @@ impl<B: Backend> Model<B> {
         });
     }
 
+    /// Logits of a batch, `[batch][time][vocab]`, by the head as it is stored: f32, whatever the blocks are.
+    ///
+    /// # Panics
+    /// As [`Model::evaluate`]; or `logits` has another length.
+    pub fn logits(&self, backend: &B, a: &mut Activations<B>, inputs: &[u32], logits: &mut B::Floats) {
+        backend.run(|| {
+            self.forward(backend, a, inputs, inputs);
+            backend.head_logits(&a.hidden, self.floats(self.layout.head), self.config.dim, logits);
+        });
+    }
+
     /// Losses as [`Model::evaluate`], and the gradients of their mean, to `sink`: first half, up to the blocks.
     ///
     /// # Panics

@@ -109,6 +109,28 @@ pub enum Error {
         /// What there is.
         found: String,
     },
+    /// A target that cannot hold a model.
+    #[error("cannot export to {target}: {reason}; {hint}")]
+    Target {
+        /// The kind of output.
+        target: &'static str,
+        /// Why not.
+        reason: String,
+        /// What to do instead.
+        hint: &'static str,
+    },
+    /// An exported model that is not the one it should be.
+    #[error("{}: {what} differs: expected {expected}, found {found}; export the model again", path.display())]
+    Differs {
+        /// The exported file or folder.
+        path: PathBuf,
+        /// The key, tensor or figure.
+        what: String,
+        /// What the model has.
+        expected: String,
+        /// What the export has.
+        found: String,
+    },
     /// The prompt cannot be continued.
     #[error(transparent)]
     Prompt(#[from] tritrain_model::PromptError),
@@ -126,14 +148,15 @@ impl Error {
             Error::Files(error) => error.exit_code(),
             Error::State { .. } | Error::Content { .. } | Error::Signals(_) => 4,
             Error::Numeric { .. } => 3,
-            Error::Changed { .. } => 5,
+            Error::Changed { .. } | Error::Differs { .. } => 5,
             Error::Clusters { .. }
             | Error::Config(_)
             | Error::Exists { .. }
             | Error::Experts { .. }
             | Error::Import { .. }
             | Error::NoModel { .. }
-            | Error::Prompt(_) => 2,
+            | Error::Prompt(_)
+            | Error::Target { .. } => 2,
         }
     }
 }

@@ -18,7 +18,11 @@ use tritrain_data::{
     Tokenizer,
     chat::{TEMPLATE, TOKENIZER_CONFIG},
 };
-use tritrain_files::{NewFile, Storage, tensors::Encoder, tensors::TensorView, write_atomic};
+use tritrain_files::{
+    Storage,
+    tensors::{self, TensorView},
+    write_atomic,
+};
 use tritrain_model::{ConfigError, Layout, ModelConfig, Precision, TensorKind};
 
 use crate::{
@@ -280,10 +284,7 @@ fn write(
     let views = weights.iter().map(|(name, shape, values)| TensorView::f32(name.clone(), shape, values));
     let mut entries: BTreeMap<String, String> = metadata(config, tokenizer.vocab_size() as usize, 0)?;
     entries.insert(TOKENIZER.to_owned(), tokenizer.hash().to_owned());
-    let encoder = Encoder::new(path, views, &entries)?;
-    let mut file = NewFile::create(storage, path)?;
-    encoder.pieces().try_for_each(|piece| file.write(piece))?;
-    Ok(file.finish()?)
+    Ok(tensors::save(storage, path, views, &entries)?)
 }
 
 /// An entry of a JSON configuration that is absent or null.

@@ -5,6 +5,7 @@ mod compare;
 mod config;
 mod error;
 mod evaluate;
+mod export;
 mod generate;
 mod import;
 mod learner;
@@ -28,6 +29,9 @@ pub use compare::{Comparison, Curve, pearson};
 pub use config::{Config, ConfigError, Difference, FREE, Kind, OptionInfo, Problem, Section};
 pub use error::{Error, Result};
 pub use evaluate::{ClusterLoss, DomainLoss, Evaluation, Predict, Single, evaluate, evaluate_text};
+pub use export::{
+    Floats, Hf, LinearClass, TEXT_TOKENS, Target, Verified, export, logits, text_of_run, tokens_of, verify,
+};
 pub use generate::{Continuation, Next, Until, generate, generate_all};
 pub use import::{Imported, import};
 pub use learner::{Learner, Measured, Setup};

@@ -13,6 +13,7 @@ use tritrain_model::{Model, ModelConfig, Use};
 
 use crate::{
     Error, Result,
+    export::Weights,
     save::{MODEL, ModelFile},
 };
 
@@ -41,6 +42,12 @@ impl Loaded {
     /// The model on a device with its latent weights in f32, for gradients.
     pub fn trainable<B: Backend>(&self, backend: &B) -> Model<B> {
         Model::new(backend, &self.config, self.vocab, &|id| self.model.values(id), Use::Training)
+    }
+
+    /// The model with the same weights and activations that are not rounded: what programs compute that know
+    /// nothing of int8. For comparisons with them; it is slower.
+    pub fn in_floats<B: Backend>(&self, backend: &B) -> Model<B> {
+        Weights::of(backend, self).in_floats(backend)
     }
 
     /// The token embedding, `[vocab][dim]`.

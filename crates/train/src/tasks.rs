@@ -253,7 +253,8 @@ fn words(text: &str) -> usize {
     let mut before = false;
     let starts = text.chars().filter(|c| {
         let now = white(*c);
-        now && !std::mem::replace(&mut before, now)
+        let was = std::mem::replace(&mut before, now);
+        now && !was
     });
     starts.count() + 1
 }

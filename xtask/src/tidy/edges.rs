@@ -12,7 +12,7 @@ const ALLOWED: [(&str, &[&str]); 11] = [
     ("optim", &["backend", "cluster"]),
     ("files", &["trit"]),
     ("data", &["files", "trit"]),
-    ("train", &["backend", "cluster", "data", "files", "model", "optim"]),
+    ("train", &["backend", "cluster", "data", "files", "model", "optim", "trit"]),
     ("bench", &["backend", "kernels", "model", "optim", "train", "trit"]),
     ("cli", &["backend", "bench", "cluster", "data", "files", "kernels", "model", "optim", "train", "trit"]),
 ];

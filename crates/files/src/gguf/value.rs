@@ -232,8 +232,8 @@ impl<'a> Array<'a> {
     }
 
     /// An array of i32.
-    pub fn i32(values: &[i32]) -> Array<'_> {
-        Array { kind: Kind::I32, len: values.len(), bytes: bytemuck::cast_slice(values).into() }
+    pub fn i32(values: &[i32]) -> Array<'static> {
+        Array { kind: Kind::I32, len: values.len(), bytes: bytemuck::cast_slice(values).to_vec().into() }
     }
 
     /// Type of its values.

@@ -5,15 +5,12 @@
 //! linear up to the scale of `o`, and behind up to that of `down`, so these two take what v and up lack. With
 //! sub-norms that factor is lost in the norm, with or without it, but for its epsilon. What is left is the rounding of
 //! scales to fp16; scales that are equal and fp16 already, as in our own exports, stay.
-//!
-//! The latent weights of a matrix with scale `s` and a share `p` of codes that are not zero are `code · s/p`: their
-//! mean magnitude is `s`, and their codes are the codes.
 
 use half::f16;
 use tritrain_model::ModelConfig;
 
 use super::{Origin, Part, shapes};
-use crate::Result;
+use crate::{Result, export::weights::latent};
 
 /// The scale of a matrix that is codes times a scale: 0 where all codes are. `None` for any other one.
 fn scale_of(weights: &[f32]) -> Option<f64> {
@@ -34,13 +31,11 @@ pub(super) fn in_all(config: &ModelConfig, origin: &dyn Origin) -> Result<bool> 
     Ok(true)
 }
 
-/// Latent weights with these codes, a part behind the other, and this scale.
-fn latent(parts: &[&[f32]], scale: f64) -> Vec<f32> {
-    let count: usize = parts.iter().map(|part| part.len()).sum();
-    let kept = parts.iter().flat_map(|part| *part).filter(|w| **w != 0.0).count();
-    let magnitude = (scale * count as f64 / kept.max(1) as f64) as f32;
-    let weight = |w: &f32| if *w == 0.0 { 0.0 } else { magnitude.copysign(*w) };
-    parts.iter().flat_map(|part| *part).map(weight).collect()
+/// Latent weights with the codes of matrices of one magnitude, one behind the other, and this scale.
+fn joined(parts: &[&[f32]], scale: f64) -> Vec<f32> {
+    let code = |w: &f32| i8::from(*w > 0.0) - i8::from(*w < 0.0);
+    let codes: Vec<i8> = parts.iter().flat_map(|part| *part).map(code).collect();
+    latent(&codes, scale as f32)
 }
 
 /// The nearest fp16 number.
@@ -72,9 +67,9 @@ pub(super) fn join([q, k, v, o, gate, up, down]: [Vec<f32>; 7]) -> [Vec<f32>; 4]
     let heads = rounded(if mean(sq, sk) == 0.0 { sv } else { mean(sq, sk) });
     let inner = rounded(if sg == 0.0 { su } else { sg });
     [
-        latent(&[&q, &k, &v], heads),
-        latent(&[&o], rounded(so * factor(sv, heads))),
-        latent(&[&gate, &up], inner),
-        latent(&[&down], rounded(sd * factor(su, inner))),
+        joined(&[&q, &k, &v], heads),
+        joined(&[&o], rounded(so * factor(sv, heads))),
+        joined(&[&gate, &up], inner),
+        joined(&[&down], rounded(sd * factor(su, inner))),
     ]
 }
