@@ -24,6 +24,8 @@ pub(crate) enum Command {
     Eval(Eval),
     /// Make a model of another program one of this: a GGUF file, or a folder of transformers.
     Import(Import),
+    /// Store a ternary model with its matrices at their entropy, without loss.
+    Archive(Archive),
     /// Train the ternary model and its f32 twin on the same data and show the gap.
     Compare(Compare),
     /// Cluster text, or the rows of a matrix (.npy), by k-means.
@@ -272,6 +274,18 @@ pub(crate) struct Import {
     /// Longest sequence, in tokens; without it that of the model, and 8192 at most.
     #[arg(long, value_name = "TOKENS")]
     pub(crate) context: Option<usize>,
+    /// Print one JSON object as the last line of standard output.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Archive {
+    /// Run folder, step folder or model.safetensors.
+    pub(crate) model: PathBuf,
+    /// The archive: a model file that every command takes, beside its tokenizer.json.
+    #[arg(long, value_name = "FILE.safetensors")]
+    pub(crate) out: PathBuf,
     /// Print one JSON object as the last line of standard output.
     #[arg(long)]
     pub(crate) json: bool,

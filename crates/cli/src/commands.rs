@@ -10,7 +10,7 @@ use tritrain_files::{Disk, Storage, give_back_memory};
 use tritrain_model::{Activations, Keep, Layout, Precision, TensorKind};
 use tritrain_train::{
     Audit, CLUSTERS, Comparison, Config, Curve, Evaluation, Event, Loaded, Mixture, Run, STOPPED, Signals,
-    Single, Workplace, evaluate_tasks, evaluate_text, import, load,
+    Single, Workplace, archive, evaluate_tasks, evaluate_text, import, load,
 };
 
 use crate::{
@@ -26,6 +26,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         Command::Generate(args) => generate::run(&args),
         Command::Eval(args) => eval(&args),
         Command::Import(args) => bring_in(&args),
+        Command::Archive(args) => put_away(&args),
         Command::Compare(args) => compare(&args),
         Command::Cluster(args) => cluster::run(&args),
         Command::Memory(args) => memory::run(&args),
@@ -317,6 +318,27 @@ fn bring_in(args: &args::Import) -> Result<ExitCode> {
         show::json(
             &json!({"path": path, "model": config, "vocab": vocab, "parameters": parameters, "notes": notes}),
         )?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn put_away(args: &args::Archive) -> Result<ExitCode> {
+    let loaded = load(&Disk, &args.model)?;
+    let archived = archive(&Cpu::new(0)?, &Disk, &loaded, &args.out)?;
+    let tokenizer = args.out.with_file_name("tokenizer.json");
+    if !Disk.exists(&tokenizer)? {
+        loaded.tokenizer.save(&Disk, &tokenizer)?;
+    }
+    show::line(&format!(
+        "{}: {} bytes, {:.4} bits per ternary weight ({:.4} in the largest matrix), {:.2} times smaller than in f32",
+        args.out.display(),
+        show::thousands(archived.bytes),
+        archived.bits_per_weight,
+        archived.largest_bits_per_weight,
+        archived.bytes_in_f32 as f64 / archived.bytes as f64,
+    ))?;
+    if args.json {
+        show::json(&archived)?;
     }
     Ok(ExitCode::SUCCESS)
 }

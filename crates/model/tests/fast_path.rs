@@ -105,7 +105,15 @@ fn small(precision: Precision) -> Vec<Case> {
         Case::new(base.clone(), 2, 33, 1),
         Case::new(ModelConfig { gate: Gate::Relu2, ..base.clone() }, 1, 64, 2),
         Case::new(ModelConfig { sub_norm: false, tied: false, ..base.clone() }, 3, 17, 3),
-        Case::new(ModelConfig { kv_heads: 4, heads: 4, layers: 1, ..base }, 2, 1, 4),
+        Case::new(ModelConfig { kv_heads: 4, heads: 4, layers: 1, ..base.clone() }, 2, 1, 4),
+        // Rows of 64 · 3 and 64 · 5.
+        Case::new(ModelConfig { dim: 192, heads: 3, kv_heads: 1, ffn: 320, ..base.clone() }, 2, 19, 5),
+        Case::new(
+            ModelConfig { dim: 192, heads: 3, kv_heads: 3, ffn: 64, sub_norm: false, ..base },
+            1,
+            31,
+            6,
+        ),
     ]
 }
 
@@ -128,12 +136,14 @@ fn ternary_gradients_equal_the_reference_with_the_same_roundings() {
 #[test]
 fn any_number_of_threads_and_any_tier_give_the_same_bits() {
     for precision in [Precision::Ternary, Precision::F32] {
-        let case = &small(precision)[0];
-        let (losses, grads) = case.fast(&Cpu::with_tier(Tier::SCALAR, 1).unwrap());
-        for tier in Tier::available() {
-            for threads in [1, 2, 3, 8] {
-                let (others, other_grads) = case.fast(&Cpu::with_tier(tier, threads).unwrap());
-                assert!(losses == others && grads == other_grads, "{} on {threads} threads", tier.name());
+        let cases = small(precision);
+        for case in [&cases[0], &cases[4], &cases[5]] {
+            let (losses, grads) = case.fast(&Cpu::with_tier(Tier::SCALAR, 1).unwrap());
+            for tier in Tier::available() {
+                for threads in [1, 2, 3, 8] {
+                    let (others, other_grads) = case.fast(&Cpu::with_tier(tier, threads).unwrap());
+                    assert!(losses == others && grads == other_grads, "{} on {threads} threads", tier.name());
+                }
             }
         }
     }

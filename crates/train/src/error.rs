@@ -70,6 +70,14 @@ pub enum Error {
         /// What is there.
         found: String,
     },
+    /// A model that no archive can be made of.
+    #[error("cannot archive to {}: {what}", path.display())]
+    Archive {
+        /// The archive.
+        path: PathBuf,
+        /// The reason.
+        what: String,
+    },
     /// A model of another program that cannot be one here.
     #[error("cannot import {}: {what}", path.display())]
     Import {
@@ -154,6 +162,7 @@ impl Error {
             | Error::Exists { .. }
             | Error::Experts { .. }
             | Error::Import { .. }
+            | Error::Archive { .. }
             | Error::NoModel { .. }
             | Error::Prompt(_)
             | Error::Target { .. } => 2,

@@ -1,5 +1,6 @@
 //! Run state, the training loop, checkpoint policy, metrics and signals.
 
+mod archive;
 mod audit;
 mod compare;
 mod config;
@@ -24,6 +25,7 @@ mod tasks;
 mod topics;
 mod workplace;
 
+pub use archive::{Archived, archive};
 pub use audit::{Audit, ClusterAudit, audit};
 pub use compare::{Comparison, Curve, pearson};
 pub use config::{Config, ConfigError, Difference, FREE, Kind, OptionInfo, Problem, Section};

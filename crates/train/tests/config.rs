@@ -289,7 +289,7 @@ fn the_annotated_file_is_the_default_and_helps_with_every_option() {
 # The `[model]` section: one decoder-only transformer.
 [model]
 
-# Width of the residual stream; a multiple of 256 for ternary models. Range 2 to 65_536.
+# Width of the residual stream; a multiple of 64 for ternary models. Range 2 to 65_536.
 dim = 256
 ";
     assert!(text.starts_with(start), "{text}");
