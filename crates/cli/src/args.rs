@@ -72,6 +72,10 @@ pub(crate) struct Train {
     /// Go on with the run in --out from its newest checkpoint.
     #[arg(long, requires = "out")]
     pub(crate) resume: bool,
+    /// Begin with the weights of this model, own or imported, and its tokenizer; the run has its sizes, and its
+    /// precision unless --set model.precision says otherwise. Short for run.from, model.* and data.tokenizer.
+    #[arg(long, value_name = "MODEL", conflicts_with = "resume")]
+    pub(crate) from: Option<PathBuf>,
     /// Train a mixture: a shared start on all text, then this many experts, each on the text of one cluster;
     /// short for --set run.experts=K.
     #[arg(long, value_name = "K", conflicts_with = "resume")]

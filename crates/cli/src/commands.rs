@@ -53,7 +53,8 @@ pub(crate) struct Outcome {
 fn train(args: &args::Train) -> Result<ExitCode> {
     let signals = Signals::watch()?;
     let dir = prepare::out(&args.setup);
-    let config = prepare::config(&args.setup, args.resume.then_some(&*dir), args.experts)?;
+    let config =
+        prepare::config(&args.setup, args.resume.then_some(&*dir), args.experts, args.from.as_deref())?;
     if config.run.experts > 0 {
         return experts::train(args, &dir, config, &signals);
     }
@@ -330,12 +331,13 @@ fn put_away(args: &args::Archive) -> Result<ExitCode> {
         loaded.tokenizer.save(&Disk, &tokenizer)?;
     }
     show::line(&format!(
-        "{}: {} bytes, {:.4} bits per ternary weight ({:.4} in the largest matrix), {:.2} times smaller than in f32",
+        "{}: {} bytes, {:.4} bits per ternary weight (largest {:.4}), {:.2} times smaller than in f32, {:.0} million weights a second read back",
         args.out.display(),
         show::thousands(archived.bytes),
         archived.bits_per_weight,
         archived.largest_bits_per_weight,
         archived.bytes_in_f32 as f64 / archived.bytes as f64,
+        archived.weights_per_s / 1e6,
     ))?;
     if args.json {
         show::json(&archived)?;
@@ -369,7 +371,7 @@ pub(crate) fn show_parts(evaluation: &Evaluation, topics: Option<&Clusters<'_>>)
 fn compare(args: &args::Compare) -> Result<ExitCode> {
     let signals = Signals::watch()?;
     let dir = prepare::out(&args.setup);
-    let base = prepare::config(&args.setup, None, None)?;
+    let base = prepare::config(&args.setup, None, None, None)?;
     // Both places are claimed before the work begins.
     let claim = |name: &'static str, precision| -> Result<(&str, Workplace)> {
         let mut config = base.clone();

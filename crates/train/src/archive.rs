@@ -4,7 +4,7 @@
 //! `tritrain.format.NAME` says `archive`. Everything else is as in any model file, without loss. Latent weights, which
 //! only training needs, are not in it: a model read from an archive has others with the same codes and scales.
 
-use std::path::Path;
+use std::{path::Path, time::Instant};
 
 use half::f16;
 use serde::Serialize;
@@ -37,6 +37,8 @@ pub struct Archived {
     pub bits_per_weight: f64,
     /// The same of the matrix that takes most.
     pub largest_bits_per_weight: f64,
+    /// Ternary weights a second that one thread reads back.
+    pub weights_per_s: f64,
 }
 
 /// Weights for each byte of the whole file: more than any model has, embedding included.
@@ -95,11 +97,15 @@ pub fn archive<B: Backend>(
     }
     tensors::save(storage, out, views, &entries)?;
     let file = TensorFile::parse(out, storage.map(out)?)?;
+    let mut seconds = 0.0;
     for (spec, rows) in weights.layout.specs.iter().zip(&weights.tensors) {
-        if let Rows::Codes(codes, scale) = rows
-            && read_codes(&file, out, &spec.name, codes.len())? != (codes.clone(), *scale)
-        {
-            return Err(refused(&format!("{} did not come back as it was", spec.name)));
+        if let Rows::Codes(codes, scale) = rows {
+            let started = Instant::now();
+            let (back, its) = read_codes(&file, out, &spec.name, codes.len())?;
+            seconds += started.elapsed().as_secs_f64();
+            if back != *codes || its != *scale {
+                return Err(refused(&format!("{} did not come back as it was", spec.name)));
+            }
         }
     }
     Ok(Archived {
@@ -108,6 +114,7 @@ pub fn archive<B: Backend>(
         ternary_weights: report.weights,
         bits_per_weight: 8.0 * report.bytes as f64 / report.weights.max(1) as f64,
         largest_bits_per_weight: report.largest,
+        weights_per_s: report.weights as f64 / seconds,
     })
 }
 

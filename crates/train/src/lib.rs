@@ -14,6 +14,7 @@ mod ledger;
 mod load;
 mod meta;
 mod mixture;
+mod origin;
 mod part;
 mod proxy;
 mod run;

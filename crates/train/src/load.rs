@@ -50,6 +50,12 @@ impl Loaded {
         Weights::of(backend, self).in_floats(backend)
     }
 
+    /// A tensor as it is stored, where there is one of this name.
+    pub(crate) fn values(&self, name: &str) -> Option<Values<'_>> {
+        let id = self.model.layout.specs.iter().position(|spec| spec.name == name)?;
+        Some(self.model.values(id))
+    }
+
     /// The token embedding, `[vocab][dim]`.
     pub fn embedding(&self) -> Vec<f32> {
         match self.model.values(self.model.layout.embedding) {

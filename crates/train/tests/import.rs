@@ -7,7 +7,7 @@ use std::{
 };
 
 use serde_json::{Value, json};
-use tritrain_backend::{Backend, Cpu};
+use tritrain_backend::Cpu;
 use tritrain_data::Tokenizer;
 use tritrain_files::{
     Disk,

@@ -63,7 +63,7 @@ fn choices_and_texts_are_as_the_reference_scores_them() {
     let eos = case.tokenizer.eos();
 
     // The second text is longer than two windows.
-    let texts = ["It sat on the cat.", "q the xyz cat, w\nsat on mats!? a the 123 it  it."];
+    let texts = ["It sat on the cat.", "q the xyz cat, w\nsat on mats!? a the 123 it  it. zwölf boxes"];
     let report = |tasks: &[Task]| evaluate_tasks((&backend, &model), &case.tokenizer, tasks, 16).unwrap();
     let (mut nats, mut tokens) = (0.0, 0);
     for text in texts {
@@ -78,14 +78,14 @@ fn choices_and_texts_are_as_the_reference_scores_them() {
     assert!(tokens > 40, "{tokens} tokens");
     let found = report(&texts.map(|text| Task::Text(text.to_owned()))).texts.unwrap();
     let bytes = texts.map(str::len).iter().sum::<usize>();
-    assert_eq!((found.texts, found.tokens, found.bytes, found.words), (2, tokens, bytes, 5 + 13));
+    assert_eq!((found.texts, found.tokens, found.bytes, found.words), (2, tokens, bytes, 5 + 15));
     let near = |found: f64, expected: f64| {
         assert!((found / expected - 1.0).abs() < 1e-5, "{found} expected {expected}");
     };
     near(found.loss, nats / tokens as f64);
     near(found.bits_per_byte, nats / bytes as f64 / std::f64::consts::LN_2);
     near(found.byte_perplexity, (nats / bytes as f64).exp());
-    near(found.word_perplexity, (nats / 18.0).exp());
+    near(found.word_perplexity, (nats / 20.0).exp());
 
     // Every choice is right once: shares say which one was taken.
     let choices = ["mat.", "cat", "a long way of sitting on it"].map(str::to_owned).to_vec();
