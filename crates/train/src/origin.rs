@@ -158,7 +158,9 @@ impl<B: Backend> Teacher<B> {
     ) -> Result<Prediction> {
         let mut hash = blake3::Hasher::new();
         hash.update(self.name.as_bytes());
-        inputs.iter().for_each(|token| drop(hash.update(&token.to_le_bytes())));
+        for token in inputs {
+            hash.update(&token.to_le_bytes());
+        }
         let dir = dir.join(FOLDER);
         let path = dir.join(format!("{}.safetensors", &hash.finalize().to_hex()[..32]));
         let shape = [inputs.len(), KEPT];
