@@ -1,7 +1,8 @@
-//! What developers run: `cargo xtask ci|check|test|aarch64|tidy|record`.
+//! What developers run: `cargo xtask ci|check|test|aarch64|tidy|record|interop`.
 
 mod aarch64;
 mod ci;
+mod interop;
 mod record;
 mod tidy;
 
@@ -16,7 +17,9 @@ usage: cargo xtask COMMAND
   test    cargo test --release --workspace
   aarch64 the kernels of aarch64, compiled and emulated where the tools are there
   tidy    the rules of ARCHITECTURE.md and CONTRIBUTING.md
-  record  renew the speed table of README.md from the newest file in bench/record";
+  record  renew the speed table of README.md from the newest file in bench/record
+  interop DATA
+          export models trained on DATA and compare them in llama.cpp and transformers (from PyPI, 6 GB)";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -30,6 +33,7 @@ fn main() -> ExitCode {
         ["test"] => ci::test(root),
         ["aarch64"] => ci::aarch64(root),
         ["tidy"] => ci::tidy(root),
+        ["interop", data] => interop::run(root, data),
         ["record"] => record::renew(root),
         ["help" | "--help" | "-h"] => {
             println!("{HELP}");

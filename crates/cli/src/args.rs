@@ -1,8 +1,12 @@
 //! The command line.
 
+mod export;
+
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+
+pub(crate) use export::{Comparing, Export, ExportClass, ExportMode, ExportTo, ExportType, Verify};
 
 /// Trains ternary (1.58-bit) language models from raw text, with integer arithmetic.
 ///
@@ -26,6 +30,10 @@ pub(crate) enum Command {
     Import(Import),
     /// Store a ternary model with its matrices at their entropy, without loss.
     Archive(Archive),
+    /// Write a model for other programs: GGUF for llama.cpp, a folder for transformers; read back and compared.
+    Export(Export),
+    /// Compare an exported model with the model: every weight, and logits on text.
+    Verify(Verify),
     /// Train the ternary model and its f32 twin on the same data and show the gap.
     Compare(Compare),
     /// Cluster text, or the rows of a matrix (.npy), by k-means.

@@ -17,7 +17,7 @@ use crate::{
     args::{self, Args, Command},
     bench, cluster, controller, doctor,
     error::{Error, Result},
-    experts, generate, inspect, memory, plot, prepare, show,
+    experts, export, generate, inspect, memory, plot, prepare, show,
 };
 
 pub(crate) fn run(args: Args) -> Result<ExitCode> {
@@ -27,6 +27,8 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         Command::Eval(args) => eval(&args),
         Command::Import(args) => bring_in(&args),
         Command::Archive(args) => put_away(&args),
+        Command::Export(args) => export::run(&args),
+        Command::Verify(args) => export::verify(&args),
         Command::Compare(args) => compare(&args),
         Command::Cluster(args) => cluster::run(&args),
         Command::Memory(args) => memory::run(&args),

@@ -10,6 +10,7 @@ mod controller;
 mod doctor;
 mod error;
 mod experts;
+mod export;
 mod generate;
 mod inspect;
 mod map;

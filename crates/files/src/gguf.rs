@@ -13,7 +13,9 @@ use std::collections::BTreeMap;
 use std::ops::{Range, RangeInclusive};
 use std::path::{Path, PathBuf};
 
-use tritrain_trit::blocks::{self, Block};
+use tritrain_trit::blocks;
+
+pub use tritrain_trit::blocks::Block;
 
 pub use value::{Array, Kind, Value};
 pub use writer::{Spec, Writer};

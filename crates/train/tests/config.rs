@@ -159,10 +159,7 @@ fn bad_files_say_what_is_wrong_and_where() {
             "[model]\nheads = 2",
             "run.toml: model.kv_heads = 4: must divide model.heads = 2; model.kv_heads has its default",
         ),
-        (
-            "[run]\nteach = 0.5",
-            "run.toml:2: run.teach = 0.5: nobody teaches without run.from",
-        ),
+        ("[run]\nteach = 0.5", "run.toml:2: run.teach = 0.5: nobody teaches without run.from"),
         (
             "[data]\nclusters_k = 3\n[run]\nexperts = 4",
             "run.toml:4: run.experts = 4: data.clusters_k = 3 must be the same, or 0",

@@ -196,7 +196,10 @@ fn every_number_of_a_folder_arrives() {
         let qkv = ["q", "k", "v"].map(|part| layer(&format!("self_attn.{part}_proj"))).concat();
         assert!(of("qkv") == qkv, "qkv of block {n}");
         assert!(of("o") == layer("self_attn.o_proj"), "o of block {n}");
-        assert!(of("gate_up") == [layer("mlp.gate_proj"), layer("mlp.up_proj")].concat(), "gate_up of block {n}");
+        assert!(
+            of("gate_up") == [layer("mlp.gate_proj"), layer("mlp.up_proj")].concat(),
+            "gate_up of block {n}"
+        );
         assert!(of("down") == layer("mlp.down_proj"), "down of block {n}");
     }
     assert!(folder.out("model").join("tokenizer_config.json").exists());
@@ -233,7 +236,10 @@ fn ternary_models_keep_their_codes() {
                 values.iter().map(|w| i8::from(*w > 0.0) - i8::from(*w < 0.0)).collect()
             };
             let of = |part: &str| &codes[&format!("layers.{n}.{part}")].0;
-            assert!(of("qkv") == &["self_attn.q", "self_attn.k", "self_attn.v"].map(sign).concat(), "qkv of block {n}");
+            assert!(
+                of("qkv") == &["self_attn.q", "self_attn.k", "self_attn.v"].map(sign).concat(),
+                "qkv of block {n}"
+            );
             assert!(of("o") == &sign("self_attn.o"), "o of block {n}");
             assert!(of("gate_up") == &["mlp.gate", "mlp.up"].map(sign).concat(), "gate_up of block {n}");
             assert!(of("down") == &sign("mlp.down"), "down of block {n}");

@@ -9,6 +9,7 @@ use std::{borrow::Cow, collections::BTreeMap, path::Path};
 
 use serde_json::{Value, json};
 use tritrain_backend::{Backend, Values};
+use tritrain_data::Tokenizer;
 use tritrain_files::{
     Storage,
     tensors::{self, Dtype, TensorFile, TensorView},
@@ -223,7 +224,7 @@ pub(super) fn write<B: Backend>(
     });
     let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
     tensors::save(storage, &folder.join(TENSORS), views, &metadata)?;
-    loaded.tokenizer.save(storage, &folder.join(TOKENIZER))?;
+    write_atomic(storage, &folder.join(TOKENIZER), tokenizer_json(loaded)?.as_bytes())?;
     let eos = loaded.tokenizer.eos();
     let end = loaded.tokenizer.name_of(eos);
     let parts = [
@@ -236,7 +237,6 @@ pub(super) fn write<B: Backend>(
                 "bos_token": end,
                 "eos_token": end,
                 "pad_token": end,
-                "add_bos_token": true,
                 "model_max_length": weights.config.context,
                 "clean_up_tokenization_spaces": false,
             }),
@@ -246,6 +246,29 @@ pub(super) fn write<B: Backend>(
         write_atomic(storage, &folder.join(name), format!("{json:#}\n").as_bytes())?;
     }
     Ok(())
+}
+
+/// The tokenizer with text behind an end of text, as documents are in training, unless it has its own idea of what
+/// stands around text.
+fn tokenizer_json(loaded: &Loaded) -> Result<String> {
+    let tokenizer = &loaded.tokenizer;
+    let mut json: Value = serde_json::from_str(tokenizer.json()).map_err(|error| Error::Content {
+        path: TOKENIZER.into(),
+        expected: "a tokenizer as JSON".into(),
+        found: error.to_string(),
+    })?;
+    if json["post_processor"].is_null() {
+        let end = tokenizer.name_of(tokenizer.eos());
+        let special = json!({ "SpecialToken": { "id": end, "type_id": 0 } });
+        let text = |id: &str| json!({ "Sequence": { "id": id, "type_id": 0 } });
+        json["post_processor"] = json!({
+            "type": "TemplateProcessing",
+            "single": [special, text("A")],
+            "pair": [special, text("A"), text("B")],
+            "special_tokens": { &end: { "id": end, "ids": [tokenizer.eos()], "tokens": [end] } },
+        });
+    }
+    Ok(format!("{json:#}\n"))
 }
 
 fn shape(piece: &Piece) -> Vec<usize> {
@@ -297,9 +320,10 @@ impl Folder {
             }
         }
         let path = folder.join(TOKENIZER);
-        let tokenizer = tritrain_data::Tokenizer::from_bytes(&storage.read(&path)?, &path)?;
-        if tokenizer.hash() != loaded.tokenizer.hash() {
-            return differs(&path, "hash", loaded.tokenizer.hash().into(), tokenizer.hash().into());
+        let found = Tokenizer::from_bytes(&storage.read(&path)?, &path)?;
+        let expected = Tokenizer::from_bytes(tokenizer_json(loaded)?.as_bytes(), &path)?;
+        if found.hash() != expected.hash() {
+            return differs(&path, "hash", expected.hash().into(), found.hash().into());
         }
         let path = folder.join(TENSORS);
         let file = TensorFile::parse(&path, storage.map(&path)?)?;
