@@ -323,11 +323,16 @@ impl Backend for Cpu {
         qkv: &Floats,
         table: &Floats,
         shape: Shape,
-        cache: &mut attention::Cache,
+        caches: &mut [attention::Cache],
         out: &mut Floats,
     ) {
         let _span = self.span("attention_decode");
-        attention::decode(&self.cx, qkv, table, shape, cache, out);
+        assert_eq!(caches.len(), shape.batch, "a cache for each sequence");
+        let one = Shape { batch: 1, ..shape };
+        let rows = qkv.chunks_exact(one.qkv_width()).zip(out.chunks_exact_mut(one.out_width()));
+        for (cache, (qkv, out)) in caches.iter_mut().zip(rows) {
+            attention::decode(&self.cx, qkv, table, one, cache, out);
+        }
     }
 
     fn glu(&self, gate: Gate, gate_up: &Floats, width: usize, a: &mut Floats) {

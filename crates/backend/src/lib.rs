@@ -236,13 +236,13 @@ pub trait Backend: Memory {
     fn forget(&self, cache: &mut Self::Cache);
     /// Appends rotated keys, and values, of new tokens of one sequence to its cache.
     fn remember(&self, qkv: &Self::Floats, table: &Self::Floats, shape: Shape, cache: &mut Self::Cache);
-    /// Attention of one new token of a sequence, which goes into the cache first.
+    /// Attention of one new token of each of `shape.batch` sequences, which goes into their caches first.
     fn attention_decode(
         &self,
         qkv: &Self::Floats,
         table: &Self::Floats,
         shape: Shape,
-        cache: &mut Self::Cache,
+        caches: &mut [Self::Cache],
         out: &mut Self::Floats,
     );
 

@@ -26,6 +26,10 @@ pub(crate) enum Command {
     Generate(Generate),
     /// Loss, perplexity and bits per byte of a model on some text, per domain.
     Eval(Eval),
+    /// Make a model of another program one of this: a GGUF file, or a folder of transformers.
+    Import(Import),
+    /// Store a ternary model with its matrices at their entropy, without loss.
+    Archive(Archive),
     /// Write a model for other programs: GGUF for llama.cpp, a folder for transformers; read back and compared.
     Export(Export),
     /// Compare an exported model with the model: every weight, and logits on text.
@@ -76,6 +80,10 @@ pub(crate) struct Train {
     /// Go on with the run in --out from its newest checkpoint.
     #[arg(long, requires = "out")]
     pub(crate) resume: bool,
+    /// Begin with the weights of this model, own or imported, and its tokenizer; the run has its sizes, and its
+    /// precision unless --set model.precision says otherwise. Short for run.from, model.* and data.tokenizer.
+    #[arg(long, value_name = "MODEL", conflicts_with = "resume")]
+    pub(crate) from: Option<PathBuf>,
     /// Train a mixture: a shared start on all text, then this many experts, each on the text of one cluster;
     /// short for --set run.experts=K.
     #[arg(long, value_name = "K", conflicts_with = "resume")]
@@ -197,9 +205,19 @@ pub(crate) struct Mixing {
 pub(crate) struct Generate {
     /// Run folder, step folder or model.safetensors.
     pub(crate) model: PathBuf,
-    /// Text to continue.
-    #[arg(long, default_value = "")]
-    pub(crate) prompt: String,
+    /// Text to continue; several are continued together, each by itself.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) prompt: Vec<String>,
+    /// Put the prompt to the model as a question, by its chat template; without a prompt, answer standard input
+    /// line by line.
+    #[arg(long)]
+    pub(crate) chat: bool,
+    /// With --chat, what the model is told first.
+    #[arg(long, value_name = "TEXT", requires = "chat")]
+    pub(crate) system: Option<String>,
+    /// End before this text; may be repeated.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) stop: Vec<String>,
     /// Divides the logits; 0 always takes the most probable token.
     #[arg(long, default_value_t = 0.8)]
     pub(crate) temperature: f32,
@@ -209,6 +227,9 @@ pub(crate) struct Generate {
     /// Keep this many of the most probable tokens; 0 keeps all.
     #[arg(long, default_value_t = 0)]
     pub(crate) top_k: usize,
+    /// Keep tokens at least this share as probable as the most probable one; 0 keeps all.
+    #[arg(long, default_value_t = 0.0)]
+    pub(crate) min_p: f32,
     /// Divides the positive logits of tokens made before and multiplies the others, so that text repeats itself
     /// less; 1 leaves them, samples in training take 1.2.
     #[arg(long, default_value_t = 1.0)]
@@ -234,8 +255,14 @@ pub(crate) struct Eval {
     /// Run folder, step folder or model.safetensors.
     pub(crate) model: PathBuf,
     /// Files or folders of text; all of it is evaluated.
-    #[arg(long, required = true, num_args = 1.., value_name = "PATH")]
+    #[arg(long, required_unless_present = "tasks", num_args = 1.., value_name = "PATH")]
     pub(crate) data: Vec<PathBuf>,
+    /// Questions with choices, and texts, a JSON object a line: accuracy and perplexities as lm-eval defines them.
+    #[arg(long, value_name = "FILE.jsonl")]
+    pub(crate) tasks: Option<PathBuf>,
+    /// Longest sequence that is looked at, in tokens; at most the model's context, which is the default.
+    #[arg(long, value_name = "TOKENS")]
+    pub(crate) context: Option<usize>,
     /// Tokens to look at, at most, the first of the text; 0 looks at all.
     #[arg(long, default_value_t = 0)]
     pub(crate) max_tokens: u64,
@@ -244,6 +271,33 @@ pub(crate) struct Eval {
     /// Threads; 0 takes every core.
     #[arg(long, default_value_t = 0)]
     pub(crate) threads: usize,
+    /// Print one JSON object as the last line of standard output.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Import {
+    /// GGUF file, or folder with config.json, safetensors and tokenizer.json.
+    pub(crate) path: PathBuf,
+    /// Folder for the model.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
+    /// Longest sequence, in tokens; without it that of the model, and 8192 at most.
+    #[arg(long, value_name = "TOKENS")]
+    pub(crate) context: Option<usize>,
+    /// Print one JSON object as the last line of standard output.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Archive {
+    /// Run folder, step folder or model.safetensors.
+    pub(crate) model: PathBuf,
+    /// The archive: a model file that every command takes, beside its tokenizer.json.
+    #[arg(long, value_name = "FILE.safetensors")]
+    pub(crate) out: PathBuf,
     /// Print one JSON object as the last line of standard output.
     #[arg(long)]
     pub(crate) json: bool,

@@ -1,30 +1,32 @@
 //! The commands, one function each.
 
-use std::{collections::BTreeMap, path::Path, process::ExitCode, time::Instant};
+use std::{collections::BTreeMap, path::Path, process::ExitCode};
 
 use serde_json::json;
 use tritrain_backend::{Backend, Cpu};
 use tritrain_bench::peak_memory;
-use tritrain_data::{Source, Tokenizer, clusters::Clusters};
+use tritrain_data::{Source, clusters::Clusters, tasks::tasks};
 use tritrain_files::{Disk, Storage, give_back_memory};
-use tritrain_model::{Activations, Keep, Precision, Sampling, TensorKind};
+use tritrain_model::{Activations, Keep, Layout, Precision, TensorKind};
 use tritrain_train::{
-    Audit, CLUSTERS, Comparison, Config, Continuation, Curve, Evaluation, Event, Loaded, Mixture, Next, Run,
-    STOPPED, Signals, Single, Workplace, evaluate_text, generate, load,
+    Audit, CLUSTERS, Comparison, Config, Curve, Evaluation, Event, Loaded, Mixture, Run, STOPPED, Signals,
+    Single, Workplace, archive, evaluate_tasks, evaluate_text, import, load,
 };
 
 use crate::{
     args::{self, Args, Command},
     bench, cluster, controller, doctor,
     error::{Error, Result},
-    experts, export, inspect, memory, plot, prepare, show,
+    experts, export, generate, inspect, memory, plot, prepare, show,
 };
 
 pub(crate) fn run(args: Args) -> Result<ExitCode> {
     match args.command.unwrap_or_else(|| Command::Train(args::Train::default())) {
         Command::Train(args) => train(&args),
-        Command::Generate(args) => continue_prompt(&args),
+        Command::Generate(args) => generate::run(&args),
         Command::Eval(args) => eval(&args),
+        Command::Import(args) => bring_in(&args),
+        Command::Archive(args) => put_away(&args),
         Command::Export(args) => export::run(&args),
         Command::Verify(args) => export::verify(&args),
         Command::Compare(args) => compare(&args),
@@ -53,7 +55,8 @@ pub(crate) struct Outcome {
 fn train(args: &args::Train) -> Result<ExitCode> {
     let signals = Signals::watch()?;
     let dir = prepare::out(&args.setup);
-    let config = prepare::config(&args.setup, args.resume.then_some(&*dir), args.experts)?;
+    let config =
+        prepare::config(&args.setup, args.resume.then_some(&*dir), args.experts, args.from.as_deref())?;
     if config.run.experts > 0 {
         return experts::train(args, &dir, config, &signals);
     }
@@ -192,69 +195,9 @@ fn finish(dir: &Path, evaluation: &Evaluation, outcome: &Outcome) -> Result<()> 
     show::line(&format!("  {program} train --data YOUR_TEXT --out runs/mine    # files or folders of text"))
 }
 
-fn continue_prompt(args: &args::Generate) -> Result<ExitCode> {
-    check_sampling(args)?;
-    let mixing = experts::mixing(&args.mixing)?;
-    if let Some(mixture) = Mixture::load(&Disk, &args.model)? {
-        return experts::generate(args, &mixture, mixing);
-    }
-    let loaded = load(&Disk, &args.model)?;
-    let backend = Cpu::new(args.threads)?;
-    let model = loaded.model(&backend);
-    let prompt = prompt(args, &loaded.tokenizer)?;
-    let topics = topics(&loaded)?;
-    let started = Instant::now();
-    let mut next = Continuation::new(&backend, &model, &prompt)?;
-    backend.run_awake(|| write(args, &loaded.tokenizer, topics.as_ref(), (&mut next, started)))
-}
-
-/// The tokens of the prompt.
-pub(crate) fn prompt(args: &args::Generate, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
-    let mut prompt = vec![tokenizer.eos()];
-    prompt.extend(tokenizer.encode(&args.prompt)?);
-    Ok(prompt)
-}
-
-/// Continues a prompt that was read from `started` on, and shows it.
-pub(crate) fn write(
-    args: &args::Generate,
-    tokenizer: &Tokenizer,
-    topics: Option<&Clusters<'_>>,
-    (next, started): (&mut impl Next, Instant),
-) -> Result<ExitCode> {
-    let cluster = match topics.filter(|_| !args.prompt.is_empty()) {
-        Some(topics) => {
-            let cluster = topics.nearest(&mut topics.embedder().scratch(), &args.prompt)?;
-            let name = topics.names().get(cluster).cloned().unwrap_or_default();
-            show::note(&format!("the prompt belongs to cluster {cluster}: {name}"));
-            Some(json!({ "index": cluster, "name": name }))
-        }
-        None => None,
-    };
-    let &args::Generate { temperature, top_p, top_k, repetition_penalty, seed, .. } = args;
-    let sampling = Sampling { temperature, top_p, top_k, repetition_penalty, seed };
-    let mut text = String::new();
-    show::piece(&args.prompt);
-    let tokens = generate(next, tokenizer, &sampling, args.max_tokens, |piece| {
-        text.push_str(piece);
-        show::piece(piece)
-    })?;
-    show::piece("\n");
-    if args.json {
-        let tokens_per_s = tokens as f64 / started.elapsed().as_secs_f64();
-        let mut result =
-            json!({ "prompt": args.prompt, "text": text, "tokens": tokens, "tokens_per_s": tokens_per_s });
-        if let Some(cluster) = cluster {
-            result["cluster"] = cluster;
-        }
-        show::json(&result)?;
-    }
-    Ok(ExitCode::SUCCESS)
-}
-
 /// The clusters of the run that a model belongs to: beside the model, or in one of the two folders above, as
 /// its tokenizer.
-fn topics<'t>(loaded: &'t Loaded) -> Result<Option<Clusters<'t>>> {
+pub(crate) fn topics<'t>(loaded: &'t Loaded) -> Result<Option<Clusters<'t>>> {
     for dir in loaded.path.ancestors().skip(1).take(3) {
         let path = dir.join(CLUSTERS);
         if Disk.exists(&path)? {
@@ -320,43 +263,98 @@ fn show_audit(audit: &Audit) -> Result<()> {
     }
 }
 
-fn check_sampling(args: &args::Generate) -> Result<()> {
-    let usage =
-        |option, found: f32, expected| Err(Error::Usage { option, found: found.to_string(), expected });
-    if !(args.temperature >= 0.0 && args.temperature.is_finite()) {
-        return usage("temperature", args.temperature, "a number from 0 on");
-    }
-    if !(args.top_p > 0.0 && args.top_p <= 1.0) {
-        return usage("top-p", args.top_p, "a number above 0 and up to 1");
-    }
-    if !(args.repetition_penalty > 0.0 && args.repetition_penalty.is_finite()) {
-        return usage("repetition-penalty", args.repetition_penalty, "a number above 0");
-    }
-    Ok(())
-}
-
 fn eval(args: &args::Eval) -> Result<ExitCode> {
     let mixing = experts::mixing(&args.mixing)?;
     if let Some(mixture) = Mixture::load(&Disk, &args.model)? {
         return experts::eval(args, &mixture, mixing);
     }
+    // What is wrong with the tasks is found before a model takes its time.
+    let tasks = args.tasks.as_ref().map(|path| tasks(&Disk, path)).transpose()?;
     let loaded = load(&Disk, &args.model)?;
+    let context = context(args, loaded.config.context)?;
     let backend = Cpu::new(args.threads)?;
     let model = loaded.model(&backend);
-    let mut a = Activations::new(&backend, &loaded.config, BATCH, loaded.config.context, Keep::Nothing);
-    let source = Source::Paths(args.data.clone());
-    let topics = topics(&loaded)?;
-    let of = (&loaded.tokenizer, topics.as_ref());
-    let mut single = Single::new(&backend, &model, &mut a);
-    let evaluations = evaluate_text(&mut single, of, &source, args.max_tokens)?;
-    for evaluation in &evaluations {
-        show::line(&format!("{}: {}", loaded.path.display(), show::evaluation(evaluation)))?;
-        show_parts(evaluation, topics.as_ref())?;
+    if !args.data.is_empty() {
+        let batch = (BATCH * 512 / context).clamp(1, BATCH);
+        let mut a = Activations::new(&backend, &loaded.config, batch, context, Keep::Nothing);
+        let source = Source::Paths(args.data.clone());
+        let topics = topics(&loaded)?;
+        let of = (&loaded.tokenizer, topics.as_ref());
+        let mut single = Single::new(&backend, &model, &mut a);
+        let evaluations = evaluate_text(&mut single, of, &source, args.max_tokens)?;
+        for evaluation in &evaluations {
+            show::line(&format!("{}: {}", loaded.path.display(), show::evaluation(evaluation)))?;
+            show_parts(evaluation, topics.as_ref())?;
+            if args.json && tasks.is_none() {
+                show::json(evaluation)?;
+            }
+        }
+    }
+    if let Some(tasks) = tasks {
+        let report = evaluate_tasks((&backend, &model), &loaded.tokenizer, &tasks, context)?;
+        show::tasks(&report)?;
         if args.json {
-            show::json(evaluation)?;
+            show::json(&report)?;
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn bring_in(args: &args::Import) -> Result<ExitCode> {
+    let imported = import(&Disk, &args.path, &args.out, args.context)?;
+    let (config, vocab) = (&imported.config, imported.vocab);
+    for note in &imported.notes {
+        show::note(note);
+    }
+    let parameters = Layout::new(config, vocab).parameters() as u64;
+    let kind = if config.precision == Precision::Ternary { "ternary" } else { "f32" };
+    show::line(&format!(
+        "{}: {} layers × {}, {} parameters, {kind} matrices, {} tokens",
+        imported.path.display(),
+        config.layers,
+        config.dim,
+        show::short(parameters),
+        show::thousands(vocab as u64)
+    ))?;
+    if args.json {
+        let (path, notes) = (&imported.path, &imported.notes);
+        show::json(
+            &json!({"path": path, "model": config, "vocab": vocab, "parameters": parameters, "notes": notes}),
+        )?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn put_away(args: &args::Archive) -> Result<ExitCode> {
+    let loaded = load(&Disk, &args.model)?;
+    let archived = archive(&Cpu::new(0)?, &Disk, &loaded, &args.out)?;
+    let tokenizer = args.out.with_file_name("tokenizer.json");
+    if !Disk.exists(&tokenizer)? {
+        loaded.tokenizer.save(&Disk, &tokenizer)?;
+    }
+    show::line(&format!(
+        "{}: {} bytes, {:.4} bits per ternary weight (largest {:.4}), {:.2} times smaller than in f32, {:.0} million weights a second read back",
+        args.out.display(),
+        show::thousands(archived.bytes),
+        archived.bits_per_weight,
+        archived.largest_bits_per_weight,
+        archived.bytes_in_f32 as f64 / archived.bytes as f64,
+        archived.weights_per_s / 1e6,
+    ))?;
+    if args.json {
+        show::json(&archived)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Tokens of a sequence that is evaluated.
+fn context(args: &args::Eval, most: usize) -> Result<usize> {
+    let context = args.context.unwrap_or(most);
+    if !(1..=most).contains(&context) {
+        let expected = "a number from 1 to the model's context";
+        return Err(Error::Usage { option: "context", found: context.to_string(), expected });
+    }
+    Ok(context)
 }
 
 /// An evaluation by domain and by cluster.
@@ -375,7 +373,7 @@ pub(crate) fn show_parts(evaluation: &Evaluation, topics: Option<&Clusters<'_>>)
 fn compare(args: &args::Compare) -> Result<ExitCode> {
     let signals = Signals::watch()?;
     let dir = prepare::out(&args.setup);
-    let base = prepare::config(&args.setup, None, None)?;
+    let base = prepare::config(&args.setup, None, None, None)?;
     // Both places are claimed before the work begins.
     let claim = |name: &'static str, precision| -> Result<(&str, Workplace)> {
         let mut config = base.clone();

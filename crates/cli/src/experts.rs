@@ -15,6 +15,7 @@ use crate::{
     args,
     commands::{self, BATCH},
     error::{Error, Result},
+    generate::{self, Asked},
     prepare, show,
 };
 
@@ -81,17 +82,30 @@ pub(crate) fn mixing(args: &args::Mixing) -> Result<Mixing> {
 }
 
 pub(crate) fn generate(args: &args::Generate, mixture: &Mixture, mixing: Mixing) -> Result<ExitCode> {
+    let one = |found: usize| Error::Usage {
+        option: "prompt",
+        found: format!("({found} times)"),
+        expected: "one prompt: a mixture continues one text at a time",
+    };
+    if args.prompt.len() > 1 || (args.chat && args.prompt.is_empty()) {
+        return Err(one(args.prompt.len()));
+    }
     let clusters = mixture.clusters(&Disk)?;
     let backend = Cpu::new(args.threads)?;
-    let prompt = commands::prompt(args, &mixture.shared.tokenizer)?;
+    let asked = Asked::new(args, &mixture.shared)?;
+    let prompt = asked.prompt()?;
     let mut mixed = Mixed::new(&backend, mixture, mixture.weights(&clusters, mixing));
     let started = Instant::now();
     let mut next = mixed.continuation(&prompt)?;
-    let tokenizer = &mixture.shared.tokenizer;
-    backend.run_awake(|| commands::write(args, tokenizer, Some(&clusters), (&mut next, started)))
+    backend.run_awake(|| generate::write(&asked, Some(&clusters), (&mut next, started)))
 }
 
 pub(crate) fn eval(args: &args::Eval, mixture: &Mixture, mixing: Mixing) -> Result<ExitCode> {
+    if args.tasks.is_some() || args.context.is_some() {
+        let (option, expected) =
+            ("tasks or --context", "a single model: a mixture is evaluated on --data alone");
+        return Err(Error::Usage { option, found: "of a mixture".into(), expected });
+    }
     let clusters = mixture.clusters(&Disk)?;
     let backend = Cpu::new(args.threads)?;
     let mut mixed = Mixed::new(&backend, mixture, mixture.weights(&clusters, mixing));

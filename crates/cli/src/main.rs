@@ -11,6 +11,7 @@ mod doctor;
 mod error;
 mod experts;
 mod export;
+mod generate;
 mod inspect;
 mod map;
 mod memory;

@@ -7,8 +7,8 @@ use std::{
 
 use tritrain_backend::{Backend, Cpu};
 use tritrain_data::{Corpus, LeftOut, Preparation, Source, clusters::Clusters};
-use tritrain_files::{Storage, tokens::Split};
-use tritrain_train::{CLUSTERS, Config, with_topics};
+use tritrain_files::{Disk, Storage, tokens::Split};
+use tritrain_train::{CLUSTERS, Config, load, with_topics};
 
 use crate::{
     args::Setup,
@@ -24,10 +24,16 @@ pub(crate) static EMBEDDED: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/co
 /// many clusters.
 ///
 /// Fails before anything is written when the text it names is not there.
-pub(crate) fn config(setup: &Setup, resumed: Option<&Path>, experts: Option<usize>) -> Result<Config> {
+pub(crate) fn config(
+    setup: &Setup,
+    resumed: Option<&Path>,
+    experts: Option<usize>,
+    from: Option<&Path>,
+) -> Result<Config> {
     let saved = resumed.map(|dir| dir.join("config.toml")).filter(|path| path.exists());
     let experts = experts.map(|k| format!("run.experts={k}"));
-    let sets: Vec<&String> = setup.set.iter().chain(&experts).collect();
+    let from = from.map(origin).transpose()?.unwrap_or_default();
+    let sets: Vec<&String> = from.iter().chain(&setup.set).chain(&experts).collect();
     let mut config = configured(setup.config.as_deref().or(saved.as_deref()), &sets)?;
     if config.run.experts > 0 && config.data.clusters.is_empty() && config.data.clusters_k == 0 {
         config.set(&format!("data.clusters_k={}", config.run.experts))?;
@@ -37,6 +43,17 @@ pub(crate) fn config(setup: &Setup, resumed: Option<&Path>, experts: Option<usiz
     }
     Source::new(&config.data, EMBEDDED).open()?;
     Ok(config)
+}
+
+/// Options of a run that begins with the model at `path`: its sizes and its tokenizer.
+fn origin(path: &Path) -> Result<Vec<String>> {
+    let loaded = load(&Disk, path)?;
+    let options = serde_json::to_value(&loaded.config).unwrap_or_default();
+    let model = options.as_object().into_iter().flatten().map(|(key, value)| format!("model.{key}={value}"));
+    // As TOML, whatever characters they have.
+    let text = |path: &Path| serde_json::Value::from(path.display().to_string());
+    let (from, tokenizer) = (text(path), text(&loaded.tokenizer_path));
+    Ok(model.chain([format!("run.from={from}"), format!("data.tokenizer={tokenizer}")]).collect())
 }
 
 /// The configuration of a file, or the default one, with some options set.

@@ -8,7 +8,7 @@ use std::{
 
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 use tritrain_data::Stage;
-use tritrain_train::{Evaluation, StepReport};
+use tritrain_train::{Evaluation, StepReport, TaskReport};
 
 use crate::error::{Error, Result};
 
@@ -33,6 +33,30 @@ pub(crate) fn piece(text: &str) -> bool {
 pub(crate) fn json(value: &impl serde::Serialize) -> Result<()> {
     let text = serde_json::to_string(value).map_err(|error| Error::Output(error.into()))?;
     line(&text)
+}
+
+/// What a model makes of tasks.
+pub(crate) fn tasks(report: &TaskReport) -> Result<()> {
+    if let Some(of) = &report.choices {
+        let (acc, norm) = (percent(of.acc, of.acc_stderr), percent(of.acc_norm, of.acc_norm_stderr));
+        line(&format!("{} questions: acc {acc}, acc_norm {norm}", of.questions))?;
+    }
+    if let Some(of) = &report.texts {
+        line(&format!(
+            "{} texts, {} tokens: {:.4} nats per token, {:.4} bits per byte, byte perplexity {:.4}, word perplexity {:.3}",
+            of.texts,
+            thousands(of.tokens as u64),
+            of.loss,
+            of.bits_per_byte,
+            of.byte_perplexity,
+            of.word_perplexity
+        ))?;
+    }
+    Ok(())
+}
+
+fn percent(share: f64, error: f64) -> String {
+    format!("{:.2} % ± {:.2}", 100.0 * share, 100.0 * error)
 }
 
 /// An error and what caused it.

@@ -102,6 +102,16 @@ pub enum Error {
         /// What to do about it.
         hint: &'static str,
     },
+    /// A chat template that is missing or cannot be used.
+    #[error("chat template {}: expected {expected}, found {found} (continue plain text without --chat)", path.display())]
+    Chat {
+        /// The file.
+        path: PathBuf,
+        /// The rule.
+        expected: String,
+        /// What there is.
+        found: String,
+    },
     /// Too little text for the context.
     #[error("the {split} split holds {tokens} tokens, fewer than one context of {context}: {hint}")]
     Short {

@@ -5,9 +5,11 @@
 //! | `config` | [`DataConfig`], the `[data]` section |
 //! | `source` | [`Source`]: files, folders and memory as a stream of [`Document`]s |
 //! | `tokenizer` | [`Tokenizer`]: byte-level BPE, trained or read, without loss |
+//! | [`chat`] | [`chat::ChatTemplate`]: conversations as prompts |
 //! | `scan`, `sample`, `encode`, `prepare` | [`Preparation`]: text to shards in a run directory |
 //! | `corpus` | [`Corpus`]: the result |
 //! | `labels` | [`Labels`]: which cluster every token belongs to |
+//! | [`tasks`] | questions and texts a model is measured on |
 //! | `plan` | [`BatchPlan`]: which tokens are in which batch |
 //! | [`embed`] | documents as vectors |
 //! | [`clusters`] | what clusters of them are, near-duplicates, and the file that finds a text's cluster |
@@ -17,6 +19,7 @@
 //! largest document, whatever the size of the corpus. Everything made here is a function of text and
 //! options: no clock, no thread count, no seed but the plan's.
 
+pub mod chat;
 pub mod clusters;
 mod config;
 mod corpus;
@@ -29,6 +32,7 @@ mod prepare;
 mod sample;
 mod scan;
 mod source;
+pub mod tasks;
 mod tokenizer;
 mod validation;
 
@@ -39,6 +43,6 @@ pub use labels::{Labelling, Labels, LeftOut};
 pub use plan::{BatchPlan, Mixer, PlanOptions, Window};
 pub use prepare::{Preparation, Progress, Stage};
 pub use source::{Document, Documents, Skipped, Source, documents};
-pub use tokenizer::{DecodeStream, TokenKind, Tokenizer, Vocabulary};
+pub use tokenizer::{DecodeStream, GgufTokenizer, TokenKind, Tokenizer, Vocabulary};
 pub use tritrain_files::tokens::Split;
 pub use validation::{Domain, ValidationSet};

@@ -2,10 +2,12 @@
 //!
 //! The format is Hugging Face's `tokenizer.json`, and the crate `tokenizers` is the definition of what
 //! it means. A tokenizer is accepted when decoding undoes encoding for every text: a byte-level model
-//! with the whole byte alphabet and no normalizer that changes text.
+//! without a normalizer that changes text. Where it lacks bytes, as SmolLM2's lacks some control characters, text
+//! with such a byte is refused.
 
 mod bytes;
 mod encode;
+mod gguf;
 mod split;
 mod stream;
 mod train;
@@ -20,6 +22,7 @@ use tokenizers::{DecoderWrapper, Model, ModelWrapper, Tokenizer as Inner};
 use tritrain_files::{Storage, write_atomic};
 
 pub(crate) use encode::Table;
+pub use gguf::GgufTokenizer;
 pub use stream::DecodeStream;
 pub use vocabulary::{TokenKind, Vocabulary};
 
@@ -70,6 +73,8 @@ pub struct Tokenizer {
     /// Bytes of token `i` are `bytes[starts[i]..starts[i + 1]]`; special tokens have none.
     bytes: Vec<u8>,
     starts: Vec<u32>,
+    /// Bytes that no token stands for: control characters, and what begins no character in use.
+    missing: Vec<u8>,
     path: PathBuf,
 }
 
@@ -123,10 +128,14 @@ impl Tokenizer {
         if !matches!(inner.get_decoder(), Some(DecoderWrapper::ByteLevel(_))) {
             return Err(fail("a byte-level decoder", &"another decoder or none"));
         }
+        let has = |c: char| model.token_to_id(c.encode_utf8(&mut [0; 4])).is_some();
+        let missing: Vec<u8> =
+            (0..=u8::MAX).zip(bytes::alphabet()).filter(|(_, c)| !has(*c)).map(|(byte, _)| byte).collect();
+        // Those of ordinary text must be there: what is written, and what goes on a character in UTF-8.
         if let Some(byte) =
-            bytes::alphabet().find(|c| model.token_to_id(c.encode_utf8(&mut [0; 4])).is_none())
+            missing.iter().find(|byte| matches!(byte, b'\t' | b'\n' | b'\r' | b' '..=b'~' | 0x80..=0xbf))
         {
-            return Err(fail("a token for each of the 256 bytes", &format!("none for {byte:?}")));
+            return Err(fail("a token for each byte of ordinary text", &format!("none for 0x{byte:02x}")));
         }
         let eos = end_of_text(&inner).ok_or_else(|| {
             fail("a special token for the end of text", &format!("none of {}", EOS_NAMES.join(", ")))
@@ -135,7 +144,8 @@ impl Tokenizer {
         let json = inner.to_string(false).map_err(|error| fail("a tokenizer that can be written", &error))?;
         let hash = blake3::hash(json.as_bytes()).to_hex().to_string();
         let cut = cut_of(&inner);
-        let tokenizer = Tokenizer { inner, cut, json, hash, eos, bytes, starts, path: path.to_path_buf() };
+        let path = path.to_path_buf();
+        let tokenizer = Tokenizer { inner, cut, json, hash, eos, bytes, starts, missing, path };
         tokenizer.probe()?;
         Ok(tokenizer)
     }
@@ -176,6 +186,15 @@ impl Tokenizer {
         self.eos
     }
 
+    /// Names and ids of the special tokens, in order of id.
+    pub fn special_tokens(&self) -> Vec<(String, u32)> {
+        let added = self.inner.get_added_tokens_decoder();
+        let special = added.into_iter().filter(|(_, token)| token.special && !token.content.is_empty());
+        let mut special: Vec<(String, u32)> = special.map(|(id, token)| (token.content, id)).collect();
+        special.sort_unstable_by_key(|(_, id)| *id);
+        special
+    }
+
     /// What a token is called, in the characters of the byte alphabet.
     pub fn name_of(&self, id: u32) -> String {
         self.inner.id_to_token(id).unwrap_or_default()
@@ -194,7 +213,7 @@ impl Tokenizer {
     /// The tokens of one text, without any special one: text that looks like a special token is text.
     ///
     /// # Errors
-    /// [`Error::Tokenizer`] when the tokenizer refuses the text.
+    /// [`Error::Tokenizer`] when the tokenizer refuses the text, or has no token for a byte of it.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         self.encode_with(&mut Table::small(), text)
     }

@@ -17,6 +17,7 @@ use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 pub use safetensors::Dtype;
+use tritrain_trit::blocks::{self, Block};
 
 use crate::{Bytes, Error, NewFile, Result, Storage, valid_name};
 
@@ -182,13 +183,17 @@ impl<'a> Encoder<'a> {
         false
     }
 
+    /// The file in pieces, without a copy of the tensors.
+    fn pieces(&self) -> impl Iterator<Item = &[u8]> {
+        std::iter::once(&self.header[..]).chain(self.tensors.iter().map(|tensor| tensor.data))
+    }
+
     /// Streams the file without a copy of the tensors.
     ///
     /// # Errors
     /// Those of `out`.
     pub fn write(&self, out: &mut dyn Write) -> io::Result<()> {
-        out.write_all(&self.header)?;
-        self.tensors.iter().try_for_each(|tensor| out.write_all(tensor.data))
+        self.pieces().try_for_each(|piece| out.write_all(piece))
     }
 }
 
@@ -220,8 +225,7 @@ pub fn save<'a>(
 ) -> Result<()> {
     let encoder = Encoder::new(path, tensors, metadata)?;
     let mut file = NewFile::create(storage, path)?;
-    file.write(&encoder.header)?;
-    encoder.tensors.iter().try_for_each(|tensor| file.write(tensor.data))?;
+    encoder.pieces().try_for_each(|piece| file.write(piece))?;
     file.finish()
 }
 
@@ -351,6 +355,26 @@ impl TensorFile {
     /// [`Error::Broken`] when it is missing, has another type or another shape.
     pub fn f32(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
         self.values(name, Dtype::F32, shape)
+    }
+
+    /// The values of an F32, F16 or BF16 tensor of exactly this shape, as f32.
+    ///
+    /// # Errors
+    /// See [`TensorFile::f32`].
+    pub fn floats(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        let view = self.get(name)?;
+        let block = match view.dtype {
+            Dtype::F16 => Block::F16,
+            Dtype::BF16 => Block::Bf16,
+            // Any other type is refused there.
+            _ => return self.f32(name, shape),
+        };
+        let data = self.typed(name, view.dtype, shape)?;
+        let mut values = vec![0.0; data.len() / 2];
+        blocks::decode(block, data, &mut values).map_err(|error| {
+            Error::broken(format!("tensor {name}"), &self.path, "two bytes a value", error)
+        })?;
+        Ok(values)
     }
 
     /// The values of a U32 tensor of exactly this shape. Errors as [`TensorFile::f32`].

@@ -28,7 +28,7 @@ pub enum Gate {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ModelConfig {
-    /// Width of the residual stream; a multiple of 256 for ternary models.
+    /// Width of the residual stream; a multiple of 64 for ternary models.
     #[schemars(range(min = 2, max = 65536))]
     pub dim: usize,
     /// Number of blocks.
@@ -40,7 +40,7 @@ pub struct ModelConfig {
     /// Key and value heads; `heads` must be a multiple (grouped-query attention when smaller).
     #[schemars(range(min = 1, max = 1024))]
     pub kv_heads: usize,
-    /// Inner width of the feed-forward block; a multiple of 256 for ternary models.
+    /// Inner width of the feed-forward block; a multiple of 64 for ternary models.
     #[schemars(range(min = 1, max = 262144))]
     pub ffn: usize,
     /// Longest sequence the model is trained on, in tokens.
@@ -80,6 +80,9 @@ impl Default for ModelConfig {
         }
     }
 }
+
+/// Ternary rows are a multiple of this: the block of Q2_0, the shortest of llama.cpp's ternary formats.
+const ROWS: usize = 64;
 
 /// A combination of options that no model has.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -138,10 +141,11 @@ impl ModelConfig {
         }
         if self.precision == Precision::Ternary {
             for (option, value) in [("dim", self.dim), ("ffn", self.ffn)] {
-                if !value.is_multiple_of(256) {
-                    let near = value.div_ceil(256) * 256;
+                if !value.is_multiple_of(ROWS) {
+                    let near = value.next_multiple_of(ROWS);
                     let hint = format!(
-                        "ternary rows are multiples of 256, so that exports hold them without loss; try {near}"
+                        "ternary rows are multiples of {ROWS}, so that exports hold them without loss (of 256 for \
+                         TQ1_0 and TQ2_0); try {near}"
                     );
                     return fail(option, value, hint);
                 }

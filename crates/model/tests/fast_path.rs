@@ -105,7 +105,15 @@ fn small(precision: Precision) -> Vec<Case> {
         Case::new(base.clone(), 2, 33, 1),
         Case::new(ModelConfig { gate: Gate::Relu2, ..base.clone() }, 1, 64, 2),
         Case::new(ModelConfig { sub_norm: false, tied: false, ..base.clone() }, 3, 17, 3),
-        Case::new(ModelConfig { kv_heads: 4, heads: 4, layers: 1, ..base }, 2, 1, 4),
+        Case::new(ModelConfig { kv_heads: 4, heads: 4, layers: 1, ..base.clone() }, 2, 1, 4),
+        // Rows of 64 · 3 and 64 · 5.
+        Case::new(ModelConfig { dim: 192, heads: 3, kv_heads: 1, ffn: 320, ..base.clone() }, 2, 19, 5),
+        Case::new(
+            ModelConfig { dim: 192, heads: 3, kv_heads: 3, ffn: 64, sub_norm: false, ..base },
+            1,
+            31,
+            6,
+        ),
     ]
 }
 
@@ -128,12 +136,14 @@ fn ternary_gradients_equal_the_reference_with_the_same_roundings() {
 #[test]
 fn any_number_of_threads_and_any_tier_give_the_same_bits() {
     for precision in [Precision::Ternary, Precision::F32] {
-        let case = &small(precision)[0];
-        let (losses, grads) = case.fast(&Cpu::with_tier(Tier::SCALAR, 1).unwrap());
-        for tier in Tier::available() {
-            for threads in [1, 2, 3, 8] {
-                let (others, other_grads) = case.fast(&Cpu::with_tier(tier, threads).unwrap());
-                assert!(losses == others && grads == other_grads, "{} on {threads} threads", tier.name());
+        let cases = small(precision);
+        for case in [&cases[0], &cases[4], &cases[5]] {
+            let (losses, grads) = case.fast(&Cpu::with_tier(Tier::SCALAR, 1).unwrap());
+            for tier in Tier::available() {
+                for threads in [1, 2, 3, 8] {
+                    let (others, other_grads) = case.fast(&Cpu::with_tier(tier, threads).unwrap());
+                    assert!(losses == others && grads == other_grads, "{} on {threads} threads", tier.name());
+                }
             }
         }
     }
@@ -244,6 +254,40 @@ fn generation_goes_on_past_the_context() {
         Generator::new(&model, &backend, &prompt[..8]).unwrap().logits(),
         "a prompt longer than the context keeps its end"
     );
+}
+
+/// Also where one of them ends, and where one is longer than the context.
+#[test]
+fn sequences_together_are_what_they_are_alone() {
+    let config = ModelConfig {
+        dim: 256,
+        layers: 2,
+        heads: 4,
+        kv_heads: 2,
+        ffn: 512,
+        context: 12,
+        ..ModelConfig::default()
+    };
+    let case = Case::new(config, 1, 12, 8);
+    let backend = Cpu::new(2).unwrap();
+    let model = Model::new(&backend, &case.config, VOCAB, &|id| (&case.weights[id]).into(), Use::Inference);
+    let prompts = [&case.inputs[..1], &case.inputs[3..12], &case.inputs[2..4], &case.inputs[..5]];
+    let mut together = Generator::of_all(&model, &backend, &prompts).unwrap();
+    let mut alone: Vec<_> =
+        prompts.iter().map(|prompt| Generator::new(&model, &backend, prompt).unwrap()).collect();
+    for step in 0..14 {
+        let apart: Vec<u32> = alone.iter().flat_map(|one| bits(one.logits())).collect();
+        assert_eq!(bits(together.logits()), apart, "step {step}");
+        if step == 6 {
+            together.retain(&model, &backend, |sequence| sequence != 2);
+            alone.remove(2);
+            let apart: Vec<u32> = alone.iter().flat_map(|one| bits(one.logits())).collect();
+            assert_eq!(bits(together.logits()), apart, "without the third");
+        }
+        let tokens: Vec<u32> = (0..alone.len()).map(|n| (step * 7 + n * 5) as u32 % VOCAB as u32).collect();
+        together.push_all(&model, &backend, &tokens);
+        alone.iter_mut().zip(&tokens).for_each(|(one, token)| one.push(&model, &backend, *token));
+    }
 }
 
 #[test]

@@ -195,6 +195,10 @@ impl Config {
             let what = format!("run.experts = {experts}: data.clusters_k = {k} must be the same, or 0");
             fail("run.experts".into(), what);
         }
+        if self.run.teach > 0.0 && self.run.from.is_empty() {
+            let what = format!("run.teach = {}: nobody teaches without run.from", self.run.teach);
+            fail("run.teach".into(), what);
+        }
         let (batch, micro_batch, passes) = (self.run.batch, self.run.micro_batch, self.run.passes());
         if micro_batch > 0 && batch % micro_batch != 0 {
             let what =

@@ -70,6 +70,22 @@ pub enum Error {
         /// What is there.
         found: String,
     },
+    /// A model that no archive can be made of.
+    #[error("cannot archive to {}: {what}", path.display())]
+    Archive {
+        /// The archive.
+        path: PathBuf,
+        /// The reason.
+        what: String,
+    },
+    /// A model of another program that cannot be one here.
+    #[error("cannot import {}: {what}", path.display())]
+    Import {
+        /// The file or folder.
+        path: PathBuf,
+        /// The reason, a whole sentence.
+        what: String,
+    },
     /// Steps are skipped without end.
     #[error(
         "stopped at step {step}: {what} was not finite in too many steps ({skipped} skipped, {in_a_row} in a row); \
@@ -145,6 +161,8 @@ impl Error {
             | Error::Config(_)
             | Error::Exists { .. }
             | Error::Experts { .. }
+            | Error::Import { .. }
+            | Error::Archive { .. }
             | Error::NoModel { .. }
             | Error::Prompt(_)
             | Error::Target { .. } => 2,

@@ -7,7 +7,7 @@
 mod gguf;
 mod hf;
 mod verify;
-mod weights;
+pub(crate) mod weights;
 
 use std::path::Path;
 

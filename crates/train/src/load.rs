@@ -29,6 +29,8 @@ pub struct Loaded {
     pub tokenizer: Tokenizer,
     /// The file the weights came from.
     pub path: PathBuf,
+    /// The `tokenizer.json`.
+    pub tokenizer_path: PathBuf,
 }
 
 impl Loaded {
@@ -46,6 +48,12 @@ impl Loaded {
     /// nothing of int8. For comparisons with them; it is slower.
     pub fn in_floats<B: Backend>(&self, backend: &B) -> Model<B> {
         Weights::of(backend, self).in_floats(backend)
+    }
+
+    /// A tensor as it is stored, where there is one of this name.
+    pub(crate) fn values(&self, name: &str) -> Option<Values<'_>> {
+        let id = self.model.layout.specs.iter().position(|spec| spec.name == name)?;
+        Some(self.model.values(id))
     }
 
     /// The token embedding, `[vocab][dim]`.
@@ -86,10 +94,14 @@ pub fn load(storage: &dyn Storage, path: &Path) -> Result<Loaded> {
         });
     };
     let tokenizer = Tokenizer::from_file(&place)?;
-    // A checkpoint names its tokenizer; a model file alone says how many tokens it had.
+    // A checkpoint names its tokenizer, as imported models do; other model files say how many tokens it had.
     if let Some(checkpoint) = checkpoint {
         let tokenizer = tokenizer.hash().to_owned();
         checkpoint.require(&Identity { tokenizer, ..checkpoint.manifest.identity.clone() }, &[])?;
+    }
+    if let Some(expected) = model.tokenizer().filter(|hash| *hash != tokenizer.hash()) {
+        let found = format!("{}: it belongs to another model", tokenizer.hash());
+        return Err(Error::Content { path: place, expected: format!("the tokenizer {expected}"), found });
     }
     if tokenizer.vocab_size() as usize != vocab {
         return Err(Error::Content {
@@ -98,7 +110,7 @@ pub fn load(storage: &dyn Storage, path: &Path) -> Result<Loaded> {
             found: format!("{} tokens: it belongs to another model", tokenizer.vocab_size()),
         });
     }
-    Ok(Loaded { config, vocab, model, tokenizer, path: file })
+    Ok(Loaded { config, vocab, model, tokenizer, path: file, tokenizer_path: place })
 }
 
 /// The model file that `path` means.

@@ -24,7 +24,8 @@ use crate::{
     error::skip_name,
     evaluate,
     evaluate::only,
-    generate::{Continuation, generate},
+    generate::{Continuation, Until, generate},
+    origin::{self, Teacher, bring_chat, origin},
     save::{self, State},
     steering,
 };
@@ -60,6 +61,8 @@ pub struct Run<'a, B: Backend> {
     timing: Log,
     /// What goes wrong on purpose.
     faults: Option<Box<Faults<'a>>>,
+    /// Whose predictions are targets.
+    teacher: Option<Teacher<B>>,
 }
 
 impl<'a, B: Backend> Run<'a, B> {
@@ -108,17 +111,31 @@ impl<'a, B: Backend> Run<'a, B> {
         } else if let Some(shared) = shared {
             shared.require(&Identity { data: corpus.hash().to_owned(), ..identity.clone() }, &["version"])?;
         }
-        let origin = workplace.checkpoint.as_ref().or(shared);
-        let saved = origin.map(|checkpoint| save::restore_model(storage, checkpoint)).transpose()?;
+        let parent = workplace.checkpoint.as_ref().or(shared);
+        let saved = parent.map(|checkpoint| save::restore_model(storage, checkpoint)).transpose()?;
         let (layout, seed) = (Layout::new(&config.model, vocab), config.run.seed);
-        let weights = |id: usize| match &saved {
-            Some(saved) => saved.values(id),
-            None => Values::Floats(initial_tensor(&config.model, &layout, seed, id).into()),
+        let from = match (&saved, config.run.teach > 0.0) {
+            (Some(_), false) => None,
+            _ => origin(storage, &config, &identity.tokenizer)?,
+        };
+        let weights = |id: usize| match (&saved, &from) {
+            (Some(saved), _) => saved.values(id),
+            (None, Some(from)) => origin::weights(from, &layout, id),
+            (None, None) => Values::Floats(initial_tensor(&config.model, &layout, seed, id).into()),
         };
         let setup =
             Setup { vocab, batch, passes: config.run.passes(), recompute: config.run.recompute, seed };
         let mut learner = Learner::new(backend, &config.model, &config.optim, setup, &weights);
-        let mut state = match origin {
+        let teacher = match &from {
+            Some(from) if config.run.teach > 0.0 => {
+                Some(Teacher::new(backend, storage, from, (context, config.run.teach, seed))?)
+            }
+            _ => None,
+        };
+        if let Some(from) = &from {
+            bring_chat(storage, from, workplace.dir())?;
+        }
+        let mut state = match parent {
             Some(checkpoint) => save::restore_state(backend, storage, checkpoint, &mut learner.optimizer)?,
             None => {
                 let controller = steering::controller(storage, &config.optim, seed)?;
@@ -150,6 +167,7 @@ impl<'a, B: Backend> Run<'a, B> {
             metrics,
             timing,
             faults: None,
+            teacher,
         })
     }
 
@@ -235,6 +253,10 @@ impl<'a, B: Backend> Run<'a, B> {
         self.plan.read(self.corpus, &windows, &mut self.inputs, &mut self.targets)?;
         self.state.step += 1;
         self.disturb(step)?;
+        if let Some(teacher) = &mut self.teacher {
+            let place = (self.storage, self.workplace.dir());
+            self.backend.run(|| teacher.teach(self.backend, place, step, &self.inputs, &mut self.targets))?;
+        }
         let measured = self.learner.step(self.backend, &self.inputs, &self.targets, rates);
         self.state.updates = self.learner.optimizer.updates();
         let measured = match measured {
@@ -389,7 +411,8 @@ impl<'a, B: Backend> Run<'a, B> {
             text.push_str(piece);
             true
         };
-        self.backend.run_awake(|| generate(&mut next, tokenizer, &sampling, run.sample_tokens, emit))?;
+        let until = Until::tokens(run.sample_tokens);
+        self.backend.run_awake(|| generate(&mut next, tokenizer, &sampling, until, emit))?;
         self.state.sampled = Some(step);
         Ok(Event::Sampled { step, text })
     }

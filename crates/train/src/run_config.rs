@@ -22,6 +22,11 @@ pub struct RunConfig {
     /// activations is for these alone; 0 for the whole batch.
     #[schemars(range(min = 0, max = 65536))]
     pub micro_batch: usize,
+    /// Model to begin with, own or imported: a run folder, step folder or model.safetensors; empty begins anew.
+    pub from: String,
+    /// Share of the targets that are drawn from what the model in run.from predicts: distillation.
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub teach: f32,
     /// Experts, one for each cluster of the text, that go on from a shared start; 0 trains one model.
     #[schemars(range(max = 1024))]
     pub experts: usize,
@@ -66,6 +71,8 @@ impl Default for RunConfig {
             tokens: 800_000,
             batch: 4,
             micro_batch: 0,
+            from: String::new(),
+            teach: 0.0,
             experts: 0,
             shared: 0.7,
             threads: 0,

@@ -13,9 +13,11 @@ use tritrain_files::{
 use tritrain_model::{Layout, Model, ModelConfig};
 use tritrain_optim::{Controller, Guard, Optimizer, Part, Setbacks, Spikes};
 
-use crate::{Error, Result};
+use crate::{Error, Result, archive};
 
 pub(crate) const MODEL: &str = "model.safetensors";
+/// Metadata entry with the hash of the tokenizer that a model belongs to, where it is in no checkpoint.
+pub(crate) const TOKENIZER: &str = "tritrain.tokenizer";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const STATE: &str = "state.json";
 
@@ -106,7 +108,7 @@ pub(crate) fn save<B: Backend>(
 type Named<'a> = (String, Vec<usize>, Values<'a>);
 
 /// Metadata entry that says how a tensor in few bits is stored, by its name.
-fn format_key(name: &str) -> String {
+pub(crate) fn format_key(name: &str) -> String {
     format!("tritrain.format.{name}")
 }
 
@@ -182,6 +184,10 @@ fn read_values<'f>(
     let Some(stored) = file.metadata().get(&format_key(name)) else {
         return Ok(Values::Floats(file.f32(name, shape)?.into()));
     };
+    if stored == archive::ARCHIVE {
+        let shape = [shape[0], shape.get(1).copied().unwrap_or(1)];
+        return Ok(Values::Floats(archive::read(file, path, name, shape)?.into()));
+    }
     let format = format_of(stored).ok_or_else(|| Error::Content {
         path: path.to_path_buf(),
         expected: format!("a format of {name} that this program knows: bf16, int8, trits1 to trits5"),
@@ -254,6 +260,11 @@ impl ModelFile {
             model.release(id);
         }
         Ok(model)
+    }
+
+    /// The hash of the tokenizer, where the file says it.
+    pub(crate) fn tokenizer(&self) -> Option<&str> {
+        self.file.metadata().get(TOKENIZER).map(String::as_str)
     }
 
     fn read(&self, id: usize) -> Result<Values<'_>> {

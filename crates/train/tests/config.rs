@@ -159,6 +159,7 @@ fn bad_files_say_what_is_wrong_and_where() {
             "[model]\nheads = 2",
             "run.toml: model.kv_heads = 4: must divide model.heads = 2; model.kv_heads has its default",
         ),
+        ("[run]\nteach = 0.5", "run.toml:2: run.teach = 0.5: nobody teaches without run.from"),
         (
             "[data]\nclusters_k = 3\n[run]\nexperts = 4",
             "run.toml:4: run.experts = 4: data.clusters_k = 3 must be the same, or 0",
@@ -289,7 +290,7 @@ fn the_annotated_file_is_the_default_and_helps_with_every_option() {
 # The `[model]` section: one decoder-only transformer.
 [model]
 
-# Width of the residual stream; a multiple of 256 for ternary models. Range 2 to 65_536.
+# Width of the residual stream; a multiple of 64 for ternary models. Range 2 to 65_536.
 dim = 256
 ";
     assert!(text.starts_with(start), "{text}");
@@ -436,6 +437,9 @@ fn any_config() -> impl Strategy<Value = Config> {
         config.model.ffn = config.model.ffn.next_multiple_of(256).min(262_144);
         config.model.dim = config.model.dim.min(65_536 / config.model.heads / 256 * 256 * config.model.heads);
         config.run.steps = config.run.steps.max(1);
+        if config.run.from.is_empty() {
+            config.run.teach = 0.0;
+        }
         if config.run.experts > 0 {
             config.data.clusters_k = config.run.experts as u32;
         }

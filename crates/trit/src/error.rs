@@ -134,4 +134,11 @@ pub enum Error {
         /// Names of those that can.
         expected: &'static str,
     },
+
+    /// Entropy-coded bytes that no encoder wrote.
+    #[error("{what} is impossible (entropy-coded ternary); the data is damaged or the shape is not its own")]
+    Stream {
+        /// What cannot be.
+        what: &'static str,
+    },
 }

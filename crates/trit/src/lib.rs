@@ -10,23 +10,26 @@
 //! | [`ternary`] | weights in {-1, 0, 1}·s and their scale, the fp16-rounded mean of \|w\| |
 //! | [`five`] | weights in {-1, -0.5, 0, 0.5, 1}·s |
 //! | [`pack`] | codes in bytes: 2 bits each, base 3 (five in a byte), base 5 (three in a byte) |
+//! | [`archive`] | ternary codes at their entropy, 1.58 bits a weight and less |
 //! | [`blocks`] | the block formats of GGUF files, ternary and others |
 //! | [`digits`] | balanced ternary levels of 1 to 5 digits in rows, 1.6 bits a digit |
 //! | [`format`](mod@format) | how latent weights and moments are stored |
 //! | [`rows`] | int8 rows with one scale, for activations and their gradients |
 //! | [`rng`] | Philox random numbers and permutations as functions of their arguments |
 //!
-//! Nothing here allocates, reads a clock or keeps state. A function that returns [`Result`] leaves its
-//! output slice in an unspecified (but initialised) state when it fails.
+//! Nothing here but [`archive`] allocates, and nothing reads a clock or keeps state. A function that returns
+//! [`Result`] leaves its output slice in an unspecified (but initialised) state when it fails.
 //!
 //! [`Result`]: core::result::Result
 
 #![no_std]
 #![forbid(unsafe_code)]
 
+extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+pub mod archive;
 pub mod blocks;
 pub mod digits;
 mod error;

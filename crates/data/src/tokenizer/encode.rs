@@ -8,7 +8,7 @@ use tokenizers::Model;
 use super::bytes::push_chars;
 use super::split::Words;
 use super::{Cut, Tokenizer};
-use crate::Result;
+use crate::{Error, Result};
 
 /// The longest word that is kept, in bytes.
 const KEY: usize = 22;
@@ -53,6 +53,19 @@ impl Table {
 impl Tokenizer {
     /// The tokens of a text, without any special one.
     pub(crate) fn encode_with(&self, table: &mut Table, text: &str) -> Result<Vec<u32>> {
+        if !self.missing.is_empty()
+            && let Some(at) = text.bytes().position(|byte| self.missing.contains(&byte))
+        {
+            let byte = text.as_bytes().get(at).copied().unwrap_or_default();
+            let found = format!("byte 0x{byte:02x} at byte {at} of a text");
+            let expected = "text of bytes that it has tokens for";
+            return Err(Error::tokenizer(
+                &self.path,
+                expected,
+                found,
+                "take such characters out of the text",
+            ));
+        }
         let digits = match self.cut {
             Cut::Other => return self.encode_slowly(text),
             Cut::Gpt2 => false,

@@ -1,6 +1,7 @@
 //! From files to batches, through the public interface.
 
 mod batches;
+mod chats;
 mod common;
 mod embedding;
 mod identity;

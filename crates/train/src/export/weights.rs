@@ -88,7 +88,7 @@ impl Weights {
 
 /// Latent weights that quantise to these codes and this scale: the mean magnitude is the scale, because those that
 /// are not zero are as much larger as they are fewer. Rounding of the mean is far below that to fp16.
-fn latent(codes: &[i8], scale: f32) -> Vec<f32> {
+pub(crate) fn latent(codes: &[i8], scale: f32) -> Vec<f32> {
     let count = codes.iter().filter(|code| **code != 0).count();
     let magnitude = (f64::from(scale) * codes.len() as f64 / count.max(1) as f64) as f32;
     codes.iter().map(|&code| f32::from(code) * magnitude).collect()

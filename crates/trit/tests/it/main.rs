@@ -1,6 +1,7 @@
 //! Integration tests of the number formats: exhaustive where the domain is small, independent
 //! formulas in f64 elsewhere, and values that were computed outside of this crate.
 
+mod archive;
 mod blocks;
 mod digits;
 mod five;

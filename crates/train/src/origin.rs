@@ -1,0 +1,264 @@
+//! What a run begins with: another model, own or imported, whose weights go on being trained and whose predictions
+//! may be the targets.
+//!
+//! The model of the run has the sizes of the other one. It may be ternary where that one is f32: the f32 weights are
+//! its latent weights. It may have sub-norms where that one has none: their gains are 1 then.
+
+use std::path::Path;
+
+use tritrain_backend::{Backend, Stream, Values};
+use tritrain_data::chat::{TEMPLATE, TOKENIZER_CONFIG};
+use tritrain_files::{
+    Storage,
+    tensors::{self, TensorFile, TensorView},
+    write_atomic,
+};
+use tritrain_model::{Activations, Keep, Layout, Model, ModelConfig, TensorKind};
+
+use crate::{Config, Error, Loaded, Result, load};
+
+/// The model that a run begins with, where `run.from` names one.
+///
+/// # Errors
+/// As [`load`]; [`Error::Content`] where its sizes or its tokenizer are not those of the run.
+pub(crate) fn origin(storage: &dyn Storage, config: &Config, tokenizer: &str) -> Result<Option<Loaded>> {
+    if config.run.from.is_empty() {
+        return Ok(None);
+    }
+    let loaded = load(storage, Path::new(&config.run.from))?;
+    let content =
+        |expected: String, found: String| Error::Content { path: loaded.path.clone(), expected, found };
+    if loaded.tokenizer.hash() != tokenizer {
+        let expected = format!("the tokenizer of the run, {tokenizer}");
+        let found = format!("{}; set data.tokenizer to that of the model", loaded.tokenizer.hash());
+        return Err(content(expected, found));
+    }
+    let (ours, theirs) = (&config.model, &loaded.config);
+    // What may differ is made the same, and sub-norms may be added.
+    let sub_norm = if theirs.sub_norm { ours.sub_norm } else { false };
+    let same = ModelConfig { context: theirs.context, precision: theirs.precision, sub_norm, ..ours.clone() };
+    if same != *theirs {
+        let differ =
+            "a model of the same sizes; only context and precision may differ, and sub-norms be added";
+        return Err(content(differ.into(), format!("{theirs:?}, and for the run {ours:?}")));
+    }
+    if ours.context > theirs.context {
+        let found = format!("{}, and {} for the run", theirs.context, ours.context);
+        return Err(content("a context that is no shorter".into(), found));
+    }
+    Ok(Some(loaded))
+}
+
+/// The weights of tensor `id` of `layout`, from another model.
+pub(crate) fn weights<'a>(from: &'a Loaded, layout: &Layout, id: usize) -> Values<'a> {
+    let spec = &layout.specs[id];
+    match from.values(&spec.name) {
+        Some(values) => values,
+        // A sub-norm that is added.
+        None => {
+            debug_assert!(spec.kind == TensorKind::Norm, "{} is in both models", spec.name);
+            Values::Floats(vec![1.0; spec.len()].into())
+        }
+    }
+}
+
+/// Copies what says how the model chats beside the tokenizer of the run in `dir`.
+pub(crate) fn bring_chat(storage: &dyn Storage, from: &Loaded, dir: &Path) -> Result<()> {
+    for name in [TEMPLATE, TOKENIZER_CONFIG] {
+        let (old, new) = (from.tokenizer_path.with_file_name(name), dir.join(name));
+        if storage.exists(&old)? && !storage.exists(&new)? {
+            write_atomic(storage, &new, &storage.read(&old)?)?;
+        }
+    }
+    Ok(())
+}
+
+/// Tokens of which a prediction keeps the probabilities: the most probable ones.
+const KEPT: usize = 16;
+/// Separates these draws from every other use of a seed.
+const TEACHER: u32 = u32::MAX - 1;
+/// Folder of kept predictions below that of a run.
+const FOLDER: &str = "teacher";
+
+/// A model whose predictions are targets: distillation (Hinton et al. 2015, arXiv:1503.02531) by drawing.
+///
+/// A target is, with a given probability, a token drawn from the 16 that the teacher holds most probable, by its
+/// probabilities. In the mean over draws, the gradient of cross entropy with such targets is that with the
+/// probabilities themselves. Predictions depend on the window alone: they are kept on disk, under the hash of teacher
+/// and window, and made once.
+pub(crate) struct Teacher<B: Backend> {
+    model: Model<B>,
+    activations: Activations<B>,
+    logits: B::Floats,
+    share: f32,
+    seed: u64,
+    /// Hash of the file.
+    name: blake3::Hash,
+}
+
+/// The most probable tokens of each position of a window, `[time][KEPT]` each.
+struct Prediction {
+    tokens: Vec<u32>,
+    probabilities: Vec<f32>,
+}
+
+impl<B: Backend> Teacher<B> {
+    /// The model `from` for windows of `context` tokens; `share` of all targets are to be its own.
+    pub(crate) fn new(
+        backend: &B,
+        storage: &dyn Storage,
+        from: &Loaded,
+        (context, share, seed): (usize, f32, u64),
+    ) -> Result<Teacher<B>> {
+        let config = ModelConfig { context, ..from.config.clone() };
+        Ok(Teacher {
+            model: from.model(backend),
+            activations: Activations::new(backend, &config, 1, context, Keep::Nothing),
+            logits: backend.floats(context * from.vocab),
+            share,
+            seed,
+            name: blake3::hash(&storage.map(&from.path)?),
+        })
+    }
+
+    /// Replaces targets of step `step`, `[batch][context]`; predictions are kept in the run's folder `dir`.
+    pub(crate) fn teach(
+        &mut self,
+        backend: &B,
+        (storage, dir): (&dyn Storage, &Path),
+        step: u64,
+        inputs: &[u32],
+        targets: &mut [u32],
+    ) -> Result<()> {
+        let draws = Stream::new(self.seed, TEACHER, step);
+        let time = self.activations.tokens();
+        for (window, (inputs, targets)) in
+            inputs.chunks_exact(time).zip(targets.chunks_exact_mut(time)).enumerate()
+        {
+            let prediction = self.prediction(backend, storage, dir, inputs)?;
+            for (at, target) in targets.iter_mut().enumerate() {
+                let number = 2 * (window * time + at) as u64;
+                if draws.uniform(number) < self.share {
+                    let of = at * KEPT..(at + 1) * KEPT;
+                    let (tokens, p) = (&prediction.tokens[of.clone()], &prediction.probabilities[of]);
+                    *target = drawn(tokens, p, draws.uniform(number + 1));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The prediction for a window, from disk where it is there.
+    fn prediction(
+        &mut self,
+        backend: &B,
+        storage: &dyn Storage,
+        dir: &Path,
+        inputs: &[u32],
+    ) -> Result<Prediction> {
+        let mut hash = blake3::Hasher::new();
+        hash.update(self.name.as_bytes());
+        for token in inputs {
+            hash.update(&token.to_le_bytes());
+        }
+        let dir = dir.join(FOLDER);
+        let path = dir.join(format!("{}.safetensors", &hash.finalize().to_hex()[..32]));
+        let shape = [inputs.len(), KEPT];
+        if storage.exists(&path)? {
+            let file = TensorFile::parse(&path, storage.map(&path)?)?;
+            let (tokens, probabilities) = (file.u32("tokens", &shape)?, file.f32("probabilities", &shape)?);
+            if let Some(token) = tokens.iter().find(|token| **token as usize >= self.model.vocab()) {
+                let (expected, found) = ("tokens of the vocabulary".into(), token.to_string());
+                return Err(Error::Content { path, expected, found });
+            }
+            return Ok(Prediction { tokens, probabilities });
+        }
+        self.model.logits(backend, &mut self.activations, inputs, &mut self.logits);
+        let logits = backend.host(&self.logits);
+        let mut made = Prediction { tokens: Vec::new(), probabilities: Vec::new() };
+        for logits in logits.chunks_exact(self.model.vocab()) {
+            let (tokens, probabilities) = most_probable(logits);
+            made.tokens.extend_from_slice(&tokens);
+            made.probabilities.extend_from_slice(&probabilities);
+        }
+        storage.create_dir_all(&dir)?;
+        let views = [
+            TensorView::u32("tokens", &shape, &made.tokens),
+            TensorView::f32("probabilities", &shape, &made.probabilities),
+        ];
+        tensors::save(storage, &path, views, &Default::default())?;
+        Ok(made)
+    }
+}
+
+/// The most probable tokens and their probabilities; the smaller token of equals. Of a smaller vocabulary the first
+/// token fills up, with probability 0.
+fn most_probable(logits: &[f32]) -> ([u32; KEPT], [f32; KEPT]) {
+    let mut order: Vec<(f32, u32)> = logits.iter().copied().zip(0..).collect();
+    let by_logit = |a: &(f32, u32), b: &(f32, u32)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
+    if order.len() > KEPT {
+        order.select_nth_unstable_by(KEPT - 1, by_logit);
+        order.truncate(KEPT);
+    }
+    order.sort_unstable_by(by_logit);
+    let most = order.first().map_or(0.0, |(logit, _)| *logit);
+    let total: f64 = logits.iter().map(|logit| f64::from(logit - most).exp()).sum();
+    let (mut tokens, mut probabilities) = ([0; KEPT], [0.0; KEPT]);
+    for (at, (logit, token)) in order.into_iter().enumerate() {
+        tokens[at] = token;
+        probabilities[at] = (f64::from(logit - most).exp() / total) as f32;
+    }
+    (tokens, probabilities)
+}
+
+/// The token at `uniform` of the sum of probabilities.
+fn drawn(tokens: &[u32], probabilities: &[f32], uniform: f32) -> u32 {
+    let mut left = uniform * probabilities.iter().sum::<f32>();
+    for (token, p) in tokens.iter().zip(probabilities) {
+        left -= p;
+        if left < 0.0 {
+            return *token;
+        }
+    }
+    tokens.first().copied().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn draws_have_the_probabilities_of_the_teacher() {
+        // Twenty tokens, of which token n has a logit of (7n mod 20)/4.
+        let logits: Vec<f32> = (0..20).map(|n| (7 * n % 20) as f32 / 4.0).collect();
+        let (tokens, probabilities) = most_probable(&logits);
+        let total: f64 = logits.iter().map(|logit| f64::from(*logit).exp()).sum();
+        let mut expected: Vec<(u32, f64)> =
+            (0..20u32).map(|n| (n, f64::from(logits[n as usize]).exp() / total)).collect();
+        expected.sort_by(|a, b| b.1.total_cmp(&a.1));
+        for (at, (token, p)) in expected.iter().take(KEPT).enumerate() {
+            assert!(tokens[at] == *token && (f64::from(probabilities[at]) - p).abs() < 1e-6);
+        }
+        let kept: f64 = expected.iter().take(KEPT).map(|(_, p)| p).sum();
+        let (stream, n) = (Stream::new(1, TEACHER, 0), 40_000);
+        let mut counts = [0.0; 20];
+        for index in 0..n {
+            counts[drawn(&tokens, &probabilities, stream.uniform(index)) as usize] += 1.0 / n as f64;
+        }
+        for (at, (token, p)) in expected.iter().enumerate() {
+            let share = if at < KEPT { p / kept } else { 0.0 };
+            assert!(
+                (counts[*token as usize] - share).abs() < 0.008,
+                "{token}: {} of {share}",
+                counts[*token as usize]
+            );
+        }
+    }
+
+    #[test]
+    fn small_vocabularies_are_filled_up() {
+        let (tokens, probabilities) = most_probable(&[0.0, 1.0]);
+        assert_eq!((tokens[0], tokens[1], probabilities[2]), (1, 0, 0.0));
+        assert_eq!(drawn(&tokens, &probabilities, 0.999_999_9), 0);
+    }
+}

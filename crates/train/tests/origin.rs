@@ -1,0 +1,190 @@
+//! Runs that begin with another model, and learn from what it predicts.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use tritrain_backend::Cpu;
+use tritrain_data::{Corpus, Document, PlanKind, Preparation, Source};
+use tritrain_files::Disk;
+use tritrain_model::Precision;
+use tritrain_train::{Config, Error, Event, Run, Workplace};
+
+const STEPS: u64 = 60;
+
+fn config() -> Config {
+    let mut config = Config::default();
+    config.model.layers = 1;
+    config.model.dim = 128;
+    config.model.ffn = 192;
+    config.model.context = 16;
+    config.model.sub_norm = false;
+    config.model.precision = Precision::F32;
+    config.data.vocab = 280;
+    config.data.plan = PlanKind::Shuffle;
+    config.data.validation = 0.2;
+    config.run.batch = 4;
+    config.run.steps = STEPS;
+    config.run.tokens = 0;
+    config.run.eval_tokens = 128;
+    config.run.eval_every = 0;
+    config.run.sample_every = 0;
+    config.run.sample_tokens = 1;
+    config.run.checkpoint_every = 10;
+    config.run.keep = 100;
+    config
+}
+
+fn corpus(config: &Config, dir: &Path) -> Corpus {
+    let words = ["one", "two", "red", "blue", "fish", "runs", "after", "the", "old", "river"];
+    let text = |seed: usize| {
+        (0..400).map(|i| words[(i * i * (seed + 3) + i / 7) % 10]).collect::<Vec<_>>().join(" ")
+    };
+    let document = |n| Document { domain: "d".into(), name: format!("text {n}"), text: text(n) };
+    let source = Source::Memory { name: "words".into(), documents: (0..10).map(document).collect() };
+    Preparation::start(&Disk, &source, &config.data, dir).unwrap().finish().unwrap()
+}
+
+/// Losses of the steps, and the validation loss at the end.
+fn finish(mut run: Run<'_, Cpu>, stop_at: Option<u64>) -> (Vec<f32>, f64) {
+    let (mut losses, mut last) = (Vec::new(), f64::NAN);
+    while let Some(event) = run.advance().unwrap() {
+        match event {
+            Event::Step(report, _) => {
+                losses.push(report.loss);
+                if stop_at == Some(report.step) {
+                    run.stop();
+                }
+            }
+            Event::Evaluated { evaluation, .. } => last = evaluation.loss,
+            _ => {}
+        }
+    }
+    (losses, last)
+}
+
+struct Place {
+    root: tempfile::TempDir,
+    corpus: Corpus,
+    /// A run with the configuration above.
+    first: PathBuf,
+    losses: Vec<f32>,
+    loss: f64,
+}
+
+impl Place {
+    fn new() -> Place {
+        let root = tempfile::tempdir().unwrap();
+        let corpus = corpus(&config(), root.path());
+        let first = root.path().join("first");
+        let mut place = Place { root, corpus, first: first.clone(), losses: Vec::new(), loss: 0.0 };
+        (place.losses, place.loss) = place.run("first", config(), None);
+        // Tokenizers are looked for in the folder of the model and the two above.
+        assert!(place.first.join(format!("step-{STEPS}")).exists());
+        place
+    }
+
+    fn dir(&self, name: &str) -> PathBuf {
+        self.root.path().join(name)
+    }
+
+    fn run(&self, name: &str, config: Config, stop_at: Option<u64>) -> (Vec<f32>, f64) {
+        let backend = Cpu::new(2).unwrap();
+        let workplace = Workplace::resume(&Disk, &self.dir(name), config).unwrap();
+        finish(Run::new(&backend, &Disk, workplace, &self.corpus).unwrap(), stop_at)
+    }
+
+    /// The configuration of a run that begins with the first one's model.
+    fn from(&self) -> Config {
+        let mut config = config();
+        // The newest step: all 60 are behind it.
+        config.run.from = self.first.join(format!("step-{STEPS}")).display().to_string();
+        config.run.seed = 7;
+        config
+    }
+
+    fn metrics(&self, name: &str) -> Vec<u8> {
+        fs::read(self.dir(name).join("metrics.jsonl")).unwrap()
+    }
+}
+
+#[test]
+fn a_run_goes_on_where_the_other_model_ended() {
+    let place = Place::new();
+    let untrained = place.losses[0];
+    let (losses, _) = place.run("on", place.from(), None);
+    assert!(
+        f64::from(losses[0]) < place.loss + 0.3,
+        "{} at once, {} validated before",
+        losses[0],
+        place.loss
+    );
+    assert!(losses[0] + 1.0 < untrained, "{} is no better than {untrained}", losses[0]);
+
+    // As a ternary model, with sub-norms and without, it begins worse and learns faster than from nothing.
+    for (name, sub_norm) in [("plain", false), ("norms", true)] {
+        let ternary = |mut config: Config| {
+            (config.model.precision, config.model.sub_norm) = (Precision::Ternary, sub_norm);
+            config
+        };
+        let (losses, loss) = place.run(name, ternary(place.from()), None);
+        let (anew, anew_loss) = place.run(&format!("anew-{name}"), ternary(config()), None);
+        assert!(losses[10] < anew[10] && loss < anew_loss, "{losses:?} {loss}, anew {anew:?} {anew_loss}");
+    }
+}
+
+#[test]
+fn a_teacher_gives_targets_and_its_predictions_are_kept() {
+    let place = Place::new();
+    let taught = |share: f32| {
+        let mut config = place.from();
+        (config.model.precision, config.run.teach) = (Precision::Ternary, share);
+        config
+    };
+    let (whole, loss) = place.run("taught", taught(0.75), None);
+    let (untaught, _) = place.run("untaught", taught(0.0), None);
+    assert_ne!(whole, untaught);
+    let kept = |name: &str| fs::read_dir(place.dir(name).join("teacher")).map_or(0, |files| files.count());
+    assert!(kept("taught") > 0 && kept("untaught") == 0);
+    assert!(loss < place.loss + 0.5, "{loss} after {} of the teacher", place.loss);
+
+    // Stopped and gone on with, from kept predictions and without them, it is the same run.
+    place.run("again", taught(0.75), Some(25));
+    fs::remove_dir_all(place.dir("again/teacher")).unwrap();
+    place.run("again", taught(0.75), None);
+    assert!(place.metrics("again") == place.metrics("taught"));
+    fs::create_dir_all(place.dir("copied")).unwrap();
+    fs::create_dir(place.dir("copied/teacher")).unwrap();
+    for file in fs::read_dir(place.dir("taught/teacher")).unwrap() {
+        let path = file.unwrap().path();
+        fs::copy(&path, place.dir("copied/teacher").join(path.file_name().unwrap())).unwrap();
+    }
+    let before = kept("copied");
+    place.run("copied", taught(0.75), None);
+    assert!(place.metrics("copied") == place.metrics("taught"));
+    assert_eq!(kept("copied"), before, "nothing was predicted again");
+}
+
+#[test]
+fn models_that_do_not_fit_are_refused() {
+    let place = Place::new();
+    let backend = Cpu::new(1).unwrap();
+    let refused = |change: &dyn Fn(&mut Config), part: &str| {
+        let mut config = place.from();
+        change(&mut config);
+        let dir = tempfile::tempdir().unwrap();
+        let workplace = Workplace::start(&Disk, dir.path(), config).unwrap();
+        let error = Run::new(&backend, &Disk, workplace, &place.corpus).err().unwrap();
+        assert!(error.to_string().contains(part), "{part:?} in {error}");
+        error
+    };
+    refused(&|config| config.model.layers = 2, "a model of the same sizes");
+    refused(&|config| config.model.rope_theta = 500.0, "a model of the same sizes");
+    refused(&|config| config.model.context = 32, "a context that is no shorter");
+    let nothing = refused(&|config| config.run.from = "nowhere".into(), "nowhere is no model");
+    assert!(matches!(nothing, Error::NoModel { .. }));
+    let mut alone = config();
+    alone.run.teach = 0.5;
+    assert!(alone.check().unwrap_err().to_string().contains("nobody teaches without run.from"));
+}
