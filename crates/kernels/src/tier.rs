@@ -192,9 +192,15 @@ impl Context {
         self.pool.current_num_threads()
     }
 
-    /// Runs `work` on a thread of the pool: kernels that it calls start without a change of threads.
+    /// Runs `work` on a thread of the pool: kernels that it calls start without a change of threads. With one thread
+    /// alone, work and kernels run where they are called.
     pub fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
-        self.pool.install(work)
+        if self.alone() { work() } else { self.pool.install(work) }
+    }
+
+    /// Whether there is nothing to share work with.
+    fn alone(&self) -> bool {
+        self.threads() == 1
     }
 
     /// [`Context::run`], with the other threads awake all the time: many short kernels in a row start
@@ -294,7 +300,7 @@ impl Context {
 
     /// Runs `work` on every index in `0..count`.
     pub(crate) fn tasks(&self, count: usize, work: impl Fn(usize) + Sync + Send) {
-        if count <= 1 {
+        if count <= 1 || self.alone() {
             (0..count).for_each(work);
         } else if let Some(team) = self.led() {
             team.lead(count, &work);
