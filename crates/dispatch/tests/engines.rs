@@ -122,7 +122,7 @@ fn nothing_is_done_with_sizes_that_do_not_fit_and_empty_arrays_are_fine() {
     let fit = |x: &[f32], dim, k| dispatcher.kmeans(x, dim, Start::Seeded(k), &Options::default()).map(drop);
     wrong(fit(&[0.0; 7], 2, 1), ["the rows: expected 6", "found 7"]);
     wrong(fit(&[0.0; 8], 2, 5), ["k is 5", "at most 4"]);
-    wrong(fit(&[0.0; 8], 0, 1), ["the rows", "0 × 0"]);
+    wrong(fit(&[0.0; 8], 0, 1), ["the rows", "8 × 0"]);
     let codes = Quantized::new(vec![0xff; 3], 1.0, 12).unwrap();
     wrong(dispatcher.dequantize(&codes, &mut [0.0; 12]), ["packed byte 0", "3"]);
 }
