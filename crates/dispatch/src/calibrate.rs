@@ -7,7 +7,8 @@ use tritrain_cluster::{Options, Start};
 use tritrain_trit::pack::packed2_len;
 
 use crate::{
-    Cost, Engine, EngineKind, Operation, Quantized, Result, Task, TernaryWeights, clock::Clock, cost::Measured,
+    Cost, Engine, EngineKind, Operation, Quantized, Result, Task, TernaryWeights, clock::Clock,
+    cost::Measured,
 };
 
 /// Seconds that measuring one operation may take: five of them stay under a second.
@@ -41,7 +42,8 @@ pub(crate) fn tasks(operation: Operation) -> Vec<Task> {
         Operation::Quantize => LENGTHS.map(|len| Task::Quantize { len }).into(),
         Operation::Dequantize => LENGTHS.map(|len| Task::Dequantize { len }).into(),
         Operation::Kmeans => {
-            let sizes = [(128, 8, 4), (512, 16, 8), (512, 64, 16), (4096, 32, 8), (4096, 64, 32), (8192, 128, 16)];
+            let sizes =
+                [(128, 8, 4), (512, 16, 8), (512, 64, 16), (4096, 32, 8), (4096, 64, 32), (8192, 128, 16)];
             sizes.map(|(rows, dim, k)| Task::Kmeans { rows, dim, k, iterations: 4 }).into()
         }
         Operation::Matmul => {
@@ -82,7 +84,7 @@ pub(crate) fn operation(
                 *engine = None;
             }
         }
-        for (measured, seconds) in measured.iter_mut().zip(measure(&task, &chosen, clock, until)?) {
+        for (measured, seconds) in measured.iter_mut().zip(measure(&task, &chosen, clock, (ROUNDS, until))?) {
             measured.extend(seconds.map(|seconds| Measured { task, seconds }));
         }
     }
@@ -90,18 +92,18 @@ pub(crate) fn operation(
     Ok(EngineKind::ALL.map(fit))
 }
 
-/// The shortest seconds of a task on each of these engines, measured until a time or often enough, at least once.
+/// The shortest seconds of a task on each of these engines, measured so many times or until a moment, at least once.
 pub(crate) fn measure(
     task: &Task,
     engines: &Present<'_>,
     clock: &dyn Clock,
-    until: f64,
+    (rounds, until): (usize, f64),
 ) -> Result<[Option<f64>; 4]> {
     let mut arrays = Arrays::of(task)?;
     let mut repeats = [1; 4];
     let mut shortest = [None::<f64>; 4];
     // The first time only warms up, and tells how often to repeat.
-    for round in 0..=ROUNDS {
+    for round in 0..=rounds {
         if round > 1 && clock.seconds() >= until {
             break;
         }

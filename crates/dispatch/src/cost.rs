@@ -43,7 +43,8 @@ impl Cost {
         let mut best = (f64::INFINITY, [0.0; 3]);
         for chosen in 1..8u8 {
             let Some(found) = least_squares(&rows, chosen) else { continue };
-            let error = |row: &[f64; 3]| (row.iter().zip(found).map(|(x, c)| x * c).sum::<f64>() - 1.0).powi(2);
+            let error =
+                |row: &[f64; 3]| (row.iter().zip(found).map(|(x, c)| x * c).sum::<f64>() - 1.0).powi(2);
             let error: f64 = rows.iter().map(error).sum();
             // Numbers without use stay zero.
             if found.iter().all(|c| *c >= 0.0) && error < best.0 * 0.999 {
@@ -96,7 +97,8 @@ fn least_squares(rows: &[[f64; 3]], chosen: u8) -> Option<[f64; 3]> {
             }
         }
     }
-    let solved = [0, 1, 2].map(|i| if is_chosen(i) { equations[i][3] / equations[i][i] / lengths[i] } else { 0.0 });
+    let solved =
+        [0, 1, 2].map(|i| if is_chosen(i) { equations[i][3] / equations[i][i] / lengths[i] } else { 0.0 });
     Some(solved)
 }
 

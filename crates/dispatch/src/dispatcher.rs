@@ -96,6 +96,9 @@ impl fmt::Display for Decision {
 /// Iterations that a fit is taken for before it is known how many it needs.
 const ITERATIONS: usize = 10;
 
+/// Times that a task of an audit is measured.
+const AUDIT: usize = 3;
+
 /// Costs of an operation, by [`EngineKind::index`].
 type Costs = [Option<Cost>; 4];
 
@@ -162,8 +165,11 @@ impl Dispatcher {
             None => true,
         });
         let renewed = known.is_none();
-        let empty =
-            Calibration { version: Calibration::VERSION, machine, costs: Operation::ALL.map(|op| (op, [].into())).into() };
+        let empty = Calibration {
+            version: Calibration::VERSION,
+            machine,
+            costs: Operation::ALL.map(|op| (op, [].into())).into(),
+        };
         let calibration = known.unwrap_or(empty);
         let costs = Operation::ALL.map(|op| EngineKind::ALL.map(|engine| calibration.cost(op, engine)));
         let state =
@@ -210,6 +216,29 @@ impl Dispatcher {
             }
         });
         Decision { task: *task, chosen, weighed: weighed.into() }
+    }
+
+    /// Seconds of a task on each engine, measured now, whatever the configuration excludes: the shortest of `rounds`,
+    /// which alternate. Engines that take more than four times as long as the fastest are measured once.
+    ///
+    /// # Errors
+    /// The GPU failed.
+    pub fn measure(&self, task: &Task, rounds: usize) -> Result<Vec<(EngineKind, f64)>> {
+        let _measuring = self.measuring.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut present = self.present();
+        let measure = |present: &Present<'_>, rounds| {
+            calibrate::measure(task, present, &*self.clock, (rounds, f64::INFINITY))
+        };
+        let mut seconds = measure(&present, 1)?;
+        let fastest = seconds.iter().flatten().copied().fold(f64::INFINITY, f64::min);
+        for (engine, seconds) in present.iter_mut().zip(&seconds) {
+            *engine = engine.filter(|_| seconds.is_some_and(|seconds| seconds <= 4.0 * fastest));
+        }
+        for (seconds, more) in seconds.iter_mut().zip(measure(&present, rounds)?) {
+            *seconds = more.or(*seconds);
+        }
+        let pairs = EngineKind::ALL.into_iter().zip(seconds);
+        Ok(pairs.filter_map(|(kind, seconds)| Some((kind, seconds?))).collect())
     }
 
     /// Ternary codes of `x`, and their scale.
@@ -328,7 +357,9 @@ impl Dispatcher {
         work: &mut impl FnMut(&dyn Engine) -> Result<R>,
         done: &impl Fn(&R) -> Task,
     ) -> Result<R> {
-        let Ok(engine) = &self.engines[kind.index()] else { unreachable!("only engines that exist are chosen") };
+        let Ok(engine) = &self.engines[kind.index()] else {
+            unreachable!("only engines that exist are chosen")
+        };
         let started = self.clock.seconds();
         let result = work(&**engine)?;
         let seconds = self.clock.seconds() - started;
@@ -394,7 +425,7 @@ impl Dispatcher {
         let costs = self.costs(operation);
         let mut wrong = false;
         for task in calibrate::spots(operation) {
-            let seconds = calibrate::measure(&task, &self.present(), &*self.clock, f64::INFINITY)?;
+            let seconds = calibrate::measure(&task, &self.present(), &*self.clock, (AUDIT, f64::INFINITY))?;
             for (seconds, cost) in seconds.iter().zip(&costs) {
                 let (Some(seconds), Some(cost)) = (seconds, cost) else { continue };
                 let error = cost.predict(&task) / seconds;
@@ -456,7 +487,10 @@ enum Why {
 }
 
 /// The engines of this machine.
-fn engines(threads: usize, gpu: Result<Box<dyn Engine>, String>) -> Result<[Result<Box<dyn Engine>, String>; 4]> {
+fn engines(
+    threads: usize,
+    gpu: Result<Box<dyn Engine>, String>,
+) -> Result<[Result<Box<dyn Engine>, String>; 4]> {
     let tier = Tier::detect()?;
     let boxed = |host: Host| -> Result<Box<dyn Engine>, String> { Ok(Box::new(host)) };
     let simd = match tier {
@@ -481,5 +515,10 @@ fn machine(engines: &[Result<Box<dyn Engine>, String>; 4]) -> String {
         .zip(engines)
         .filter_map(|(kind, engine)| Some(format!("{}: {}", kind.name(), engine.as_ref().ok()?.describe())))
         .collect();
-    format!("{name}, {}, tritrain {}; {}", std::env::consts::OS, env!("CARGO_PKG_VERSION"), engines.join("; "))
+    format!(
+        "{name}, {}, tritrain {}; {}",
+        std::env::consts::OS,
+        env!("CARGO_PKG_VERSION"),
+        engines.join("; ")
+    )
 }

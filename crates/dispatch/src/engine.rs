@@ -61,13 +61,7 @@ pub trait Engine: Send + Sync {
     ///
     /// # Errors
     /// What makes clustering impossible.
-    fn kmeans(
-        &self,
-        x: &[f32],
-        shape: (usize, usize),
-        start: Start<'_>,
-        options: &Options,
-    ) -> Result<Fit>;
+    fn kmeans(&self, x: &[f32], shape: (usize, usize), start: Start<'_>, options: &Options) -> Result<Fit>;
 
     /// `y = x·wᵀ`; `sizes` are rows, outputs, inputs. The order of sums, so the last bits, are the engine's.
     ///

@@ -44,13 +44,7 @@ impl Engine for Host {
         Ok(self.alone(|| self.cpu.dequantize(codes, scale, out))?)
     }
 
-    fn kmeans(
-        &self,
-        x: &[f32],
-        shape: (usize, usize),
-        start: Start<'_>,
-        options: &Options,
-    ) -> Result<Fit> {
+    fn kmeans(&self, x: &[f32], shape: (usize, usize), start: Start<'_>, options: &Options) -> Result<Fit> {
         let work = || {
             let mut floats = self.cpu.floats(x.len());
             self.cpu.upload(x, &mut floats);

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex};
 use tritrain_cluster::{Fit, Options, Start, Stop};
 
 use crate::{
-    Calibration, Config, Cost, Dispatcher, Engine, EngineKind, Operation, Quantized, Result, Task, TernaryWeights,
-    clock::Clock,
+    Calibration, Config, Cost, Dispatcher, Engine, EngineKind, Operation, Quantized, Result, Task,
+    TernaryWeights, clock::Clock,
 };
 
 /// Seconds, and what engines cost now.
@@ -51,7 +51,13 @@ impl Engine for Fake {
         Ok(())
     }
 
-    fn kmeans(&self, _: &[f32], (rows, dim): (usize, usize), start: Start<'_>, options: &Options) -> Result<Fit> {
+    fn kmeans(
+        &self,
+        _: &[f32],
+        (rows, dim): (usize, usize),
+        start: Start<'_>,
+        options: &Options,
+    ) -> Result<Fit> {
         let iterations = options.iterations;
         let Start::Given(centroids) = start else { panic!("calibration gives centroids") };
         self.take(Task::Kmeans { rows, dim, k: centroids.len() / dim, iterations });
@@ -76,8 +82,7 @@ const fn cost(fixed: f64, by_work: f64) -> Option<Cost> {
 }
 
 /// Scalar, SIMD, two threads, and a GPU behind a bus.
-const USUAL: [Option<Cost>; 4] =
-    [cost(0.0, 4e-9), cost(0.0, 4e-10), cost(1e-5, 2e-10), cost(3e-4, 1e-11)];
+const USUAL: [Option<Cost>; 4] = [cost(0.0, 4e-9), cost(0.0, 4e-10), cost(1e-5, 2e-10), cost(3e-4, 1e-11)];
 
 fn dispatcher(config: Config, costs: [Option<Cost>; 4], known: Option<Calibration>) -> (Dispatcher, Shared) {
     let world = Arc::new(Mutex::new(World { now: 0.0, costs }));
@@ -187,7 +192,8 @@ fn a_right_calibration_is_adopted_and_a_wrong_one_is_repaired_before_use() {
     assert_eq!((adopting.metrics().audits, adopting.metrics().repairs), (1, 0));
     assert!(!adopting.is_renewed() && adopting.calibration() == right);
     // An engine that looks better than it is would be taken; one that looks worse would never be looked at again.
-    for (kind, factor) in [(EngineKind::Scalar, 1e-4), (EngineKind::Parallel, 1e3), (EngineKind::Simd, 1e-2)] {
+    for (kind, factor) in [(EngineKind::Scalar, 1e-4), (EngineKind::Parallel, 1e3), (EngineKind::Simd, 1e-2)]
+    {
         let wrong = poisoned(right.clone(), kind, factor);
         let (repairing, _) = dispatcher(open(), USUAL, Some(wrong.clone()));
         let before = repairing.explain(&Task::Quantize { len: 1 << 16 }).chosen;
@@ -229,7 +235,8 @@ fn a_calibration_of_another_machine_is_measured_anew() {
     known.machine.push('!');
     let (renewed, _) = dispatcher(open(), USUAL, Some(known.clone()));
     assert!(renewed.is_renewed() && renewed.calibration().machine != known.machine);
-    let known = Calibration { version: Calibration::VERSION + 1, machine: renewed.calibration().machine, ..known };
+    let known =
+        Calibration { version: Calibration::VERSION + 1, machine: renewed.calibration().machine, ..known };
     assert!(dispatcher(open(), USUAL, Some(known)).0.is_renewed());
 }
 

@@ -74,7 +74,8 @@ impl TernaryWeights {
     pub fn new(quantized: Quantized, outputs: usize, inputs: usize) -> Result<TernaryWeights> {
         check("ternary weights", quantized.len, &[outputs, inputs])?;
         if inputs > MOST_INPUTS {
-            let (shape, expected) = (format!("{outputs} × {inputs}"), format!("at most {MOST_INPUTS} inputs"));
+            let (shape, expected) =
+                (format!("{outputs} × {inputs}"), format!("at most {MOST_INPUTS} inputs"));
             return Err(Error::Shape { what: "ternary weights", shape, expected });
         }
         let weights = TernaryWeights { quantized, outputs, inputs, panels: OnceLock::new() };

@@ -15,9 +15,7 @@ fn normal(seed: u64, len: usize) -> Vec<f32> {
 
 /// Contexts of every tier, alone and on three threads.
 fn contexts() -> impl Iterator<Item = Context> {
-    Tier::available()
-        .into_iter()
-        .flat_map(|tier| [1, 3].map(|threads| Context::new(tier, threads).unwrap()))
+    Tier::available().into_iter().flat_map(|tier| [1, 3].map(|threads| Context::new(tier, threads).unwrap()))
 }
 
 fn expected(x: &[f32]) -> (Vec<u8>, f32) {

@@ -14,8 +14,14 @@ const ALLOWED: [(&str, &[&str]); 12] = [
     ("files", &["trit"]),
     ("data", &["files", "trit"]),
     ("train", &["backend", "cluster", "data", "files", "model", "optim"]),
-    ("bench", &["backend", "cluster", "dispatch", "files", "kernels", "model", "optim", "train", "trit"]),
-    ("cli", &["backend", "bench", "cluster", "data", "dispatch", "files", "kernels", "model", "optim", "train", "trit"]),
+    ("bench", &["backend", "cluster", "dispatch", "kernels", "model", "optim", "train", "trit"]),
+    (
+        "cli",
+        &[
+            "backend", "bench", "cluster", "data", "dispatch", "files", "kernels", "model", "optim", "train",
+            "trit",
+        ],
+    ),
 ];
 
 const PREFIX: &str = "tritrain-";
