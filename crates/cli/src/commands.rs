@@ -15,7 +15,7 @@ use tritrain_train::{
 
 use crate::{
     args::{self, Args, Command},
-    bench, cluster, controller, doctor,
+    bench, cluster, controller, devices,
     error::{Error, Result},
     experts, inspect, memory, plot, prepare, show,
 };
@@ -32,7 +32,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         Command::Audit(args) => audit(&args),
         Command::Bench(args) => bench::run(&args),
         Command::MetaTrain(args) => controller::meta_train(&args),
-        Command::Doctor(args) => doctor::run(&args),
+        Command::Devices(args) => devices::run(&args),
         Command::Config => show::line(Config::annotated().trim_end()).map(|()| ExitCode::SUCCESS),
     }
 }
@@ -49,6 +49,7 @@ pub(crate) struct Outcome {
 }
 
 fn train(args: &args::Train) -> Result<ExitCode> {
+    devices::check(&args.device)?;
     let signals = Signals::watch()?;
     let dir = prepare::out(&args.setup);
     let config = prepare::config(&args.setup, args.resume.then_some(&*dir), args.experts)?;
@@ -191,6 +192,7 @@ fn finish(dir: &Path, evaluation: &Evaluation, outcome: &Outcome) -> Result<()> 
 }
 
 fn continue_prompt(args: &args::Generate) -> Result<ExitCode> {
+    devices::check(&args.device)?;
     check_sampling(args)?;
     let mixing = experts::mixing(&args.mixing)?;
     if let Some(mixture) = Mixture::load(&Disk, &args.model)? {
@@ -334,6 +336,7 @@ fn check_sampling(args: &args::Generate) -> Result<()> {
 }
 
 fn eval(args: &args::Eval) -> Result<ExitCode> {
+    devices::check(&args.device)?;
     let mixing = experts::mixing(&args.mixing)?;
     if let Some(mixture) = Mixture::load(&Disk, &args.model)? {
         return experts::eval(args, &mixture, mixing);
