@@ -20,7 +20,7 @@ mod work;
 
 pub use backends::{Arrays, BackendReport, BackendsReport, backends};
 pub use choices::{Choice, ChoicesReport, choices};
-pub use devices::{Speed, TierReport, speed, tiers};
+pub use devices::{Common, DevicesReport, Speed, TierReport, devices};
 pub use gemm::{GemmReport, gemm};
 pub use generate::{GenerateReport, generate};
 pub use limits::Limits;

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use serde_json::json;
 use tritrain_backend::Tier;
-use tritrain_bench::{Speed, TierReport, self_test, tiers};
+use tritrain_bench::{DevicesReport, devices, self_test};
 use tritrain_dispatch::{Config, Decision, Engine, Operation, Task};
 
 use crate::{
@@ -55,11 +55,8 @@ fn auto(tier: Tier, threads: usize) -> String {
 
 fn survey(args: &Devices, threads: usize) -> Result<ExitCode> {
     let tier = Tier::detect()?;
-    let tiers = tiers()?;
-    show::line(&row("processor", ["threads", "ternary GMAC/s", "f32 GMAC/s", "GB/s"].map(String::from)))?;
-    for of in &tiers {
-        show_tier(of)?;
-    }
+    let report = devices()?;
+    show_processor(&report)?;
     show::line(&format!("  in use: {} (TRITRAIN_TIER chooses)", tier.name()))?;
     show::line("gpu")?;
     for (_, name) in GPUS {
@@ -82,7 +79,7 @@ fn survey(args: &Devices, threads: usize) -> Result<ExitCode> {
             "threads": threads,
             "tiers": available,
             "tier": tier.name(),
-            "processor": tiers,
+            "processor": report,
             "gpus": gpus,
             "auto": auto(tier, threads),
             "single_operations": decisions,
@@ -92,22 +89,17 @@ fn survey(args: &Devices, threads: usize) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn row(name: &str, [threads, ternary, f32, gb]: [String; 4]) -> String {
-    format!("{name:14} {threads:>7}  {ternary:>14}  {f32:>10}  {gb:>6}")
-}
-
-fn show_tier(of: &TierReport) -> Result<()> {
-    if let Some(why) = &of.unusable {
-        return show::line(&format!("  {:12} not usable: {why}", of.name));
+fn show_processor(report: &DevicesReport) -> Result<()> {
+    show::line("processor, GMAC/s of a ternary product by threads")?;
+    for of in &report.tiers {
+        let speed: Vec<String> =
+            of.speed.iter().map(|speed| format!("{}: {:.1}", speed.threads, speed.ternary_gmacs)).collect();
+        let text = of.unusable.as_ref().map_or(speed.join(", "), |why| format!("not usable: {why}"));
+        show::line(&format!("  {:12} {text}", of.name))?;
     }
-    of.speed.iter().try_for_each(|Speed { threads, ternary_gmacs, f32_gmacs, read_gb_per_s }| {
-        let cells = [
-            threads.to_string(),
-            format!("{ternary_gmacs:.1}"),
-            format!("{f32_gmacs:.1}"),
-            format!("{read_gb_per_s:.1}"),
-        ];
-        show::line(&row(&format!("  {}", of.name), cells))
+    report.common.iter().try_for_each(|of| {
+        let (threads, f32, gb) = (of.threads, of.f32_gmacs, of.read_gb_per_s);
+        show::line(&format!("  {threads} thread(s): {f32:.1} GMAC/s in f32, {gb:.1} GB/s from memory"))
     })
 }
 

@@ -42,8 +42,15 @@ pub(crate) fn tasks(operation: Operation) -> Vec<Task> {
         Operation::Quantize => LENGTHS.map(|len| Task::Quantize { len }).into(),
         Operation::Dequantize => LENGTHS.map(|len| Task::Dequantize { len }).into(),
         Operation::Kmeans => {
-            let sizes =
-                [(128, 8, 4), (512, 16, 8), (512, 64, 16), (4096, 32, 8), (4096, 64, 32), (8192, 128, 16)];
+            let sizes = [
+                (128, 8, 4),
+                (512, 16, 8),
+                (1024, 32, 16),
+                (1024, 64, 32),
+                (4096, 16, 16),
+                (4096, 64, 32),
+                (8192, 128, 16),
+            ];
             sizes.map(|(rows, dim, k)| Task::Kmeans { rows, dim, k, iterations: 4 }).into()
         }
         Operation::Matmul => {
@@ -56,7 +63,7 @@ pub(crate) fn tasks(operation: Operation) -> Vec<Task> {
 }
 
 /// Numbers that conversions are measured with.
-const LENGTHS: [usize; 6] = [256, 4096, 32_768, 131_072, 524_288, 2_097_152];
+const LENGTHS: [usize; 7] = [256, 1024, 8192, 65_536, 262_144, 1_048_576, 4_194_304];
 
 /// The tasks that tell whether costs are right: the smallest and one in the middle.
 pub(crate) fn spots(operation: Operation) -> [Task; 2] {
@@ -84,12 +91,19 @@ pub(crate) fn operation(
                 *engine = None;
             }
         }
-        for (measured, seconds) in measured.iter_mut().zip(measure(&task, &chosen, clock, (ROUNDS, until))?) {
-            measured.extend(seconds.map(|seconds| Measured { task, seconds }));
+        let seconds = measure(&task, &chosen, clock, (ROUNDS, until))?;
+        let fastest = fastest(&seconds);
+        for (measured, seconds) in measured.iter_mut().zip(seconds) {
+            measured.extend(seconds.map(|seconds| Measured { task, seconds, fastest }));
         }
     }
     let fit = |kind: EngineKind| engines[kind.index()].map(|_| Cost::fit(&measured[kind.index()]));
     Ok(EngineKind::ALL.map(fit))
+}
+
+/// The least of some seconds.
+pub(crate) fn fastest(seconds: &[Option<f64>; 4]) -> f64 {
+    seconds.iter().flatten().copied().fold(f64::INFINITY, f64::min)
 }
 
 /// The shortest seconds of a task on each of these engines, measured so many times or until a moment, at least once.

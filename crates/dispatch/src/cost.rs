@@ -17,11 +17,12 @@ pub struct Cost {
     pub by_byte: f64,
 }
 
-/// What a task took.
+/// What a task took on an engine, and on the fastest.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Measured {
     pub(crate) task: Task,
     pub(crate) seconds: f64,
+    pub(crate) fastest: f64,
 }
 
 impl Cost {
@@ -30,21 +31,26 @@ impl Cost {
         self.fixed + self.by_work * task.work() + self.by_byte * task.bytes()
     }
 
-    /// The cost, none of its three numbers below zero, with the least sum of squares of relative errors.
+    /// The cost, none of its three numbers below zero, with the least sum of squares of relative errors, each times
+    /// the fastest engine's share of the time: what counts is where a choice is close.
     ///
     /// The least over all numbers from zero on is the least over some of them with the others at zero: all seven
     /// choices are solved.
     pub(crate) fn fit(measured: &[Measured]) -> Cost {
-        let rows: Vec<[f64; 3]> = measured
+        // Three factors of the coefficients, and what their sum should be.
+        let rows: Vec<[f64; 4]> = measured
             .iter()
             .filter(|of| of.seconds > 0.0)
-            .map(|of| [1.0, of.task.work(), of.task.bytes()].map(|x| x / of.seconds))
+            .map(|of| {
+                let weight = of.fastest / of.seconds;
+                [1.0, of.task.work(), of.task.bytes(), of.seconds].map(|x| x / of.seconds * weight)
+            })
             .collect();
         let mut best = (f64::INFINITY, [0.0; 3]);
         for chosen in 1..8u8 {
             let Some(found) = least_squares(&rows, chosen) else { continue };
             let error =
-                |row: &[f64; 3]| (row.iter().zip(found).map(|(x, c)| x * c).sum::<f64>() - 1.0).powi(2);
+                |row: &[f64; 4]| (row.iter().zip(found).map(|(x, c)| x * c).sum::<f64>() - row[3]).powi(2);
             let error: f64 = rows.iter().map(error).sum();
             // Numbers without use stay zero.
             if found.iter().all(|c| *c >= 0.0) && error < best.0 * 0.999 {
@@ -60,9 +66,9 @@ impl Cost {
     }
 }
 
-/// The coefficients, zero where they are not chosen, for which `rows · coefficients` is closest to 1; none where the
-/// rows do not tell them apart.
-fn least_squares(rows: &[[f64; 3]], chosen: u8) -> Option<[f64; 3]> {
+/// The coefficients, zero where they are not chosen, whose products with the rows are closest to what stands behind
+/// these; none where the rows do not tell them apart.
+fn least_squares(rows: &[[f64; 4]], chosen: u8) -> Option<[f64; 3]> {
     let is_chosen = |at: usize| chosen >> at & 1 == 1;
     // Columns of length 1, so that one threshold tells what is singular.
     let length = |at: usize| rows.iter().map(|row| row[at] * row[at]).sum::<f64>().sqrt();
@@ -81,7 +87,7 @@ fn least_squares(rows: &[[f64; 3]], chosen: u8) -> Option<[f64; 3]> {
             for j in (0..3).filter(|j| is_chosen(*j)) {
                 equation[j] += x * row[j] / lengths[j];
             }
-            equation[3] += x;
+            equation[3] += x * row[3];
         }
     }
     for i in 0..3 {
@@ -148,7 +154,8 @@ mod tests {
     fn measured(of: impl Fn(&Task) -> f64) -> Vec<Measured> {
         let sizes = [(1, 16, 16), (8, 64, 64), (64, 64, 256), (128, 256, 256), (32, 512, 128)];
         let task = |(rows, outputs, inputs)| Task::Matmul { rows, outputs, inputs };
-        sizes.map(task).iter().map(|task| Measured { task: *task, seconds: of(task) }).collect()
+        let one = |task: &Task| Measured { task: *task, seconds: of(task), fastest: of(task) };
+        sizes.map(task).iter().map(one).collect()
     }
 
     #[test]
@@ -160,6 +167,19 @@ mod tests {
             let near = |a: f64, b: f64| (a - b).abs() <= 1e-6 * b.max(1e-12);
             assert!(near(found.fixed, fixed) && near(found.by_work, by_work), "{found:?} for {cost:?}");
             assert!(near(found.by_byte, by_byte), "{found:?} for {cost:?}");
+        }
+    }
+
+    #[test]
+    fn a_fit_is_best_where_the_engine_is_fast() {
+        // A fixed cost that small tasks do not have, on an engine that is far behind there.
+        let mut measured = measured(|task| 1e-5 + 1e-10 * task.work());
+        measured[0].seconds = 1e-6;
+        measured[0].fastest = 1e-8;
+        let found = Cost::fit(&measured);
+        for of in &measured[1..] {
+            let error = found.predict(&of.task) / of.seconds - 1.0;
+            assert!(error.abs() < 0.01, "{error}");
         }
     }
 

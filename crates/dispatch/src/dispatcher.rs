@@ -98,6 +98,8 @@ const ITERATIONS: usize = 10;
 
 /// Times that a task of an audit is measured.
 const AUDIT: usize = 3;
+/// An engine that takes so many times as long as the fastest is far behind.
+const FAR: f64 = 4.0;
 
 /// Costs of an operation, by [`EngineKind::index`].
 type Costs = [Option<Cost>; 4];
@@ -230,9 +232,9 @@ impl Dispatcher {
             calibrate::measure(task, present, &*self.clock, (rounds, f64::INFINITY))
         };
         let mut seconds = measure(&present, 1)?;
-        let fastest = seconds.iter().flatten().copied().fold(f64::INFINITY, f64::min);
+        let far = FAR * calibrate::fastest(&seconds);
         for (engine, seconds) in present.iter_mut().zip(&seconds) {
-            *engine = engine.filter(|_| seconds.is_some_and(|seconds| seconds <= 4.0 * fastest));
+            *engine = engine.filter(|_| seconds.is_some_and(|seconds| seconds <= far));
         }
         for (seconds, more) in seconds.iter_mut().zip(measure(&present, rounds)?) {
             *seconds = more.or(*seconds);
@@ -426,10 +428,13 @@ impl Dispatcher {
         let mut wrong = false;
         for task in calibrate::spots(operation) {
             let seconds = calibrate::measure(&task, &self.present(), &*self.clock, (AUDIT, f64::INFINITY))?;
+            let far = FAR * calibrate::fastest(&seconds);
             for (seconds, cost) in seconds.iter().zip(&costs) {
-                let (Some(seconds), Some(cost)) = (seconds, cost) else { continue };
-                let error = cost.predict(&task) / seconds;
-                wrong |= !(1.0 / WRONG..=WRONG).contains(&error);
+                let (Some(seconds), Some(cost)) = (*seconds, cost) else { continue };
+                let predicted = cost.predict(&task);
+                // How far behind an engine is changes no choice.
+                let counts = seconds < far || predicted < far;
+                wrong |= counts && !(1.0 / WRONG..=WRONG).contains(&(predicted / seconds));
             }
         }
         drop(measuring);

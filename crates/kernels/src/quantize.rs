@@ -3,6 +3,8 @@
 //! Two passes over the numbers: the sum of their magnitudes, which gives the scale, and the comparisons. Layout
 //! and scale are those of `trit::pack::pack2` and `trit::ternary::absmean`, bit for bit.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use tritrain_trit::{
     Error, first_non_finite,
     pack::{packed2_len, unpack2},
@@ -53,19 +55,21 @@ pub fn dequantize(cx: &Context, bytes: &[u8], scale: f32, out: &mut [f32]) -> Re
     check(out.len(), bytes.len())?;
     let whole = out.len() / PER_BYTE;
     let (body, tail) = out.split_at_mut(whole * PER_BYTE);
+    let broken = AtomicBool::new(false);
     cx.chunks(body, TASK * PER_BYTE, |index, out| {
         let start = index * TASK;
-        unpack(cx.tier(), &bytes[start..start + out.len() / PER_BYTE], scale, out);
+        if unpack(cx.tier(), &bytes[start..start + out.len() / PER_BYTE], scale, out) {
+            broken.store(true, Ordering::Relaxed);
+        }
     });
+    if broken.into_inner() {
+        let first = bytes.iter().position(|byte| pattern(*byte) != 0).unwrap_or(0);
+        return unpack2(&bytes[first..=first], &mut [0; PER_BYTE]).map_err(|error| moved(error, first));
+    }
     let mut last = [0; PER_BYTE];
     unpack2(&bytes[whole..], &mut last[..tail.len()]).map_err(|error| moved(error, whole))?;
     for (out, code) in tail.iter_mut().zip(last) {
         *out = f32::from(code) * scale;
-    }
-    if any_pattern(cx.tier(), &bytes[..whole]) {
-        let first = bytes.iter().position(|byte| byte & byte >> 1 & 0x55 != 0).unwrap_or(0);
-        let mut codes = [0; PER_BYTE];
-        return unpack2(&bytes[first..=first], &mut codes).map_err(|error| moved(error, first));
     }
     Ok(())
 }
@@ -117,26 +121,30 @@ fn spread(byte: u8) -> [u8; PER_BYTE] {
     ((word | word << 6 | word << 12 | word << 18) & 0x0303_0303).to_le_bytes()
 }
 
+/// Not zero where a field holds 3, which is no code.
+#[inline(always)]
+fn pattern(byte: u8) -> u8 {
+    byte & byte >> 1 & 0x55
+}
+
 tiered! {
-    fn unpack(bytes: &[u8], scale: f32, out: &mut [f32]) {
+    /// Whether a field was no code.
+    fn unpack(bytes: &[u8], scale: f32, out: &mut [f32]) -> bool {
+        let mut seen = 0;
         let value = |field: u8| (f32::from(field) - 1.0) * scale;
         let (steps, rest) = bytes.as_chunks::<STEP>();
         let (to, last) = out.as_chunks_mut::<{ STEP * PER_BYTE }>();
         for (bytes, to) in steps.iter().zip(to) {
+            seen |= bytes.iter().fold(0, |seen, byte| seen | pattern(*byte));
             let fields = bytes.map(spread);
             for (to, field) in to.iter_mut().zip(fields.as_flattened()) {
                 *to = value(*field);
             }
         }
         for (byte, to) in rest.iter().zip(last.as_chunks_mut::<PER_BYTE>().0) {
+            seen |= pattern(*byte);
             *to = spread(*byte).map(value);
         }
-    }
-}
-
-tiered! {
-    /// Whether a field holds 3, which is no code.
-    fn any_pattern(bytes: &[u8]) -> bool {
-        bytes.iter().fold(0, |seen, byte| seen | byte & byte >> 1 & 0x55) != 0
+        seen != 0
     }
 }
