@@ -143,7 +143,7 @@ def main():
     if a.record:
         record = dict(date=datetime.date.today().isoformat(), processor=processor(), cores=os.cpu_count(), pairs=a.pairs)
         dispatcher = last_json([a.tritrain, "bench", "dispatcher", "--json"], environment(a.threads, None))
-        del dispatcher["choices"]
+        dispatcher["count"] = len(dispatcher.pop("choices"))
         path = ROOT / "bench" / "record" / f"backends-{record['date']}.json"
         path.write_text(json.dumps(dict(record, backends=rows, dispatcher=dispatcher), indent=1) + "\n")
         print(f"recorded in {path.relative_to(ROOT)}")

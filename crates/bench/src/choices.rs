@@ -58,7 +58,7 @@ pub fn choices(
     for index in 0..count {
         let task = random(seed, index);
         let decision = dispatcher.explain(&task);
-        let measured = dispatcher.measure(&task, ROUNDS)?;
+        let (task, measured) = dispatcher.measure(&task, ROUNDS)?;
         let of = |kind| measured.iter().find(|(of, _)| *of == kind).map_or(f64::INFINITY, |(_, s)| *s);
         let seconds = of(decision.chosen);
         let (fastest, least) =

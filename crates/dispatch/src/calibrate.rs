@@ -13,22 +13,27 @@ use crate::{
 
 /// Seconds that measuring one operation may take: five of them stay under a second.
 const BUDGET: f64 = 0.16;
-/// A task that would take longer on an engine, in seconds, is left to others.
+/// A task that would take longer on an engine, in seconds, is left to others; of an engine that is far behind, one
+/// that would take a tenth of it.
 const LONGEST: f64 = 0.004;
 /// Times a task is measured at most.
 const ROUNDS: usize = 5;
 /// Seconds that the clock should see: shorter tasks are repeated.
 const TICK: f64 = 1e-5;
 /// Tasks an engine must have been measured on before larger ones are left out.
-const LEAST: usize = 2;
+const LEAST: usize = 4;
+
+/// An engine that takes so many times as long as the fastest is far behind.
+pub(crate) const FAR: f64 = 4.0;
 
 /// Engines that there are, by [`EngineKind::index`].
 pub(crate) type Present<'a> = [Option<&'a dyn Engine>; 4];
 
 /// The tasks that an operation is measured with, the smallest first.
 pub(crate) fn tasks(operation: Operation) -> Vec<Task> {
-    const SIZES: [[usize; 3]; 9] = [
+    const SIZES: [[usize; 3]; 10] = [
         [1, 16, 16],
+        [8, 16, 16],
         [8, 64, 64],
         [1, 256, 512],
         [64, 64, 64],
@@ -42,16 +47,11 @@ pub(crate) fn tasks(operation: Operation) -> Vec<Task> {
         Operation::Quantize => LENGTHS.map(|len| Task::Quantize { len }).into(),
         Operation::Dequantize => LENGTHS.map(|len| Task::Dequantize { len }).into(),
         Operation::Kmeans => {
-            let sizes = [
-                (128, 8, 4),
-                (512, 16, 8),
-                (1024, 32, 16),
-                (1024, 64, 32),
-                (4096, 16, 16),
-                (4096, 64, 32),
-                (8192, 128, 16),
-            ];
-            sizes.map(|(rows, dim, k)| Task::Kmeans { rows, dim, k, iterations: 4 }).into()
+            let of = |rows, dim, k| Task::Kmeans { rows, dim, k, iterations: 4 };
+            [(256, 16), (256, 128), (1024, 16), (1024, 128), (4096, 16), (4096, 128)]
+                .iter()
+                .flat_map(|(rows, dim)| [4, 16, 64].map(|k| of(*rows, *dim, k)))
+                .collect()
         }
         Operation::Matmul => {
             SIZES.map(|[rows, outputs, inputs]| Task::Matmul { rows, outputs, inputs }).into()
@@ -86,12 +86,15 @@ pub(crate) fn operation(
         }
         let mut chosen = *engines;
         for (engine, measured) in chosen.iter_mut().zip(&measured) {
-            let longest = |of: &Measured| of.seconds * task.work() / of.task.work() > LONGEST;
+            let longest = |of: &Measured| {
+                let most = if of.seconds > FAR * of.fastest { LONGEST / 10.0 } else { LONGEST };
+                of.seconds * task.work() / of.task.work() > most
+            };
             if measured.len() >= LEAST && measured.last().is_some_and(longest) {
                 *engine = None;
             }
         }
-        let seconds = measure(&task, &chosen, clock, (ROUNDS, until))?;
+        let (task, seconds) = measure(&task, &chosen, clock, (ROUNDS, until))?;
         let fastest = fastest(&seconds);
         for (measured, seconds) in measured.iter_mut().zip(seconds) {
             measured.extend(seconds.map(|seconds| Measured { task, seconds, fastest }));
@@ -106,13 +109,14 @@ pub(crate) fn fastest(seconds: &[Option<f64>; 4]) -> f64 {
     seconds.iter().flatten().copied().fold(f64::INFINITY, f64::min)
 }
 
-/// The shortest seconds of a task on each of these engines, measured so many times or until a moment, at least once.
+/// The shortest seconds of a task on each of these engines, measured so many times or until a moment, at least once;
+/// and the task with the iterations that it had.
 pub(crate) fn measure(
     task: &Task,
     engines: &Present<'_>,
     clock: &dyn Clock,
     (rounds, until): (usize, f64),
-) -> Result<[Option<f64>; 4]> {
+) -> Result<(Task, [Option<f64>; 4])> {
     let mut arrays = Arrays::of(task)?;
     let mut repeats = [1; 4];
     let mut shortest = [None::<f64>; 4];
@@ -135,7 +139,12 @@ pub(crate) fn measure(
             }
         }
     }
-    Ok(shortest)
+    // A fit may have come to rest before.
+    let done = match *task {
+        Task::Kmeans { rows, dim, k, .. } => Task::Kmeans { rows, dim, k, iterations: arrays.iterations },
+        task => task,
+    };
+    Ok((done, shortest))
 }
 
 /// What a task reads and writes.
@@ -145,12 +154,19 @@ struct Arrays {
     y: Vec<f32>,
     codes: Vec<u8>,
     weights: Option<TernaryWeights>,
+    /// Those of the last fit.
+    iterations: usize,
 }
 
-/// Numbers from -1 to 1 that look like chance (Knuth's multiplicative hashing).
+/// Numbers from -1 to 1 that look like chance: the finalizer of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).
 fn numbers(len: usize) -> Vec<f32> {
-    let number = |i: usize| (i as u32).wrapping_mul(2_654_435_769) as i32 as f32 / i32::MAX as f32;
-    (0..len).map(number).collect()
+    let number = |i: u64| {
+        let mut z = i.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z >> 32) as i32 as f32 / i32::MAX as f32
+    };
+    (0..len as u64).map(number).collect()
 }
 
 /// The field of code 0, four times.
@@ -183,7 +199,7 @@ impl Arrays {
                 weights = Some(TernaryWeights::new(codes, outputs, inputs)?);
             }
         }
-        Ok(Arrays { x, w, y, codes, weights })
+        Ok(Arrays { x, w, y, codes, weights, iterations: 0 })
     }
 
     fn run(&mut self, task: &Task, engine: &dyn Engine) -> Result<()> {
@@ -192,7 +208,9 @@ impl Arrays {
             (Task::Dequantize { .. }, _) => engine.dequantize(&self.codes, 1.0, &mut self.y),
             (Task::Kmeans { rows, dim, iterations, .. }, _) => {
                 let options = Options { iterations: *iterations, tolerance: 0.0, ..Options::default() };
-                engine.kmeans(&self.x, (*rows, *dim), Start::Given(&self.w), &options).map(drop)
+                let fit = engine.kmeans(&self.x, (*rows, *dim), Start::Given(&self.w), &options)?;
+                self.iterations = fit.iterations;
+                Ok(())
             }
             (Task::Matmul { rows, outputs, inputs }, _) => {
                 engine.matmul(&self.x, &self.w, [*rows, *outputs, *inputs], &mut self.y)

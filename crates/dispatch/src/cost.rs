@@ -6,14 +6,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::{EngineKind, Operation, Task};
 
-/// Seconds of an operation on an engine: `fixed + by_work·work + by_byte·bytes`.
+/// Seconds of an operation on an engine, by what [`Task::terms`] counts: `fixed + by_work·units + by_byte·bytes`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Cost {
     /// Seconds of every call.
     pub fixed: f64,
-    /// Seconds for each unit of [`Task::work`].
+    /// Seconds for each unit of work.
     pub by_work: f64,
-    /// Seconds for each of [`Task::bytes`]: reading, laying out, transfer to a device and back.
+    /// Seconds for each byte: reading, laying out, transfer to a device and back.
     pub by_byte: f64,
 }
 
@@ -28,7 +28,8 @@ pub(crate) struct Measured {
 impl Cost {
     /// What a task should take, in seconds.
     pub fn predict(&self, task: &Task) -> f64 {
-        self.fixed + self.by_work * task.work() + self.by_byte * task.bytes()
+        let [calls, units, bytes] = task.terms();
+        self.fixed * calls + self.by_work * units + self.by_byte * bytes
     }
 
     /// The cost, none of its three numbers below zero, with the least sum of squares of relative errors, each times
@@ -43,7 +44,8 @@ impl Cost {
             .filter(|of| of.seconds > 0.0)
             .map(|of| {
                 let weight = of.fastest / of.seconds;
-                [1.0, of.task.work(), of.task.bytes(), of.seconds].map(|x| x / of.seconds * weight)
+                let [calls, units, bytes] = of.task.terms();
+                [calls, units, bytes, of.seconds].map(|x| x / of.seconds * weight)
             })
             .collect();
         let mut best = (f64::INFINITY, [0.0; 3]);
@@ -120,7 +122,7 @@ pub struct Calibration {
 }
 
 impl Calibration {
-    /// What costs mean: it grows when [`Task::work`] or [`Task::bytes`] changes.
+    /// What costs mean: it grows when [`Task::terms`] changes.
     pub const VERSION: u32 = 1;
 
     /// The cost of an operation on an engine.
@@ -175,7 +177,7 @@ mod tests {
         // A fixed cost that small tasks do not have, on an engine that is far behind there.
         let mut measured = measured(|task| 1e-5 + 1e-10 * task.work());
         measured[0].seconds = 1e-6;
-        measured[0].fastest = 1e-8;
+        measured[0].fastest = 1e-9;
         let found = Cost::fit(&measured);
         for of in &measured[1..] {
             let error = found.predict(&of.task) / of.seconds - 1.0;

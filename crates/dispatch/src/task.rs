@@ -85,6 +85,9 @@ pub enum Task {
     },
 }
 
+/// Bytes that the caches of a core hold.
+const CACHED: f64 = 1048576.0;
+
 impl Task {
     /// The operation.
     pub fn operation(&self) -> Operation {
@@ -110,21 +113,30 @@ impl Task {
         }
     }
 
-    /// Bytes that go in and out, those of every pass over rows of k-means; 0 for conversions, whose bytes are in
-    /// proportion to their work.
-    pub fn bytes(&self) -> f64 {
-        match *self {
-            Task::Quantize { .. } | Task::Dequantize { .. } => 0.0,
-            Task::Kmeans { rows, dim, iterations, .. } => {
-                4.0 * rows as f64 * dim as f64 * (1 + iterations) as f64
+    /// What a [`crate::Cost`] is counted in: one call, units of work, and bytes that are moved.
+    ///
+    /// * Conversions: numbers, and bytes beyond the first MiB, which caches hold.
+    /// * k-means: rows times clusters that each is compared with, screened a few dimensions at a time, and eight more
+    ///   for what a row takes by itself; and the bytes of rows.
+    /// * Products: multiply-adds, and the bytes of factors and result.
+    pub fn terms(&self) -> [f64; 3] {
+        let units = match *self {
+            Task::Kmeans { rows, k, iterations, .. } => {
+                rows as f64 * (k as f64 + 8.0) * (iterations as f64 + 2.0)
             }
+            _ => self.work(),
+        };
+        let bytes = match *self {
+            Task::Quantize { len } | Task::Dequantize { len } => (4.0 * len as f64 - CACHED).max(0.0),
+            Task::Kmeans { rows, dim, .. } => 4.0 * rows as f64 * dim as f64,
             Task::Matmul { rows, outputs, inputs } => {
-                4.0 * (rows as f64 * (inputs + outputs) as f64 + outputs as f64 * inputs as f64)
+                4.0 * (rows as f64 * (inputs as f64 + outputs as f64) + outputs as f64 * inputs as f64)
             }
             Task::TernaryMatmul { rows, outputs, inputs } => {
-                4.0 * rows as f64 * (inputs + outputs) as f64 + outputs as f64 * inputs as f64
+                4.0 * rows as f64 * (inputs as f64 + outputs as f64) + outputs as f64 * inputs as f64
             }
-        }
+        };
+        [1.0, units, bytes]
     }
 
     /// Numbers that go in: what [`crate::Config::min_size_for_gpu`] is compared with.

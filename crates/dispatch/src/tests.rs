@@ -124,6 +124,7 @@ fn calibration_takes_less_than_a_second_and_finds_what_engines_cost() {
 #[test]
 fn the_engine_that_takes_least_is_chosen_at_every_size() {
     let (dispatcher, _) = dispatcher(open(), USUAL, None);
+    // At none of these sizes is a choice closer than a tenth.
     for len in (4..24).map(|power| 1usize << power) {
         let task = Task::Quantize { len };
         let least = EngineKind::ALL
@@ -138,6 +139,15 @@ fn the_engine_that_takes_least_is_chosen_at_every_size() {
     }
     let seen: Vec<EngineKind> = dispatcher.metrics().backend_summary().iter().map(|of| of.engine).collect();
     assert_eq!(seen, [EngineKind::Simd, EngineKind::Parallel, EngineKind::Gpu]);
+}
+
+#[test]
+fn for_less_than_a_tenth_no_other_thread_is_taken() {
+    for (by_work, expected) in [(0.95e-9, EngineKind::Simd), (0.9e-9, EngineKind::Parallel)] {
+        let costs = [cost(0.0, 2e-9), cost(0.0, 1e-9), cost(0.0, by_work), None];
+        let (dispatcher, _) = dispatcher(open(), costs, None);
+        assert_eq!(taken(&dispatcher, 1 << 18), expected);
+    }
 }
 
 #[test]

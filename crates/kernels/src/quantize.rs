@@ -11,12 +11,12 @@ use tritrain_trit::{
     ternary::scale_from_total,
 };
 
-use crate::{Context, elementwise};
+use crate::{Context, elementwise, lines::LINE};
 
 /// Codes in a byte.
 const PER_BYTE: usize = 4;
-/// Bytes of codes of one task: 32 Ki numbers.
-const TASK: usize = 8192;
+/// Bytes of codes of one task: 16 Ki numbers, as many as a task sums.
+const TASK: usize = 4096;
 /// Bytes of codes that a step of the loops makes or reads.
 const STEP: usize = 16;
 
@@ -96,20 +96,30 @@ fn field(x: f32, threshold: f32) -> u8 {
     1 + u8::from(x > threshold) - u8::from(x < -threshold)
 }
 
+/// The bytes of a step.
+#[inline(always)]
+fn pack_step(x: &[f32; STEP * PER_BYTE], threshold: f32) -> [u8; STEP] {
+    let fields = x.map(|x| field(x, threshold));
+    let mut bytes = [0; STEP];
+    for (to, four) in bytes.iter_mut().zip(fields.as_chunks::<PER_BYTE>().0) {
+        let word = u32::from_le_bytes(*four);
+        *to = (word | word >> 6 | word >> 12 | word >> 18) as u8;
+    }
+    bytes
+}
+
 tiered! {
     fn pack(x: &[f32], threshold: f32, bytes: &mut [u8]) {
         let (steps, rest) = x.as_chunks::<{ STEP * PER_BYTE }>();
         let (whole, last) = bytes.split_at_mut(steps.len() * STEP);
         for (x, to) in steps.iter().zip(whole.as_chunks_mut::<STEP>().0) {
-            let fields = x.map(|x| field(x, threshold));
-            for (to, four) in to.iter_mut().zip(fields.as_chunks::<PER_BYTE>().0) {
-                let word = u32::from_le_bytes(*four);
-                *to = (word | word >> 6 | word >> 12 | word >> 18) as u8;
-            }
+            *to = pack_step(x, threshold);
         }
-        for (x, to) in rest.chunks(PER_BYTE).zip(last) {
-            let fields = |at: usize| x.get(at).map_or(1, |x| field(*x, threshold));
-            *to = fields(0) | fields(1) << 2 | fields(2) << 4 | fields(3) << 6;
+        if !last.is_empty() {
+            // Zeros have code 0, as what is beyond the last code must.
+            let mut x = [0.0; STEP * PER_BYTE];
+            x[..rest.len()].copy_from_slice(rest);
+            last.copy_from_slice(&pack_step(&x, threshold)[..last.len()]);
         }
     }
 }
@@ -127,24 +137,45 @@ fn pattern(byte: u8) -> u8 {
     byte & byte >> 1 & 0x55
 }
 
+/// The numbers of a step, and whether a field was no code.
+#[inline(always)]
+fn unpack_step(bytes: &[u8; STEP], scale: f32) -> ([f32; STEP * PER_BYTE], u8) {
+    let mut out = [0.0; STEP * PER_BYTE];
+    for (to, field) in out.iter_mut().zip(bytes.map(spread).as_flattened()) {
+        *to = (f32::from(*field) - 1.0) * scale;
+    }
+    (out, bytes.iter().fold(0, |seen, byte| seen | pattern(*byte)))
+}
+
+/// A part of a step.
+#[inline(always)]
+fn unpack_part(bytes: &[u8], scale: f32, out: &mut [f32]) -> u8 {
+    if bytes.is_empty() {
+        return 0;
+    }
+    let mut step = [0; STEP];
+    step[..bytes.len()].copy_from_slice(bytes);
+    let (numbers, wrong) = unpack_step(&step, scale);
+    out.copy_from_slice(&numbers[..out.len()]);
+    wrong
+}
+
 tiered! {
     /// Whether a field was no code.
     fn unpack(bytes: &[u8], scale: f32, out: &mut [f32]) -> bool {
-        let mut seen = 0;
-        let value = |field: u8| (f32::from(field) - 1.0) * scale;
+        // Where a register that is stored would straddle two lines of the cache, a part of a step comes first.
+        let first = (out.as_ptr().align_offset(LINE) / PER_BYTE).min(bytes.len());
+        let (unaligned, bytes) = bytes.split_at(first);
+        let (to, out) = out.split_at_mut(first * PER_BYTE);
+        let mut seen = unpack_part(unaligned, scale, to);
         let (steps, rest) = bytes.as_chunks::<STEP>();
         let (to, last) = out.as_chunks_mut::<{ STEP * PER_BYTE }>();
         for (bytes, to) in steps.iter().zip(to) {
-            seen |= bytes.iter().fold(0, |seen, byte| seen | pattern(*byte));
-            let fields = bytes.map(spread);
-            for (to, field) in to.iter_mut().zip(fields.as_flattened()) {
-                *to = value(*field);
-            }
+            let (numbers, wrong) = unpack_step(bytes, scale);
+            *to = numbers;
+            seen |= wrong;
         }
-        for (byte, to) in rest.iter().zip(last.as_chunks_mut::<PER_BYTE>().0) {
-            seen |= pattern(*byte);
-            *to = spread(*byte).map(value);
-        }
+        seen |= unpack_part(rest, scale, last);
         seen != 0
     }
 }
