@@ -15,7 +15,7 @@ use tritrain_train::{
 
 use crate::{
     args::{self, Args, Command},
-    bench, cluster, controller, doctor,
+    bench, cluster, controller, devices,
     error::{Error, Result},
     experts, export, generate, inspect, memory, plot, prepare, show,
 };
@@ -36,7 +36,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         Command::Audit(args) => audit(&args),
         Command::Bench(args) => bench::run(&args),
         Command::MetaTrain(args) => controller::meta_train(&args),
-        Command::Doctor(args) => doctor::run(&args),
+        Command::Devices(args) => devices::run(&args),
         Command::Config => show::line(Config::annotated().trim_end()).map(|()| ExitCode::SUCCESS),
     }
 }
@@ -53,6 +53,7 @@ pub(crate) struct Outcome {
 }
 
 fn train(args: &args::Train) -> Result<ExitCode> {
+    devices::check(&args.device)?;
     let signals = Signals::watch()?;
     let dir = prepare::out(&args.setup);
     let config =
@@ -264,6 +265,7 @@ fn show_audit(audit: &Audit) -> Result<()> {
 }
 
 fn eval(args: &args::Eval) -> Result<ExitCode> {
+    devices::check(&args.device)?;
     let mixing = experts::mixing(&args.mixing)?;
     if let Some(mixture) = Mixture::load(&Disk, &args.model)? {
         return experts::eval(args, &mixture, mixing);

@@ -17,12 +17,13 @@ use tritrain_model::{Model, Sampling};
 use tritrain_train::{Continuation, Loaded, Mixture, Next, Until, generate, generate_all, load};
 
 use crate::{
-    args, commands,
+    args, commands, devices,
     error::{Error, Result},
     experts, show,
 };
 
 pub(crate) fn run(args: &args::Generate) -> Result<ExitCode> {
+    devices::check(&args.device)?;
     check(args)?;
     let mixing = experts::mixing(&args.mixing)?;
     if let Some(mixture) = Mixture::load(&Disk, &args.model)? {

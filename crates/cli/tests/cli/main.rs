@@ -1,6 +1,7 @@
 //! The program as a user calls it.
 
 mod clusters;
+mod devices;
 mod export;
 
 use std::{
