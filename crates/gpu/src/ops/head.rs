@@ -38,6 +38,7 @@ fn row_blocks(
     cols: usize,
     bound: f32,
     #[comptime] shift: u32,
+    #[comptime] scaled: bool,
 ) {
     let mut desk = word_desk();
     if CUBE_POS < scales.len() {
@@ -50,7 +51,7 @@ fn row_blocks(
         let mut largest = 0u32;
         let mut i = first + unit;
         while i < last {
-            let factor = if by.len() == 1 { 1.0f32.runtime() } else { by[i] };
+            let factor = if comptime![scaled] { by[i] } else { 1.0f32.runtime() };
             largest = max(largest, magnitude(x[start + i] * factor));
             i += UNITS;
         }
@@ -69,7 +70,7 @@ fn row_blocks(
                 let i = 4 * word + at;
                 let mut code = 0i32;
                 if i < cols && inverse != 0.0f32 {
-                    let factor = if by.len() == 1 { 1.0f32.runtime() } else { by[i] };
+                    let factor = if comptime![scaled] { by[i] } else { 1.0f32.runtime() };
                     code = nearest(x[start + i] * factor * inverse);
                 }
                 if comptime![shift == 6] {
@@ -237,6 +238,7 @@ impl Rounded {
             cols,
             bound,
             shift,
+            by.is_some(),
         );
         Rounded { words, scales, rows }
     }
