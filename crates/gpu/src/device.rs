@@ -58,6 +58,8 @@ pub struct Gpu {
     pub(crate) host: Cpu,
     waits: AtomicU64,
     fault: Mutex<Option<String>>,
+    #[cfg(feature = "emit")]
+    pub(crate) watch: Option<crate::emit::Watch>,
 }
 
 /// Devices that have been started, which happens once in a process.
@@ -70,9 +72,7 @@ impl Gpu {
     /// There is none of the kind.
     pub fn new(choice: Choice) -> Result<Gpu, GpuError> {
         let (kinds, wanted): (&[WgpuDeviceKind], _) = match choice {
-            Choice::Vulkan => {
-                (&[WgpuDeviceKind::DiscreteGpu(0), WgpuDeviceKind::IntegratedGpu(0)], "Vulkan")
-            }
+            Choice::Vulkan => (&[WgpuDeviceKind::DiscreteGpu(0), WgpuDeviceKind::IntegratedGpu(0)], "Vulkan"),
             Choice::Software => (&[WgpuDeviceKind::Cpu], "software Vulkan"),
         };
         let mut started = STARTED.lock().unwrap_or_else(PoisonError::into_inner);
@@ -95,7 +95,15 @@ impl Gpu {
             }
             let client = client(&device);
             let host = Cpu::new(1)?;
-            return Ok(Gpu { client, adapter, host, waits: AtomicU64::new(0), fault: Mutex::new(None) });
+            return Ok(Gpu {
+                client,
+                adapter,
+                host,
+                waits: AtomicU64::new(0),
+                fault: Mutex::new(None),
+                #[cfg(feature = "emit")]
+                watch: None,
+            });
         }
         Err(GpuError::None { wanted, reason })
     }

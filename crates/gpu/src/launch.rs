@@ -8,22 +8,58 @@ use crate::{Floats, Gpu, Tokens};
 /// Units of a cube in one dimension.
 pub(crate) const UNITS: u32 = 256;
 
-/// A buffer of `len` elements as an argument.
-pub(crate) fn arg(handle: &Handle, len: usize) -> BufferArg {
-    // SAFETY: every buffer of this crate is made with the length its owner keeps.
-    unsafe { BufferArg::from_raw_parts(handle.clone(), len.max(1)) }
+/// A buffer as an argument of kernels.
+#[derive(Clone)]
+pub(crate) struct Buffer {
+    handle: Handle,
+    len: usize,
 }
+
+/// A buffer of `len` elements as an argument.
+pub(crate) fn arg(handle: &Handle, len: usize) -> Buffer {
+    Buffer { handle: handle.clone(), len: len.max(1) }
+}
+
+/// What kernels are given.
+pub(crate) trait Argument {
+    /// As CubeCL takes it.
+    type Given;
+    /// Gives it.
+    fn give(&self) -> Self::Given;
+}
+
+impl Argument for Buffer {
+    type Given = BufferArg;
+
+    fn give(&self) -> BufferArg {
+        // SAFETY: every buffer of this crate is made with the length its owner keeps.
+        unsafe { BufferArg::from_raw_parts(self.handle.clone(), self.len) }
+    }
+}
+
+macro_rules! numbers {
+    ($($number:ty)*) => {$(
+        impl Argument for $number {
+            type Given = $number;
+
+            fn give(&self) -> $number {
+                *self
+            }
+        }
+    )*};
+}
+numbers!(bool u32 usize f32);
 
 impl Floats {
     /// The numbers as an argument.
-    pub(crate) fn arg(&self) -> BufferArg {
+    pub(crate) fn arg(&self) -> Buffer {
         arg(&self.handle, self.len)
     }
 }
 
 impl Tokens {
     /// The ids as an argument.
-    pub(crate) fn arg(&self) -> BufferArg {
+    pub(crate) fn arg(&self) -> Buffer {
         arg(&self.handle, self.len)
     }
 }
@@ -51,3 +87,21 @@ impl Gpu {
         self.client.empty(4 * words.max(1))
     }
 }
+
+/// Queues a kernel: `launch!(gpu, kernel, cubes, units, arguments..)`. Where launches are watched, the watcher is
+/// given the kernel as well.
+macro_rules! launch {
+    ($gpu:expr, $kernel:ident, $count:expr, $dim:expr $(, $argument:expr)* $(,)?) => {{
+        use $crate::launch::Argument as _;
+        let count = $count;
+        #[cfg(feature = "emit")]
+        if let Some(watch) = &$gpu.watch {
+            let (properties, target) = watch.properties();
+            let count = count.clone();
+            let kernel = $kernel::create_dummy_kernel(properties, target, count, $dim $(, $argument.give())*);
+            watch.launched(stringify!($kernel), &kernel);
+        }
+        $kernel::launch(&$gpu.client, count, $dim $(, $argument.give())*);
+    }};
+}
+pub(crate) use launch;

@@ -8,8 +8,10 @@
 //! through shared memory, and nothing depends on the width of subgroups.
 #![cfg(feature = "wgpu")]
 
-mod device;
 mod blocks;
+mod device;
+#[cfg(feature = "emit")]
+mod emit;
 mod launch;
 mod memory;
 mod ops;

@@ -14,7 +14,7 @@ use tritrain_backend::Shape;
 
 use crate::{
     Floats, Gpu,
-    launch::{arg, cubes_for, units},
+    launch::{arg, cubes_for, launch, units},
 };
 
 /// Rows of a tile for heads of some width: four tiles of floats fit 16 KiB of shared memory.
@@ -99,7 +99,15 @@ struct Head {
 }
 
 #[cube]
-fn head_at(sequence: usize, head: usize, time: usize, width: usize, heads: usize, kv_heads: usize, head_dim: usize) -> Head {
+fn head_at(
+    sequence: usize,
+    head: usize,
+    time: usize,
+    width: usize,
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+) -> Head {
     let row = sequence * time * width;
     let kv_head = head / (heads / kv_heads);
     Head {
@@ -110,7 +118,7 @@ fn head_at(sequence: usize, head: usize, time: usize, width: usize, heads: usize
 }
 
 /// One cube a tile of queries of a head: `x` counts tiles, `y` heads of all sequences.
-#[cube(launch)]
+#[cube(launch, create_dummy_kernel)]
 fn forward_kernel(
     qkv: &[f32],
     table: &[f32],
@@ -196,7 +204,7 @@ fn forward_kernel(
 }
 
 /// One unit a row and head: `Σ d_out · out`.
-#[cube(launch)]
+#[cube(launch, create_dummy_kernel)]
 fn delta_kernel(out: &[f32], d_out: &[f32], deltas: &mut [f32], #[comptime] head_dim: usize) {
     if ABSOLUTE_POS < deltas.len() {
         let mut sum = 0.0f32;
@@ -261,7 +269,7 @@ fn store(
 }
 
 /// One cube a tile of queries of a head: their gradient.
-#[cube(launch)]
+#[cube(launch, create_dummy_kernel)]
 fn query_kernel(
     qkv: &[f32],
     lse: &[f32],
@@ -329,7 +337,7 @@ fn query_kernel(
 }
 
 /// One cube a tile of keys of a key head: the gradients of keys and values, from all queries of the group.
-#[cube(launch)]
+#[cube(launch, create_dummy_kernel)]
 fn key_kernel(
     qkv: &[f32],
     lse: &[f32],
@@ -438,8 +446,9 @@ pub(crate) fn attention(
         return;
     }
     let tile = tile_of(shape.head_dim);
-    forward_kernel::launch(
-        &gpu.client,
+    launch!(
+        gpu,
+        forward_kernel,
         CubeCount::Static(shape.time.div_ceil(tile) as u32, (shape.batch * shape.heads) as u32, 1),
         CubeDim::new_1d((tile * tile) as u32),
         qkv.arg(),
@@ -472,22 +481,14 @@ pub(crate) fn attention_backward(
     let (tile, rows) = (tile_of(shape.head_dim), shape.rows() * shape.heads);
     let deltas = gpu.room(rows);
     let delta = || arg(&deltas, rows);
-    delta_kernel::launch(
-        &gpu.client,
-        cubes_for(rows),
-        units(),
-        out.arg(),
-        d_out.arg(),
-        delta(),
-        shape.head_dim,
-    );
-    let cubes = |heads: usize| {
-        CubeCount::Static(shape.time.div_ceil(tile) as u32, (shape.batch * heads) as u32, 1)
-    };
+    launch!(gpu, delta_kernel, cubes_for(rows), units(), out.arg(), d_out.arg(), delta(), shape.head_dim,);
+    let cubes =
+        |heads: usize| CubeCount::Static(shape.time.div_ceil(tile) as u32, (shape.batch * heads) as u32, 1);
     let dim = CubeDim::new_1d((tile * tile) as u32);
     let (time, heads, kv_heads, scale) = (shape.time, shape.heads, shape.kv_heads, scale_of(shape));
-    query_kernel::launch(
-        &gpu.client,
+    launch!(
+        gpu,
+        query_kernel,
         cubes(heads),
         dim,
         qkv.arg(),
@@ -503,8 +504,9 @@ pub(crate) fn attention_backward(
         tile,
         shape.head_dim,
     );
-    key_kernel::launch(
-        &gpu.client,
+    launch!(
+        gpu,
+        key_kernel,
         cubes(kv_heads),
         dim,
         qkv.arg(),

@@ -7,27 +7,27 @@ use cubecl::prelude::*;
 use crate::{
     Floats, Gpu, Ternary, Tokens,
     blocks::{UNITS, cube_max, magnitude, word_desk},
-    launch::{arg, cubes, cubes_for, units},
+    launch::{arg, cubes, cubes_for, launch, units},
 };
 
 /// Elements that one cube looks through in a reduction.
 pub(super) const SHARE: usize = 4096;
 
-#[cube(launch)]
+#[cube(launch, create_dummy_kernel)]
 fn copy_kernel(from: &[f32], to: &mut [f32]) {
     if ABSOLUTE_POS < min(from.len(), to.len()) {
         to[ABSOLUTE_POS] = from[ABSOLUTE_POS];
     }
 }
 
-#[cube(launch)]
+#[cube(launch, create_dummy_kernel)]
 fn clear_kernel(to: &mut [f32]) {
     if ABSOLUTE_POS < to.len() {
         to[ABSOLUTE_POS] = 0.0f32;
     }
 }
 
-#[cube(launch)]
+#[cube(launch, create_dummy_kernel)]
 fn scale_kernel(x: &mut [f32], factor: f32) {
     if ABSOLUTE_POS < x.len() {
         x[ABSOLUTE_POS] *= factor;
@@ -35,7 +35,7 @@ fn scale_kernel(x: &mut [f32], factor: f32) {
 }
 
 /// One cube a share: the largest magnitude, as its bits.
-#[cube(launch)]
+#[cube(launch, create_dummy_kernel)]
 fn largest_kernel(x: &[f32], out: &mut [u32]) {
     let mut desk = word_desk();
     if CUBE_POS < out.len() {
@@ -57,7 +57,7 @@ fn largest_kernel(x: &[f32], out: &mut [u32]) {
 pub(crate) fn resize(gpu: &Gpu, buffer: &mut Floats, len: usize) {
     if len > buffer.room {
         let mut larger = Floats { handle: gpu.room(len), len, room: len };
-        copy_kernel::launch(&gpu.client, cubes_for(buffer.len), units(), buffer.arg(), larger.arg());
+        launch!(gpu, copy_kernel, cubes_for(buffer.len), units(), buffer.arg(), larger.arg());
         std::mem::swap(buffer, &mut larger);
     }
     buffer.len = len;
@@ -102,21 +102,21 @@ pub(crate) fn download_ternary(gpu: &Gpu, from: &Ternary) -> (Vec<i8>, f32) {
 
 pub(crate) fn copy(gpu: &Gpu, from: &Floats, to: &mut Floats) {
     assert_eq!(from.len, to.len, "lengths of a copy");
-    copy_kernel::launch(&gpu.client, cubes_for(to.len), units(), from.arg(), to.arg());
+    launch!(gpu, copy_kernel, cubes_for(to.len), units(), from.arg(), to.arg());
 }
 
 pub(crate) fn clear(gpu: &Gpu, to: &mut Floats) {
-    clear_kernel::launch(&gpu.client, cubes_for(to.len), units(), to.arg());
+    launch!(gpu, clear_kernel, cubes_for(to.len), units(), to.arg());
 }
 
 pub(crate) fn scale(gpu: &Gpu, x: &mut Floats, factor: f32) {
-    scale_kernel::launch(&gpu.client, cubes_for(x.len), units(), x.arg(), factor);
+    launch!(gpu, scale_kernel, cubes_for(x.len), units(), x.arg(), factor);
 }
 
 pub(crate) fn max_abs(gpu: &Gpu, x: &Floats) -> f32 {
     let shares = x.len.div_ceil(SHARE);
     let out = gpu.room(shares);
-    largest_kernel::launch(&gpu.client, cubes(shares), units(), x.arg(), arg(&out, shares));
+    launch!(gpu, largest_kernel, cubes(shares), units(), x.arg(), arg(&out, shares));
     let bytes = gpu.read(&out, 4 * shares);
     let largest = bytes.as_chunks::<4>().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).max();
     f32::from_bits(largest.unwrap_or(0))

@@ -5,13 +5,13 @@ use cubecl::{prelude::*, server::Handle};
 use crate::{
     Floats, Gpu, Tokens,
     blocks::UNITS,
-    launch::{arg, cubes, cubes_for, units},
+    launch::{arg, cubes, cubes_for, launch, units},
 };
 
 /// Says that there is no such position.
 const NONE: u32 = u32::MAX;
 
-#[cube(launch)]
+#[cube(launch, create_dummy_kernel)]
 fn gather(tokens: &[u32], table: &[f32], x: &mut [f32], dim: usize) {
     if ABSOLUTE_POS < x.len() {
         let token = tokens[ABSOLUTE_POS / dim] as usize;
@@ -20,7 +20,7 @@ fn gather(tokens: &[u32], table: &[f32], x: &mut [f32], dim: usize) {
 }
 
 /// One unit a position: whether its token came before, and where it comes again.
-#[cube(launch)]
+#[cube(launch, create_dummy_kernel)]
 fn link(tokens: &[u32], links: &mut [u32], first: usize, count: usize) {
     if ABSOLUTE_POS < count {
         let token = tokens[first + ABSOLUTE_POS];
@@ -38,7 +38,7 @@ fn link(tokens: &[u32], links: &mut [u32], first: usize, count: usize) {
 }
 
 /// One cube a position: where its token occurs first, the sum over all its positions, in order.
-#[cube(launch)]
+#[cube(launch, create_dummy_kernel)]
 fn scatter(tokens: &[u32], links: &[u32], dx: &[f32], d_table: &mut [f32], dim: usize) {
     if CUBE_POS < tokens.len() && links[2 * CUBE_POS] == 0u32 {
         let row = tokens[CUBE_POS] as usize * dim;
@@ -61,20 +61,21 @@ fn scatter(tokens: &[u32], links: &[u32], dx: &[f32], d_table: &mut [f32], dim: 
 pub(super) fn link_targets(gpu: &Gpu, tokens: &Tokens, first: usize, count: usize) -> Handle {
     let links = gpu.room(2 * count);
     let out = arg(&links, 2 * count);
-    link::launch(&gpu.client, cubes_for(count), units(), tokens.arg(), out, first, count);
+    launch!(gpu, link, cubes_for(count), units(), tokens.arg(), out, first, count);
     links
 }
 
 pub(crate) fn embed(gpu: &Gpu, tokens: &Tokens, table: &Floats, dim: usize, x: &mut Floats) {
     assert_eq!(x.len, tokens.len * dim, "lengths of an embedding");
-    gather::launch(&gpu.client, cubes_for(x.len), units(), tokens.arg(), table.arg(), x.arg(), dim);
+    launch!(gpu, gather, cubes_for(x.len), units(), tokens.arg(), table.arg(), x.arg(), dim);
 }
 
 pub(crate) fn embed_backward(gpu: &Gpu, tokens: &Tokens, dx: &Floats, dim: usize, d_table: &mut Floats) {
     assert_eq!(dx.len, tokens.len * dim, "lengths of an embedding");
     let links = link_targets(gpu, tokens, 0, tokens.len);
-    scatter::launch(
-        &gpu.client,
+    launch!(
+        gpu,
+        scatter,
         cubes(tokens.len),
         units(),
         tokens.arg(),

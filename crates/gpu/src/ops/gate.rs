@@ -6,7 +6,7 @@ use tritrain_backend::{Gate, Store};
 use super::norm;
 use crate::{
     Floats, Gpu, Rows,
-    launch::{cubes_for, units},
+    launch::{cubes_for, launch, units},
 };
 
 #[cube]
@@ -20,18 +20,17 @@ fn positive(x: f32) -> f32 {
     if x < 0.0f32 { 0.0f32.runtime() } else { x }
 }
 
-#[cube(launch)]
+#[cube(launch, create_dummy_kernel)]
 fn activate(gate_up: &[f32], a: &mut [f32], width: usize, #[comptime] silu: bool) {
     if ABSOLUTE_POS < a.len() {
         let start = ABSOLUTE_POS / width * 2 * width + ABSOLUTE_POS % width;
         let g = gate_up[start];
         let u = gate_up[start + width];
-        a[ABSOLUTE_POS] =
-            if comptime![silu] { g * sigmoid(g) * u } else { positive(g) * positive(g) * u };
+        a[ABSOLUTE_POS] = if comptime![silu] { g * sigmoid(g) * u } else { positive(g) * positive(g) * u };
     }
 }
 
-#[cube(launch)]
+#[cube(launch, create_dummy_kernel)]
 fn activate_backward(
     gate_up: &[f32],
     da: &[f32],
@@ -59,7 +58,7 @@ fn activate_backward(
 pub(crate) fn glu(gpu: &Gpu, gate: Gate, gate_up: &Floats, width: usize, a: &mut Floats) {
     assert_eq!(gate_up.len, 2 * a.len, "lengths of a gate");
     let silu = gate == Gate::Silu;
-    activate::launch(&gpu.client, cubes_for(a.len), units(), gate_up.arg(), a.arg(), width, silu);
+    launch!(gpu, activate, cubes_for(a.len), units(), gate_up.arg(), a.arg(), width, silu);
 }
 
 pub(crate) fn glu_backward(
@@ -71,8 +70,9 @@ pub(crate) fn glu_backward(
     d_gate_up: &mut Floats,
 ) {
     assert!(gate_up.len == 2 * da.len && d_gate_up.len == gate_up.len, "lengths of a gate");
-    activate_backward::launch(
-        &gpu.client,
+    launch!(
+        gpu,
+        activate_backward,
         cubes_for(da.len),
         units(),
         gate_up.arg(),

@@ -16,7 +16,7 @@ use crate::{
     blocks::{
         UNITS, as_byte, cube_max, cube_sum, desk, inverse_scale_of, magnitude, nearest, scale_of, word_desk,
     },
-    launch::{arg, cubes, cubes_for, units},
+    launch::{arg, cubes, cubes_for, launch, units},
 };
 
 /// Most tokens in a chunk, and most logits (`kernels::loss`).
@@ -27,7 +27,7 @@ const SCRATCH: usize = 1 << 23;
 const BLOCK_WORDS: usize = BLOCK / 4;
 
 /// One cube a row and block: the numbers of a row, times those of `by`, as integers of two planes or one.
-#[cube(launch)]
+#[cube(launch, create_dummy_kernel)]
 fn row_blocks(
     x: &[f32],
     by: &[f32],
@@ -88,7 +88,7 @@ fn row_blocks(
 }
 
 /// One cube a row of logits: its loss, and `scale · softmax` in its place.
-#[cube(launch)]
+#[cube(launch, create_dummy_kernel)]
 fn entropy(
     logits: &mut [f32],
     targets: &[u32],
@@ -153,7 +153,7 @@ fn cube_largest(value: f32, desk: &mut Shared<[f32]>) -> f32 {
 }
 
 /// `d_hidden[t] -= factor · head[target]`, with the row of the head in int8.
-#[cube(launch)]
+#[cube(launch, create_dummy_kernel)]
 fn subtract_words(
     codes: &[u32],
     scales: &[f32],
@@ -173,7 +173,7 @@ fn subtract_words(
 }
 
 /// `d_head[target] -= factor · hidden[t]`, tokens with the same target in order, by the cube of the first of them.
-#[cube(launch)]
+#[cube(launch, create_dummy_kernel)]
 fn subtract_hidden(
     codes: &[u32],
     scales: &[f32],
@@ -204,7 +204,7 @@ fn subtract_hidden(
 }
 
 /// `x[t][target] -= factor`.
-#[cube(launch)]
+#[cube(launch, create_dummy_kernel)]
 fn subtract_targets(x: &mut [f32], targets: &[u32], first: usize, rows: usize, vocab: usize, factor: f32) {
     if ABSOLUTE_POS < rows {
         x[ABSOLUTE_POS * vocab + targets[first + ABSOLUTE_POS] as usize] -= factor;
@@ -220,13 +220,21 @@ struct Rounded {
 
 impl Rounded {
     /// Rounds the rows `x[from..]`, each number times the one of its column in `by`, if there are any.
-    fn new(gpu: &Gpu, kind: Kind, (x, from): (&Floats, usize), by: Option<&Handle>, rows: usize, cols: usize) -> Rounded {
-        let (bound, shift) = if kind == Kind::Twelve { (2047.0, 6) } else { (32767.0, 8) };
+    fn new(
+        gpu: &Gpu,
+        kind: Kind,
+        (x, from): (&Floats, usize),
+        by: Option<&Handle>,
+        rows: usize,
+        cols: usize,
+    ) -> Rounded {
+        let (bound, shift) = if kind == Kind::Twelve { (2047.0, 6_u32) } else { (32767.0, 8) };
         let count = rows * cols.div_ceil(BLOCK);
         let (words, scales) = (gpu.room(2 * rows * cols.div_ceil(4)), gpu.room(count));
         let spare = gpu.room(1);
-        row_blocks::launch(
-            &gpu.client,
+        launch!(
+            gpu,
+            row_blocks,
             cubes(count),
             units(),
             x.arg(),
@@ -261,7 +269,7 @@ fn int8_rows(gpu: &Gpu, (x, from): (&Floats, usize), rows: usize, cols: usize) -
     to
 }
 
-#[cube(launch)]
+#[cube(launch, create_dummy_kernel)]
 fn slice_kernel(from: &[f32], to: &mut [f32], first: usize) {
     if ABSOLUTE_POS < to.len() {
         to[ABSOLUTE_POS] = from[first + ABSOLUTE_POS];
@@ -271,7 +279,7 @@ fn slice_kernel(from: &[f32], to: &mut [f32], first: usize) {
 /// A copy of some numbers of a buffer.
 fn slice(gpu: &Gpu, x: &Floats, from: usize, len: usize) -> Floats {
     let to = Floats { handle: gpu.room(len), len, room: len };
-    slice_kernel::launch(&gpu.client, cubes_for(len), units(), x.arg(), to.arg(), from);
+    launch!(gpu, slice_kernel, cubes_for(len), units(), x.arg(), to.arg(), from);
     to
 }
 
@@ -337,8 +345,9 @@ fn cross_entropy(
         }
         let mean = 1.0 / n as f32;
         let scale = if gradients.is_some() { mean } else { 1.0 };
-        entropy::launch(
-            &gpu.client,
+        launch!(
+            gpu,
+            entropy,
             cubes(rows),
             units(),
             logits.arg(),
@@ -354,9 +363,9 @@ fn cross_entropy(
         };
         let place = Place { of: d_hidden, from: first * dim };
         let Some((head_rows, turned)) = &head_rows else {
-            let client = &gpu.client;
-            subtract_targets::launch(
-                client,
+            launch!(
+                gpu,
+                subtract_targets,
                 cubes_for(rows),
                 units(),
                 logits.arg(),
@@ -375,8 +384,9 @@ fn cross_entropy(
         let right = Factor { words: turned, scales: Scales::None, rows: dim };
         let inner = (vocab.div_ceil(4), BLOCK / 4);
         product(gpu, Kind::Int16, by_token.factor(), right, inner, Onto::Replace, place);
-        subtract_words::launch(
-            &gpu.client,
+        launch!(
+            gpu,
+            subtract_words,
             cubes_for(rows * dim),
             units(),
             arg(&head_rows.codes, vocab * head_rows.words()),
@@ -392,8 +402,9 @@ fn cross_entropy(
         let place = Place { of: d_head, from: 0 };
         weight_gradient(gpu, Kind::Int16, &logits, &x.scales, &x, Onto::Add, place);
         let links = link_targets(gpu, targets, first, rows);
-        subtract_hidden::launch(
-            &gpu.client,
+        launch!(
+            gpu,
+            subtract_hidden,
             cubes(rows),
             units(),
             arg(&x.codes, rows * x.words()),
@@ -415,7 +426,7 @@ pub(crate) fn head_logits(gpu: &Gpu, hidden: &Floats, head: &Floats, dim: usize,
 }
 
 /// One unit a logit: the hidden state in twelve bits against a row of the head in int8, exact in blocks of 8192.
-#[cube(launch)]
+#[cube(launch, create_dummy_kernel)]
 fn logits_int8(
     hidden: &[i32],
     hidden_scales: &[f32],
@@ -445,7 +456,7 @@ fn logits_int8(
 const EXACT: usize = 8192;
 
 /// One cube a row: twelve bits with one scale.
-#[cube(launch)]
+#[cube(launch, create_dummy_kernel)]
 fn twelve_bits(x: &[f32], to: &mut [i32], scales: &mut [f32], cols: usize) {
     let mut desk = word_desk();
     if CUBE_POS < scales.len() {
@@ -475,9 +486,10 @@ pub(crate) fn head_logits_int8(gpu: &Gpu, hidden: &Floats, head: &Rows, logits: 
     assert!(hidden.len == rows * dim && logits.len == rows * vocab, "sizes of a head");
     let (rounded, scales) = (gpu.room(hidden.len), gpu.room(rows));
     let (rounded, scales) = (|| arg(&rounded, hidden.len), || arg(&scales, rows));
-    twelve_bits::launch(&gpu.client, cubes(rows), units(), hidden.arg(), rounded(), scales(), dim);
-    logits_int8::launch(
-        &gpu.client,
+    launch!(gpu, twelve_bits, cubes(rows), units(), hidden.arg(), rounded(), scales(), dim);
+    launch!(
+        gpu,
+        logits_int8,
         cubes_for(logits.len),
         units(),
         rounded(),

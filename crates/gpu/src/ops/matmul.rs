@@ -3,7 +3,11 @@
 use cubecl::prelude::*;
 
 use super::products::{Onto, Place};
-use crate::{Floats, Gpu, blocks::UNITS, launch::arg};
+use crate::{
+    Floats, Gpu,
+    blocks::UNITS,
+    launch::{arg, launch},
+};
 
 /// Rows and columns of the result that a cube computes: 16 × 16 units of 2 × 2.
 const TILE: usize = 32;
@@ -47,7 +51,7 @@ impl<'a> View<'a> {
     }
 }
 
-#[cube(launch)]
+#[cube(launch, create_dummy_kernel)]
 fn matmul_kernel(
     a: &[f32],
     b: &[f32],
@@ -138,12 +142,13 @@ pub(super) fn gemm(gpu: &Gpu, a: View<'_>, b: View<'_>, onto: Onto<'_>, y: Place
     }
     let spare = gpu.room(1);
     let (residual, base) = match onto {
-        Onto::Replace => (arg(&spare, 1), 0),
+        Onto::Replace => (arg(&spare, 1), 0_u32),
         Onto::Add => (arg(&spare, 1), 1),
         Onto::Residual(residual) => (arg(residual, a.rows * b.cols), 2),
     };
-    matmul_kernel::launch(
-        &gpu.client,
+    launch!(
+        gpu,
+        matmul_kernel,
         CubeCount::Static(b.cols.div_ceil(TILE) as u32, a.rows.div_ceil(TILE) as u32, 1),
         CubeDim::new_1d(UNITS as u32),
         a.of.arg(),

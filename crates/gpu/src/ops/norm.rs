@@ -8,7 +8,7 @@ use crate::{
     blocks::{
         UNITS, as_byte, cube_max, cube_sum, desk, inverse_scale, magnitude, nearest, row_scale, word_desk,
     },
-    launch::{arg, cubes, cubes_for, units},
+    launch::{arg, cubes, cubes_for, launch, units},
 };
 
 /// Largest code of an int8 row.
@@ -18,15 +18,8 @@ const BOUND: f32 = 127.0;
 const GAIN_ROWS: usize = 32;
 
 /// One cube a row: its reciprocal root mean square, and with it the row where `write`.
-#[cube(launch)]
-fn normalise(
-    x: &[f32],
-    gain: &[f32],
-    h: &mut [f32],
-    rstd: &mut [f32],
-    cols: usize,
-    eps: f32,
-) {
+#[cube(launch, create_dummy_kernel)]
+fn normalise(x: &[f32], gain: &[f32], h: &mut [f32], rstd: &mut [f32], cols: usize, eps: f32) {
     let mut desk = desk();
     let row = CUBE_POS;
     if row < rstd.len() {
@@ -45,7 +38,13 @@ fn normalise(
 }
 
 #[cube]
-pub(super) fn reciprocal_rms(x: &[f32], start: usize, cols: usize, eps: f32, desk: &mut Shared<[f32]>) -> f32 {
+pub(super) fn reciprocal_rms(
+    x: &[f32],
+    start: usize,
+    cols: usize,
+    eps: f32,
+    desk: &mut Shared<[f32]>,
+) -> f32 {
     let mut sum = 0.0f32;
     let mut i = UNIT_POS as usize;
     while i < cols {
@@ -58,7 +57,7 @@ pub(super) fn reciprocal_rms(x: &[f32], start: usize, cols: usize, eps: f32, des
 }
 
 /// One cube a row: int8 codes of `x · factor`, or of `x · rstd · gain`.
-#[cube(launch)]
+#[cube(launch, create_dummy_kernel)]
 fn normalise_quantise(
     x: &[f32],
     gain: &[f32],
@@ -113,7 +112,7 @@ fn normalise_quantise(
 }
 
 /// One cube a row: the gradient of its input.
-#[cube(launch)]
+#[cube(launch, create_dummy_kernel)]
 fn differentiate(
     dh: &[f32],
     x: &[f32],
@@ -146,7 +145,7 @@ fn differentiate(
 }
 
 /// One unit a column and block of rows: `Σ dh · rstd · x` of the block.
-#[cube(launch)]
+#[cube(launch, create_dummy_kernel)]
 fn gain_parts(dh: &[f32], x: &[f32], rstd: &[f32], parts: &mut [f32], cols: usize) {
     if ABSOLUTE_POS < parts.len() {
         let (block, col) = (ABSOLUTE_POS / cols, ABSOLUTE_POS % cols);
@@ -161,7 +160,7 @@ fn gain_parts(dh: &[f32], x: &[f32], rstd: &[f32], parts: &mut [f32], cols: usiz
 }
 
 /// One unit a column: the sum of all blocks.
-#[cube(launch)]
+#[cube(launch, create_dummy_kernel)]
 fn add_parts(parts: &[f32], out: &mut [f32]) {
     let cols = out.len();
     if ABSOLUTE_POS < cols {
@@ -175,8 +174,9 @@ fn add_parts(parts: &[f32], out: &mut [f32]) {
 
 pub(crate) fn rmsnorm(gpu: &Gpu, x: &Floats, gain: &Floats, eps: f32, h: &mut Floats, rstd: &mut Floats) {
     assert!(x.len == h.len && x.len == rstd.len * gain.len, "lengths of a norm");
-    normalise::launch(
-        &gpu.client,
+    launch!(
+        gpu,
+        normalise,
         cubes(rstd.len),
         units(),
         x.arg(),
@@ -217,8 +217,9 @@ pub(super) fn launch_quantise(
     let (gain, eps) = norm.map_or((x, 0.0), |(gain, eps)| (gain, eps));
     let spare = if norm.is_none() { Some(gpu.room(1)) } else { None };
     let rstd = spare.map_or_else(|| rstd.arg(), |spare| arg(&spare, 1));
-    normalise_quantise::launch(
-        &gpu.client,
+    launch!(
+        gpu,
+        normalise_quantise,
         cubes(to.rows),
         units(),
         x.arg(),
@@ -248,8 +249,9 @@ pub(crate) fn rmsnorm_backward(
         x.len == dh.len && x.len == dx.len && x.len == rstd.len * cols && d_gain.len == cols,
         "lengths of a norm"
     );
-    differentiate::launch(
-        &gpu.client,
+    launch!(
+        gpu,
+        differentiate,
         cubes(rstd.len),
         units(),
         dh.arg(),
@@ -270,8 +272,9 @@ pub(crate) fn rmsnorm_backward(
 pub(super) fn gain_gradient(gpu: &Gpu, dh: &Floats, x: &Floats, rstd: &Floats, d_gain: &mut Floats) {
     let len = rstd.len.div_ceil(GAIN_ROWS) * d_gain.len;
     let parts = gpu.room(len);
-    gain_parts::launch(
-        &gpu.client,
+    launch!(
+        gpu,
+        gain_parts,
         cubes_for(len),
         units(),
         dh.arg(),
@@ -280,5 +283,5 @@ pub(super) fn gain_gradient(gpu: &Gpu, dh: &Floats, x: &Floats, rstd: &Floats, d
         arg(&parts, len),
         d_gain.len,
     );
-    add_parts::launch(&gpu.client, cubes_for(d_gain.len), units(), arg(&parts, len), d_gain.arg());
+    launch!(gpu, add_parts, cubes_for(d_gain.len), units(), arg(&parts, len), d_gain.arg());
 }

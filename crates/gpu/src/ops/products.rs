@@ -6,7 +6,7 @@ use cubecl::{prelude::*, server::Handle};
 use crate::{
     Floats, Gpu,
     blocks::UNITS,
-    launch::arg,
+    launch::{arg, launch},
 };
 
 /// Rows and columns of the result that a cube computes: 16 × 16 units of 4 × 4.
@@ -94,7 +94,14 @@ fn spread(codes: u32) -> u32 {
 
 /// Word `at` of a row of a factor as int8, zero beyond its end.
 #[cube]
-fn word_of(factor: &[u32], row: usize, rows: usize, at: usize, words: usize, #[comptime] ternary: bool) -> u32 {
+fn word_of(
+    factor: &[u32],
+    row: usize,
+    rows: usize,
+    at: usize,
+    words: usize,
+    #[comptime] ternary: bool,
+) -> u32 {
     let mut word = 0u32;
     if row < rows && at < words {
         if comptime![ternary] {
@@ -108,7 +115,7 @@ fn word_of(factor: &[u32], row: usize, rows: usize, at: usize, words: usize, #[c
 }
 
 /// `words` are those of the inner index as int8; `block` as many of them share scales.
-#[cube(launch)]
+#[cube(launch, create_dummy_kernel)]
 fn product_kernel(
     left: &[u32],
     right: &[u32],
@@ -276,20 +283,21 @@ pub(super) fn product(
     let blocks = words.div_ceil(block).max(1);
     let spare = gpu.room(1);
     let scales = |factor: &Factor<'_>| match factor.scales {
-        Scales::Rows(scales) => (arg(scales, blocks * factor.rows), 2),
+        Scales::Rows(scales) => (arg(scales, blocks * factor.rows), 2_u32),
         Scales::One(scale) => (arg(scale, 1), 1),
         Scales::None => (arg(&spare, 1), 0),
     };
     let ((left_scales, left_scaled), (right_scales, right_scaled)) = (scales(&left), scales(&right));
     let (residual, base) = match onto {
-        Onto::Replace => (arg(&spare, 1), 0),
+        Onto::Replace => (arg(&spare, 1), 0_u32),
         Onto::Add => (arg(&spare, 1), 1),
         Onto::Residual(residual) => (arg(residual, rows * columns), 2),
     };
     let ternary = kind == Kind::Ternary;
     let right_words = if ternary { words.div_ceil(4) } else { words };
-    product_kernel::launch(
-        &gpu.client,
+    launch!(
+        gpu,
+        product_kernel,
         CubeCount::Static(columns.div_ceil(TILE) as u32, rows.div_ceil(TILE) as u32, 1),
         CubeDim::new_1d(UNITS as u32),
         arg(left.words, rows * left_planes * words),

@@ -6,11 +6,11 @@ use super::buffers::SHARE;
 use crate::{
     Floats, Gpu,
     blocks::{UNITS, cube_sum, desk},
-    launch::{arg, cubes, units},
+    launch::{arg, cubes, launch, units},
 };
 
 /// One cube a share: the sum of `x`, or of `x · y`.
-#[cube(launch)]
+#[cube(launch, create_dummy_kernel)]
 fn sum_shares(x: &[f32], y: &[f32], sums: &mut [f32], #[comptime] products: bool) {
     let mut desk = desk();
     if CUBE_POS < sums.len() {
@@ -30,7 +30,7 @@ fn sum_shares(x: &[f32], y: &[f32], sums: &mut [f32], #[comptime] products: bool
 }
 
 /// One cube: the sum of all shares, in the place of `out[at]` or added to it.
-#[cube(launch)]
+#[cube(launch, create_dummy_kernel)]
 fn sum_sums(sums: &[f32], out: &mut [f32], at: usize, #[comptime] add: bool) {
     let mut desk = desk();
     let mut sum = 0.0f32;
@@ -46,7 +46,7 @@ fn sum_sums(sums: &[f32], out: &mut [f32], at: usize, #[comptime] add: bool) {
 }
 
 /// One cube a row.
-#[cube(launch)]
+#[cube(launch, create_dummy_kernel)]
 fn square_rows(x: &[f32], out: &mut [f32], cols: usize) {
     let mut desk = desk();
     if CUBE_POS < out.len() {
@@ -75,8 +75,8 @@ fn total(gpu: &Gpu, x: &Floats, y: Option<&Floats>, (out, at): (&mut Floats, usi
     let sums = gpu.room(shares);
     let sums = || arg(&sums, shares);
     let products = y.is_some();
-    sum_shares::launch(&gpu.client, cubes(shares), units(), x.arg(), y.unwrap_or(x).arg(), sums(), products);
-    sum_sums::launch(&gpu.client, cubes(1), units(), sums(), out.arg(), at, add);
+    launch!(gpu, sum_shares, cubes(shares), units(), x.arg(), y.unwrap_or(x).arg(), sums(), products);
+    launch!(gpu, sum_sums, cubes(1), units(), sums(), out.arg(), at, add);
 }
 
 pub(crate) fn sum(gpu: &Gpu, x: &Floats, out: &mut Floats, at: usize) {
@@ -94,5 +94,5 @@ pub(crate) fn add_dot(gpu: &Gpu, x: &Floats, y: &Floats, out: &mut Floats, at: u
 pub(crate) fn square_sums(gpu: &Gpu, x: &Floats, out: &mut Floats) {
     let cols = x.len / out.len.max(1);
     assert_eq!(x.len, out.len * cols, "lengths of rows");
-    square_rows::launch(&gpu.client, cubes(out.len), units(), x.arg(), out.arg(), cols);
+    launch!(gpu, square_rows, cubes(out.len), units(), x.arg(), out.arg(), cols);
 }

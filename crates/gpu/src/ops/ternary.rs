@@ -6,7 +6,7 @@ use super::products::{self, BLOCK, Factor, Kind, Onto, Place, Scales, product};
 use crate::{
     Floats, Gpu, Rows, Ternary,
     blocks::{as_byte, inverse_scale_of, magnitude, nearest, scale_of},
-    launch::{arg, cubes_for, units},
+    launch::{arg, cubes_for, launch, units},
 };
 
 /// Elements of a block of the absolute sum, and lanes in it (`trit::ternary::SUM_BLOCK`).
@@ -14,7 +14,7 @@ const SUM_BLOCK: usize = 4096;
 const LANES: usize = 8;
 
 /// One unit a lane of a block: sums in the order that `trit::ternary` defines.
-#[cube(launch)]
+#[cube(launch, create_dummy_kernel)]
 fn lane_sums(w: &[f32], lanes: &mut [f32]) {
     if ABSOLUTE_POS < lanes.len() {
         let first = ABSOLUTE_POS / LANES * SUM_BLOCK;
@@ -60,7 +60,7 @@ fn fp16(x: f32) -> f32 {
 }
 
 /// One unit: the scale of a matrix of `n` weights. Block sums are added in order, in twice the precision of f32.
-#[cube(launch)]
+#[cube(launch, create_dummy_kernel)]
 fn scale_kernel(lanes: &[f32], scale: &mut [f32], count: f32, rest: f32) {
     if ABSOLUTE_POS == 0 {
         let mut high = 0.0f32;
@@ -90,8 +90,15 @@ fn half_of(scale: f32) -> f32 {
 }
 
 /// One unit a word: sixteen codes of a row, or of a column where `turned`.
-#[cube(launch)]
-fn code_words(w: &[f32], scale: &[f32], codes: &mut [u32], rows: usize, cols: usize, #[comptime] turned: bool) {
+#[cube(launch, create_dummy_kernel)]
+fn code_words(
+    w: &[f32],
+    scale: &[f32],
+    codes: &mut [u32],
+    rows: usize,
+    cols: usize,
+    #[comptime] turned: bool,
+) {
     if ABSOLUTE_POS < codes.len() {
         let along = if comptime![turned] { rows } else { cols };
         let words = along.div_ceil(16);
@@ -103,7 +110,8 @@ fn code_words(w: &[f32], scale: &[f32], codes: &mut [u32], rows: usize, cols: us
         for at in 0..16usize {
             let mut code = 1u32;
             if first + at < along {
-                let place = if comptime![turned] { (first + at) * cols + line } else { line * cols + first + at };
+                let place =
+                    if comptime![turned] { (first + at) * cols + line } else { line * cols + first + at };
                 let value = w[place];
                 code = code + u32::cast_from(value > half) - u32::cast_from(value < -half);
             }
@@ -114,7 +122,7 @@ fn code_words(w: &[f32], scale: &[f32], codes: &mut [u32], rows: usize, cols: us
 }
 
 /// One unit a column and block of tokens: the scale of `dy · a`.
-#[cube(launch)]
+#[cube(launch, create_dummy_kernel)]
 fn column_scales(dy: &[f32], a: &[f32], scales: &mut [f32], inverses: &mut [f32], cols: usize, bound: f32) {
     if ABSOLUTE_POS < scales.len() {
         let first = ABSOLUTE_POS / cols * BLOCK;
@@ -130,7 +138,7 @@ fn column_scales(dy: &[f32], a: &[f32], scales: &mut [f32], inverses: &mut [f32]
 }
 
 /// One unit a word: four tokens of a column of `dy · a`, in int8, or in int16 as two planes.
-#[cube(launch)]
+#[cube(launch, create_dummy_kernel)]
 fn column_words(
     dy: &[f32],
     a: &[f32],
@@ -175,7 +183,7 @@ fn column_words(
 }
 
 /// One unit a word: four rows of a column of int8 rows.
-#[cube(launch)]
+#[cube(launch, create_dummy_kernel)]
 fn turn_rows(codes: &[u32], words: &mut [u32], rows: usize, cols: usize) {
     let along = rows.div_ceil(4);
     if ABSOLUTE_POS < words.len() {
@@ -198,12 +206,13 @@ pub(crate) fn ternarize(gpu: &Gpu, latent: &Floats, w: &mut Ternary) {
     assert_eq!(latent.len, n, "latent weights and codes");
     let lanes = n.div_ceil(SUM_BLOCK) * LANES;
     let sums = gpu.room(lanes);
-    lane_sums::launch(&gpu.client, cubes_for(lanes), units(), latent.arg(), arg(&sums, lanes));
+    launch!(gpu, lane_sums, cubes_for(lanes), units(), latent.arg(), arg(&sums, lanes));
     // The count in two parts, each exact.
     let count = n as f32;
     let rest = (n as f64 - f64::from(count)) as f32;
-    scale_kernel::launch(
-        &gpu.client,
+    launch!(
+        gpu,
+        scale_kernel,
         CubeCount::Static(1, 1, 1),
         CubeDim::new_1d(1),
         arg(&sums, lanes),
@@ -220,7 +229,7 @@ pub(super) fn codes_of(gpu: &Gpu, latent: &Floats, w: &Ternary, forward: bool, b
     let launch = |codes: &Handle, words: usize, turned: bool| {
         let codes = arg(codes, words);
         let scale = arg(&w.scale, 1);
-        code_words::launch(&gpu.client, cubes_for(words), units(), latent.arg(), scale, codes, rows, cols, turned);
+        launch!(gpu, code_words, cubes_for(words), units(), latent.arg(), scale, codes, rows, cols, turned);
     };
     if forward {
         launch(&w.forward, rows * cols.div_ceil(16), false);
@@ -231,7 +240,15 @@ pub(super) fn codes_of(gpu: &Gpu, latent: &Floats, w: &Ternary, forward: bool, b
 }
 
 /// `y = rows · matrixᵀ`, plus `residual`.
-fn multiply(gpu: &Gpu, x: &Rows, codes: &Handle, outputs: usize, scale: &Handle, onto: Onto<'_>, y: Place<'_>) {
+fn multiply(
+    gpu: &Gpu,
+    x: &Rows,
+    codes: &Handle,
+    outputs: usize,
+    scale: &Handle,
+    onto: Onto<'_>,
+    y: Place<'_>,
+) {
     let left = Factor { words: &x.codes, scales: Scales::Rows(&x.scales), rows: x.rows };
     let right = Factor { words: codes, scales: Scales::One(scale), rows: outputs };
     product(gpu, Kind::Ternary, left, right, (x.words(), x.words()), onto, y);
@@ -282,7 +299,7 @@ pub(super) fn turned(gpu: &Gpu, x: &Rows) -> Handle {
     let len = x.cols * x.rows.div_ceil(4);
     let turned = gpu.room(len);
     let codes = arg(&x.codes, x.rows * x.words());
-    turn_rows::launch(&gpu.client, cubes_for(len), units(), codes, arg(&turned, len), x.rows, x.cols);
+    launch!(gpu, turn_rows, cubes_for(len), units(), codes, arg(&turned, len), x.rows, x.cols);
     turned
 }
 
@@ -300,21 +317,12 @@ pub(super) fn columns(
     let (scales, inverses) = (gpu.room(len), gpu.room(len));
     let (a, x) = (|| arg(a, a_len), || x.arg());
     let inverse = || arg(&inverses, len);
-    column_scales::launch(
-        &gpu.client,
-        cubes_for(len),
-        units(),
-        x(),
-        a(),
-        arg(&scales, len),
-        inverse(),
-        cols,
-        bound,
-    );
+    launch!(gpu, column_scales, cubes_for(len), units(), x(), a(), arg(&scales, len), inverse(), cols, bound,);
     let words = planes * cols * rows.div_ceil(4);
     let packed = gpu.room(words);
-    column_words::launch(
-        &gpu.client,
+    launch!(
+        gpu,
+        column_words,
         cubes_for(words / planes),
         units(),
         x(),

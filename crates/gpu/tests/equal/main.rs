@@ -18,6 +18,12 @@ fn gpu() -> &'static Gpu {
     GPU.get_or_init(|| {
         let gpu = Gpu::new(Choice::Software).unwrap();
         assert_eq!(gpu.adapter().api, "Vulkan", "{:?}", gpu.adapter());
+        // Where CUDA sources of all kernels that these tests launch are to be written.
+        #[cfg(feature = "emit")]
+        if let Some(folder) = std::env::var_os("TRITRAIN_CUDA_SOURCES") {
+            std::fs::create_dir_all(&folder).unwrap();
+            return gpu.emitting(folder);
+        }
         gpu
     })
 }
@@ -99,7 +105,11 @@ fn compare(case: &impl Case) {
                 assert_eq!(found.len(), expected.len(), "{what} of {case:?}");
                 let same = |(f, e): (&f32, &f32)| f.to_bits() == e.to_bits() || f == e;
                 let first = found.iter().zip(&expected).position(|pair| !same(pair));
-                assert!(first.is_none(), "{what} of {case:?} at {first:?}: {:?}", first.map(|at| (found[at], expected[at])));
+                assert!(
+                    first.is_none(),
+                    "{what} of {case:?} at {first:?}: {:?}",
+                    first.map(|at| (found[at], expected[at]))
+                );
             }
             (Found::Close(what, found), Found::Close(_, expected)) => {
                 assert_eq!(found.len(), expected.len(), "{what} of {case:?}");
@@ -107,7 +117,11 @@ fn compare(case: &impl Case) {
                 let pairs = || found.iter().zip(&expected).map(|(f, e)| (f64::from(*f), f64::from(*e)));
                 let error: f64 = pairs().map(|(f, e)| square(f - e)).sum();
                 let size: f64 = pairs().map(|(_, e)| square(e)).sum();
-                assert!(error <= NMSE * size, "{what} of {case:?}: normalised mean square error {}", error / size);
+                assert!(
+                    error <= NMSE * size,
+                    "{what} of {case:?}: normalised mean square error {}",
+                    error / size
+                );
             }
             _ => panic!("{case:?} gives results of different kinds"),
         }

@@ -10,7 +10,7 @@ use crate::{
         UNITS, as_byte, byte, cube_max, cube_sum, desk, inverse_scale, inverse_scale_of, magnitude, nearest,
         row_scale, scale_of as integer_scale, word_desk,
     },
-    launch::{arg, cubes, cubes_for, units},
+    launch::{Buffer, arg, cubes, cubes_for, launch, units},
 };
 
 /// Positions that a cache has room for at first; the room doubles when it is full.
@@ -39,7 +39,7 @@ impl Cache {
     }
 
     /// Codes and scales as arguments.
-    fn args(&self) -> [BufferArg; 2] {
+    fn args(&self) -> [Buffer; 2] {
         let (Some(codes), Some(scales)) = (&self.codes, &self.scales) else {
             panic!("a cache without room");
         };
@@ -48,7 +48,7 @@ impl Cache {
 }
 
 /// One unit a word of the smaller cache.
-#[cube(launch)]
+#[cube(launch, create_dummy_kernel)]
 fn move_kernel(from: &[u32], to: &mut [u32], before: usize, after: usize) {
     if ABSOLUTE_POS < from.len() {
         let head = ABSOLUTE_POS / before;
@@ -57,7 +57,7 @@ fn move_kernel(from: &[u32], to: &mut [u32], before: usize, after: usize) {
 }
 
 /// One cube a new row: position, then key head, then key or value.
-#[cube(launch)]
+#[cube(launch, create_dummy_kernel)]
 fn put_kernel(
     qkv: &[f32],
     table: &[f32],
@@ -119,15 +119,11 @@ fn value_of(
     is_value: usize,
     #[comptime] head_dim: usize,
 ) -> f32 {
-    if is_value == 1 {
-        qkv[from + col]
-    } else {
-        rotated(qkv, from, table, position, col, 1.0f32, head_dim)
-    }
+    if is_value == 1 { qkv[from + col] } else { rotated(qkv, from, table, position, col, 1.0f32, head_dim) }
 }
 
 /// One cube a query head: scores with all keys, their softmax, and the sum of values.
-#[cube(launch)]
+#[cube(launch, create_dummy_kernel)]
 fn attend_kernel(
     qkv: &[f32],
     table: &[f32],
@@ -249,7 +245,7 @@ fn extend(gpu: &Gpu, cache: &mut Cache, shape: Shape, most: usize) {
             let sizes = [cache.words(), 1];
             for ((from, to), width) in cache.args().into_iter().zip(larger.args()).zip(sizes) {
                 let count = cubes_for(cache.rows() * width);
-                move_kernel::launch(&gpu.client, count, units(), from, to, cache.room * width, room * width);
+                launch!(gpu, move_kernel, count, units(), from, to, cache.room * width, room * width);
             }
         }
         *cache = larger;
@@ -266,8 +262,9 @@ pub(crate) fn remember(gpu: &Gpu, qkv: &Floats, table: &Floats, shape: Shape, ca
     }
     extend(gpu, cache, shape, table.len / shape.head_dim);
     let [codes, scales] = cache.args();
-    put_kernel::launch(
-        &gpu.client,
+    launch!(
+        gpu,
+        put_kernel,
         cubes(2 * shape.kv_heads * shape.time),
         units(),
         qkv.arg(),
@@ -296,8 +293,9 @@ pub(crate) fn attention_decode(
     remember(gpu, qkv, table, shape, cache);
     let scores = gpu.room(shape.heads * cache.len);
     let [codes, scales] = cache.args();
-    attend_kernel::launch(
-        &gpu.client,
+    launch!(
+        gpu,
+        attend_kernel,
         cubes(shape.heads),
         units(),
         qkv.arg(),
