@@ -6,6 +6,7 @@ use std::sync::{
 };
 
 use cubecl::{
+    bytes::Bytes,
     client::Client,
     server::Handle,
     wgpu::{RuntimeOptions, Vulkan, WgpuDevice, WgpuDeviceKind, WgpuRuntime, try_init_setup, wgpu},
@@ -120,15 +121,20 @@ impl Gpu {
 
     /// Waits, then gives the bytes of a buffer; zeros where the device failed, which is noted.
     pub(crate) fn read(&self, handle: &Handle, len: usize) -> Vec<u8> {
-        self.waits.fetch_add(1, Relaxed);
-        match self.client.read_one(handle.clone()) {
-            Ok(bytes) => bytes[..len].to_vec(),
-            Err(error) => {
-                let mut fault = self.fault.lock().unwrap_or_else(PoisonError::into_inner);
-                fault.get_or_insert_with(|| error.to_string());
-                vec![0; len]
-            }
+        match self.read_all(vec![handle.clone()]).first() {
+            Some(bytes) => bytes[..len].to_vec(),
+            None => vec![0; len],
         }
+    }
+
+    /// Waits once, then gives the bytes of some buffers; of none where the device failed, which is noted.
+    pub(crate) fn read_all(&self, handles: Vec<Handle>) -> Vec<Bytes> {
+        self.waits.fetch_add(1, Relaxed);
+        self.client.read(handles).unwrap_or_else(|error| {
+            let mut fault = self.fault.lock().unwrap_or_else(PoisonError::into_inner);
+            fault.get_or_insert_with(|| error.to_string());
+            Vec::new()
+        })
     }
 
     /// What went wrong on the device, if anything did.

@@ -85,6 +85,10 @@ impl Memory for Gpu {
     type Ternary = Ternary;
     type Packed = Packed;
 
+    fn queues(&self) -> bool {
+        true
+    }
+
     fn floats(&self, len: usize) -> Floats {
         Floats { handle: self.zeros(len), len, room: len }
     }

@@ -89,6 +89,18 @@ pub(crate) fn download(gpu: &Gpu, from: &Floats, to: &mut [f32]) {
     bytemuck::cast_slice_mut(to).copy_from_slice(&gpu.read(&from.handle, 4 * from.len));
 }
 
+pub(crate) fn download_each<'a>(gpu: &Gpu, each: impl Iterator<Item = (&'a Floats, &'a mut [f32])>) {
+    let each: Vec<_> = each.filter(|(from, _)| from.len > 0).collect();
+    let read = gpu.read_all(each.iter().map(|(from, _)| from.handle.clone()).collect());
+    for (at, (from, to)) in each.into_iter().enumerate() {
+        assert_eq!(from.len, to.len(), "lengths of host and device");
+        match read.get(at) {
+            Some(bytes) => bytemuck::cast_slice_mut(to).copy_from_slice(&bytes[..4 * from.len]),
+            None => to.fill(0.0),
+        }
+    }
+}
+
 pub(crate) fn download_ternary(gpu: &Gpu, from: &Ternary) -> (Vec<i8>, f32) {
     let words_of_row = from.inputs.div_ceil(16);
     let bytes = gpu.read(&from.forward, 4 * from.outputs * words_of_row);

@@ -77,6 +77,14 @@ impl Backend for Gpu {
         buffers::download(self, from, to)
     }
 
+    fn download_each<'a>(&self, each: impl Iterator<Item = (&'a Floats, &'a mut [f32])>) {
+        buffers::download_each(self, each)
+    }
+
+    fn fault(&self) -> Option<String> {
+        self.first_fault()
+    }
+
     fn download_ternary(&self, from: &Ternary) -> (Vec<i8>, f32) {
         buffers::download_ternary(self, from)
     }
