@@ -3,6 +3,7 @@
 #![cfg(feature = "wgpu")]
 
 mod model;
+mod optimizer;
 
 use std::sync::OnceLock;
 
