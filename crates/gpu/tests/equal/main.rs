@@ -2,6 +2,7 @@
 //! square error of 1e-6.
 #![cfg(feature = "wgpu")]
 
+mod clusters;
 mod model;
 mod optimizer;
 
