@@ -163,8 +163,7 @@ fn descend_kernel(
         let first = row * cols;
         let worth = table[row * INFO];
         let turn = table[row * INFO + TURN];
-        let (rate, budget, decay) =
-            (table[row * INFO + 2], table[row * INFO + 3], table[row * INFO + 4]);
+        let (rate, budget, decay) = (table[row * INFO + 2], table[row * INFO + 3], table[row * INFO + 4]);
         let levels = comptime![kind == Kind::Int8 || kind == Kind::Trits];
         let largest = largest_level(own, kind);
         let mut directions = 0.0f32;

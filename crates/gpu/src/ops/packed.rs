@@ -4,8 +4,6 @@ mod keep;
 mod rows;
 mod sums;
 
-
-
 use cubecl::prelude::*;
 use tritrain_backend::{Backend, Format, Memory, Pace, Sides, Stored};
 
@@ -87,7 +85,21 @@ pub(crate) fn unpack(gpu: &Gpu, from: &Packed, to: &mut Floats) {
     assert_eq!(to.len, from.rows * from.cols, "lengths of a matrix");
     let Layout { words, places, placed, row_words, digits, kind, cols, steps, .. } = from.layout();
     let (count, to) = (cubes_for(to.len), to.arg());
-    launch!(gpu, unpack_kernel, count, units(), words, places, steps, to, cols, row_words, digits, kind, placed);
+    launch!(
+        gpu,
+        unpack_kernel,
+        count,
+        units(),
+        words,
+        places,
+        steps,
+        to,
+        cols,
+        row_words,
+        digits,
+        kind,
+        placed
+    );
 }
 
 pub(crate) fn ternarize_packed(gpu: &Gpu, latent: &Packed, w: &mut Ternary, sides: Sides) {

@@ -45,14 +45,7 @@ fn read_tile(from: &[f32], to: &mut Shared<[f32]>, first: usize, rows: usize, co
 
 /// One cube [`TILE`] rows. `slack` and `tiny` bound what roundings can do to two distances, relative and absolute.
 #[cube(launch, create_dummy_kernel)]
-fn nearest_kernel(
-    x: &[f32],
-    centroids: &[f32],
-    labels: &mut [u32],
-    dim: usize,
-    slack: f32,
-    tiny: f32,
-) {
+fn nearest_kernel(x: &[f32], centroids: &[f32], labels: &mut [u32], dim: usize, slack: f32, tiny: f32) {
     let mut l = Shared::<[f32]>::new_slice(comptime![TILE * PITCH]);
     let mut r = Shared::<[f32]>::new_slice(comptime![TILE * PITCH]);
     let mut firsts = Shared::<[f32]>::new_slice(comptime![TILE * SIDE]);

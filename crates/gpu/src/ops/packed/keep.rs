@@ -150,10 +150,8 @@ fn keep_kernel(
             inverse = 1.0f32 / after;
         }
         sync_storage();
-        if comptime![kind != Kind::Bf16] {
-            if unit == 0 {
-                steps[row] = after;
-            }
+        if comptime![kind != Kind::Bf16] && unit == 0 {
+            steps[row] = after;
         }
         let blocks = cols.div_ceil(RUN) * SIDE;
         let mut at = unit;
@@ -169,10 +167,8 @@ fn keep_kernel(
                         levels[first + col] = halved(value, half);
                     } else {
                         let mut level = to_level(inverse * value + chance(half), largest);
-                        if comptime![mode.counts()] {
-                            if !begins {
-                                level += number(&*words, start, cols, col, digits, kind);
-                            }
+                        if comptime![mode.counts()] && !begins {
+                            level += number(&*words, start, cols, col, digits, kind);
                         }
                         levels[first + col] = level;
                     }
@@ -249,13 +245,7 @@ pub(crate) fn accumulate(gpu: &Gpu, from: &Floats, noise: &Stream, first: bool, 
 }
 
 /// `m = momentum · m + (1 - momentum) · u`, rounded by chance; gives it as it was before that, or nothing where it is `u`.
-pub(crate) fn mean(
-    gpu: &Gpu,
-    u: &Floats,
-    momentum: f32,
-    noise: &Stream,
-    m: &mut Packed,
-) -> Option<Handle> {
+pub(crate) fn mean(gpu: &Gpu, u: &Floats, momentum: f32, noise: &Stream, m: &mut Packed) -> Option<Handle> {
     let (room, mean) = matrix_room(gpu, m.rows, m.cols);
     let shares = Shares { kept: momentum, range: RANGE, ..Shares::default() };
     // What was stored has no weight without momentum, not even where it is no number.

@@ -165,11 +165,7 @@ pub(crate) fn number(
     }
     if comptime![kind == Kind::Bf16] {
         let word = words[start + col / 2];
-        let mut bits = word & 0xffff_0000u32;
-        if col % 2 == 0 {
-            bits = word << 16u32;
-        }
-        number = f32::reinterpret(bits);
+        number = f32::reinterpret((word >> (16u32 * (col % 2) as u32)) << 16u32);
     }
     if comptime![kind == Kind::Int8] {
         number = f32::cast_from(byte(words[start + col / 4], (col % 4) as u32));
@@ -251,7 +247,7 @@ pub(crate) fn pack_row(
                         }
                         value = 3u32 * value + digit;
                     }
-                    word |= ((256u32 * value + 242u32) / 243u32) << comptime![8 * at as u32];
+                    word |= (256u32 * value).div_ceil(243u32) << comptime![8 * at as u32];
                 }
             }
             words[start + w] = word;
@@ -353,7 +349,7 @@ pub(crate) fn step(x: f32) -> f32 {
     f32::reinterpret((bits + 0x7fffu32 + ((bits >> 16u32) & 1u32)) & 0xffff_0000u32)
 }
 
-/// What a level of a row is worth: [`kernels::packed`]; 1 where levels are numbers.
+/// What a level of a row is worth (`kernels::packed`), 1 where levels are numbers.
 #[cube]
 pub(crate) fn worth(
     steps: &[f32],

@@ -115,12 +115,7 @@ fn add_exactly(high: f32, low: f32, x: f32, zero: u32) -> (f32, f32) {
 
 /// One cube: the sum of all terms as two f32, for unit 0.
 #[cube]
-fn exact_sum(
-    terms: &[f32],
-    highs: &mut Shared<[f32]>,
-    lows: &mut Shared<[f32]>,
-    zero: u32,
-) -> (f32, f32) {
+fn exact_sum(terms: &[f32], highs: &mut Shared<[f32]>, lows: &mut Shared<[f32]>, zero: u32) -> (f32, f32) {
     let unit = UNIT_POS as usize;
     let mut high = 0.0f32;
     let mut low = 0.0f32;
@@ -188,7 +183,8 @@ pub(crate) fn measure(gpu: &Gpu, of: &Layout, scale: &Handle) -> Handle {
     let (rows, cols, row_words, kind) = (of.rows, of.cols, of.row_words, of.kind);
     let n = rows * cols;
     let levels = matches!(kind, Kind::Int8 | Kind::Trits);
-    let (terms, parts) = if levels { (2 * rows, rows) } else { (n.div_ceil(SUM_BLOCK), n.div_ceil(SUM_BLOCK)) };
+    let (terms, parts) =
+        if levels { (2 * rows, rows) } else { (n.div_ceil(SUM_BLOCK), n.div_ceil(SUM_BLOCK)) };
     let (absolute, squares, rms) = (gpu.room(terms), gpu.room(parts), gpu.room(1));
     let (absolute, squares) = (arg(&absolute, terms), arg(&squares, parts));
     if levels {

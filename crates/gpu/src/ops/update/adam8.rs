@@ -87,7 +87,8 @@ fn adam8_kernel(
             let x = g[i];
             let shift = 8u32 * (unit % 4) as u32;
             let old = f32::cast_from((v[block * WORDS + unit / 4] >> shift) & 0xffu32) * v_steps[block];
-            let before = f32::cast_from(byte(m[block * WORDS + unit / 4], (unit % 4) as u32)) * m_steps[block];
+            let before =
+                f32::cast_from(byte(m[block * WORDS + unit / 4], (unit % 4) as u32)) * m_steps[block];
             mean = beta1 * before + new1 * x;
             root = (beta2 * (old * old) + new2 * (x * x)).sqrt();
             g[i] = mean * c1 / (root * root2 + eps);
@@ -129,7 +130,9 @@ pub(crate) fn adam8(gpu: &Gpu, g: &mut Floats, m: &mut Packed, v: &mut Packed, w
     let blocks = g.len.div_ceil(ADAM_BLOCK);
     for moment in [&*m, &*v] {
         assert!(
-            moment.format == Format::Int8 && [moment.rows, moment.cols] == [blocks, ADAM_BLOCK] && moment.by_row,
+            moment.format == Format::Int8
+                && [moment.rows, moment.cols] == [blocks, ADAM_BLOCK]
+                && moment.by_row,
             "moments in blocks with a step each"
         );
     }
