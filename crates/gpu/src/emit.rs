@@ -9,11 +9,11 @@ use std::{
 
 use cubecl::{
     Compiler, CubeKernel, define_kernel,
-    prelude::KernelId,
     ir::{
         DeviceIdentity, DeviceProperties, HardwareProperties, MemoryDeviceProperties, TargetProperties,
         VectorSize,
     },
+    prelude::KernelId,
     profile::TimingMethod,
 };
 use cubecl_cpp::{

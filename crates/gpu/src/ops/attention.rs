@@ -2,8 +2,8 @@
 //! (Dao, FlashAttention-2, 2307.08691).
 //!
 //! A cube has a tile of queries (or, for the gradients of keys and values, of keys) of one head of one sequence, and
-//! goes through the tiles of the other side. A tile has as many rows as a row of units has columns: each unit
-//! computes one score, and its share of the columns of a head.
+//! goes through the tiles of the other side. It has a row of units for each row of its tile: the first of them compute
+//! a score each, and all of them a share of the columns of a head.
 
 mod decode;
 
@@ -14,6 +14,7 @@ use tritrain_backend::Shape;
 
 use crate::{
     Floats, Gpu,
+    blocks::UNITS,
     launch::{arg, cubes_for, launch, units},
 };
 
@@ -75,16 +76,16 @@ fn load(
             };
         }
         to[at] = value * factor;
-        at += comptime![tile * tile];
+        at += UNITS;
     }
 }
 
-/// Dot product of two rows of tiles.
+/// Dot product of two rows of tiles. The width is no constant, or compilers unroll the loop until registers run out.
 #[cube]
-fn dot_rows(a: &Shared<[f32]>, i: usize, b: &Shared<[f32]>, j: usize, #[comptime] head_dim: usize) -> f32 {
+fn dot_rows(a: &Shared<[f32]>, i: usize, b: &Shared<[f32]>, j: usize, dim: usize) -> f32 {
     let mut sum = 0.0f32;
-    for col in 0..head_dim {
-        sum += a[i * head_dim + col] * b[j * head_dim + col];
+    for col in 0..dim {
+        sum += a[i * dim + col] * b[j * dim + col];
     }
     sum
 }
@@ -128,6 +129,7 @@ fn forward_kernel(
     heads: usize,
     kv_heads: usize,
     scale: f32,
+    dim: usize,
     #[comptime] tile: usize,
     #[comptime] head_dim: usize,
 ) {
@@ -136,15 +138,15 @@ fn forward_kernel(
     let mut v = Shared::<[f32]>::new_slice(comptime![tile * head_dim]);
     let mut scores = Shared::<[f32]>::new_slice(comptime![tile * tile]);
     let unit = UNIT_POS as usize;
-    let i = unit / tile;
-    let j = unit % tile;
+    let i = unit / comptime![UNITS / tile];
+    let j = unit % comptime![UNITS / tile];
     let first = CUBE_POS_X as usize * tile;
     let sequence = CUBE_POS_Y as usize / heads;
     let head = CUBE_POS_Y as usize % heads;
     let width = (heads + 2 * kv_heads) * head_dim;
     let of = head_at(sequence, head, time, width, heads, kv_heads, head_dim);
     load(qkv, table, &mut q, of.q, width, first, time, scale, true, tile, head_dim);
-    let own = comptime![head_dim.div_ceil(tile)];
+    let own = comptime![head_dim.div_ceil(UNITS / tile)];
     let mut sums = Array::<f32>::new(own);
     #[unroll]
     for c in 0..own {
@@ -158,7 +160,9 @@ fn forward_kernel(
         load(qkv, table, &mut k, of.k, width, from, time, 1.0f32, true, tile, head_dim);
         load(qkv, table, &mut v, of.v, width, from, time, 1.0f32, false, tile, head_dim);
         sync_cube();
-        scores[unit] = dot_rows(&q, i, &k, j, head_dim);
+        if j < tile {
+            scores[i * tile + j] = dot_rows(&q, i, &k, j, dim);
+        }
         sync_cube();
         let mut peak = largest;
         for key in 0..tile {
@@ -178,7 +182,7 @@ fn forward_kernel(
                 total += p;
                 #[unroll]
                 for c in 0..own {
-                    let col = j + c * tile;
+                    let col = j + c * comptime![UNITS / tile];
                     if col < head_dim {
                         sums[c] += p * v[key * head_dim + col];
                     }
@@ -192,7 +196,7 @@ fn forward_kernel(
         let row = sequence * time + position;
         #[unroll]
         for c in 0..own {
-            let col = j + c * tile;
+            let col = j + c * comptime![UNITS / tile];
             if col < head_dim {
                 out[(row * heads + head) * head_dim + col] = sums[c] / total;
             }
@@ -215,7 +219,7 @@ fn delta_kernel(out: &[f32], d_out: &[f32], deltas: &mut [f32], #[comptime] head
     }
 }
 
-/// Turns a tile of gradients of rotated rows back, and stores it: unit `(i, j)` has the columns `j + c · tile`.
+/// Turns a tile of gradients of rotated rows back, and stores it: unit `(i, j)` has the columns `j`, `j + lanes` and so on.
 #[cube]
 fn store(
     sums: &Array<f32>,
@@ -232,11 +236,11 @@ fn store(
     #[comptime] head_dim: usize,
 ) {
     let unit = UNIT_POS as usize;
-    let i = unit / tile;
-    let j = unit % tile;
+    let i = unit / comptime![UNITS / tile];
+    let j = unit % comptime![UNITS / tile];
     #[unroll]
-    for c in 0..comptime![head_dim.div_ceil(tile)] {
-        let col = j + c * tile;
+    for c in 0..comptime![head_dim.div_ceil(UNITS / tile)] {
+        let col = j + c * comptime![UNITS / tile];
         if col < head_dim {
             desk[i * head_dim + col] = sums[c] * factor;
         }
@@ -247,8 +251,8 @@ fn store(
         let half = comptime![head_dim / 2];
         let row = position * head_dim;
         #[unroll]
-        for c in 0..comptime![head_dim.div_ceil(tile)] {
-            let col = j + c * tile;
+        for c in 0..comptime![head_dim.div_ceil(UNITS / tile)] {
+            let col = j + c * comptime![UNITS / tile];
             if col < head_dim {
                 let own = desk[i * head_dim + col];
                 let value = if comptime![turn] {
@@ -281,6 +285,7 @@ fn query_kernel(
     heads: usize,
     kv_heads: usize,
     scale: f32,
+    dim: usize,
     #[comptime] tile: usize,
     #[comptime] head_dim: usize,
 ) {
@@ -290,8 +295,8 @@ fn query_kernel(
     let mut slopes = Shared::<[f32]>::new_slice(comptime![tile * head_dim]);
     let mut scores = Shared::<[f32]>::new_slice(comptime![tile * tile]);
     let unit = UNIT_POS as usize;
-    let i = unit / tile;
-    let j = unit % tile;
+    let i = unit / comptime![UNITS / tile];
+    let j = unit % comptime![UNITS / tile];
     let first = CUBE_POS_X as usize * tile;
     let sequence = CUBE_POS_Y as usize / heads;
     let head = CUBE_POS_Y as usize % heads;
@@ -301,7 +306,7 @@ fn query_kernel(
     let out_start = sequence * time * out_width + head * head_dim;
     load(qkv, table, &mut q, of.q, width, first, time, scale, true, tile, head_dim);
     load(d_out, table, &mut slopes, out_start, out_width, first, time, 1.0f32, false, tile, head_dim);
-    let own = comptime![head_dim.div_ceil(tile)];
+    let own = comptime![head_dim.div_ceil(UNITS / tile)];
     let mut sums = Array::<f32>::new(own);
     #[unroll]
     for c in 0..own {
@@ -309,23 +314,27 @@ fn query_kernel(
     }
     let position = first + i;
     let row = (sequence * time + min(position, time - 1)) * heads + head;
+    let own_lse = lse[row];
+    let own_delta = deltas[row];
     for step in 0..CUBE_POS_X as usize + 1 {
         let from = step * tile;
         load(qkv, table, &mut k, of.k, width, from, time, 1.0f32, true, tile, head_dim);
         load(qkv, table, &mut v, of.v, width, from, time, 1.0f32, false, tile, head_dim);
         sync_cube();
         let mut slope = 0.0f32;
-        if from + j <= position && position < time {
-            let p = (dot_rows(&q, i, &k, j, head_dim) - lse[row]).exp();
-            slope = p * (dot_rows(&slopes, i, &v, j, head_dim) - deltas[row]);
+        if j < tile && from + j <= position && position < time {
+            let p = (dot_rows(&q, i, &k, j, dim) - own_lse).exp();
+            slope = p * (dot_rows(&slopes, i, &v, j, dim) - own_delta);
         }
-        scores[unit] = slope;
+        if j < tile {
+            scores[i * tile + j] = slope;
+        }
         sync_cube();
         for key in 0..tile {
             let slope = scores[i * tile + key];
             #[unroll]
             for c in 0..own {
-                let col = j + c * tile;
+                let col = j + c * comptime![UNITS / tile];
                 if col < head_dim {
                     sums[c] += slope * k[key * head_dim + col];
                 }
@@ -349,6 +358,7 @@ fn key_kernel(
     heads: usize,
     kv_heads: usize,
     scale: f32,
+    dim: usize,
     #[comptime] tile: usize,
     #[comptime] head_dim: usize,
 ) {
@@ -359,8 +369,8 @@ fn key_kernel(
     let mut weights = Shared::<[f32]>::new_slice(comptime![tile * tile]);
     let mut scores = Shared::<[f32]>::new_slice(comptime![tile * tile]);
     let unit = UNIT_POS as usize;
-    let i = unit / tile;
-    let j = unit % tile;
+    let i = unit / comptime![UNITS / tile];
+    let j = unit % comptime![UNITS / tile];
     let first = CUBE_POS_X as usize * tile;
     let sequence = CUBE_POS_Y as usize / kv_heads;
     let kv_head = CUBE_POS_Y as usize % kv_heads;
@@ -370,7 +380,7 @@ fn key_kernel(
     let keys = head_at(sequence, kv_head * group, time, width, heads, kv_heads, head_dim);
     load(qkv, table, &mut k, keys.k, width, first, time, 1.0f32, true, tile, head_dim);
     load(qkv, table, &mut v, keys.v, width, first, time, 1.0f32, false, tile, head_dim);
-    let own = comptime![head_dim.div_ceil(tile)];
+    let own = comptime![head_dim.div_ceil(UNITS / tile)];
     let mut key_sums = Array::<f32>::new(own);
     let mut value_sums = Array::<f32>::new(own);
     #[unroll]
@@ -391,21 +401,23 @@ fn key_kernel(
             let position = from + i;
             let mut weight = 0.0f32;
             let mut slope = 0.0f32;
-            if first + j <= position && position < time {
+            if j < tile && first + j <= position && position < time {
                 let row = (sequence * time + position) * heads + head;
-                weight = (dot_rows(&q, i, &k, j, head_dim) - lse[row]).exp();
-                slope = weight * (dot_rows(&slopes, i, &v, j, head_dim) - deltas[row]);
+                weight = (dot_rows(&q, i, &k, j, dim) - lse[row]).exp();
+                slope = weight * (dot_rows(&slopes, i, &v, j, dim) - deltas[row]);
             }
-            weights[unit] = weight;
-            scores[unit] = slope;
+            if j < tile {
+                weights[i * tile + j] = weight;
+                scores[i * tile + j] = slope;
+            }
             sync_cube();
-            // Unit (i, j): key i, columns j + c · tile.
+            // Unit (i, j): key i, its columns.
             for query in 0..tile {
                 let weight = weights[query * tile + i];
                 let slope = scores[query * tile + i];
                 #[unroll]
                 for c in 0..own {
-                    let col = j + c * tile;
+                    let col = j + c * comptime![UNITS / tile];
                     if col < head_dim {
                         key_sums[c] += slope * q[query * head_dim + col];
                         value_sums[c] += weight * slopes[query * head_dim + col];
@@ -450,7 +462,7 @@ pub(crate) fn attention(
         gpu,
         forward_kernel,
         CubeCount::Static(shape.time.div_ceil(tile) as u32, (shape.batch * shape.heads) as u32, 1),
-        CubeDim::new_1d((tile * tile) as u32),
+        units(),
         qkv.arg(),
         table.arg(),
         out.arg(),
@@ -459,6 +471,7 @@ pub(crate) fn attention(
         shape.heads,
         shape.kv_heads,
         scale_of(shape),
+        shape.head_dim,
         tile,
         shape.head_dim,
     );
@@ -484,7 +497,7 @@ pub(crate) fn attention_backward(
     launch!(gpu, delta_kernel, cubes_for(rows), units(), out.arg(), d_out.arg(), delta(), shape.head_dim,);
     let cubes =
         |heads: usize| CubeCount::Static(shape.time.div_ceil(tile) as u32, (shape.batch * heads) as u32, 1);
-    let dim = CubeDim::new_1d((tile * tile) as u32);
+    let dim = units();
     let (time, heads, kv_heads, scale) = (shape.time, shape.heads, shape.kv_heads, scale_of(shape));
     launch!(
         gpu,
@@ -501,6 +514,7 @@ pub(crate) fn attention_backward(
         heads,
         kv_heads,
         scale,
+        shape.head_dim,
         tile,
         shape.head_dim,
     );
@@ -519,6 +533,7 @@ pub(crate) fn attention_backward(
         heads,
         kv_heads,
         scale,
+        shape.head_dim,
         tile,
         shape.head_dim,
     );

@@ -9,12 +9,10 @@ use crate::{
     launch::{arg, launch},
 };
 
-/// Rows and columns of the result that a cube computes: 16 × 16 units of 4 × 4.
-const TILE: usize = 64;
 /// Words of the inner index that a cube reads at once.
 const DEPTH: usize = 8;
-/// Rows, or columns, of a unit.
-const OWN: usize = 4;
+/// Rows, and columns, of the result that a unit computes, at most; a cube computes as many times [`SIDE`].
+const MOST_OWN: usize = 4;
 /// Units along a side of a cube.
 const SIDE: usize = 16;
 /// Words between rows of a tile in shared memory: one more than there are, so that banks differ.
@@ -128,29 +126,27 @@ fn product_kernel(
     words: usize,
     block: usize,
     y_from: usize,
+    depth: usize,
     #[comptime] ternary: bool,
     #[comptime] left_planes: usize,
     #[comptime] right_planes: usize,
     #[comptime] left_scaled: u32,
     #[comptime] right_scaled: u32,
     #[comptime] base: u32,
+    #[comptime] own: usize,
 ) {
-    let mut l = Shared::<[u32]>::new_slice(comptime![left_planes * TILE * PITCH]);
-    let mut r = Shared::<[u32]>::new_slice(comptime![right_planes * TILE * PITCH]);
+    let tile = comptime![own * SIDE];
+    let mut l = Shared::<[u32]>::new_slice(comptime![left_planes * own * SIDE * PITCH]);
+    let mut r = Shared::<[u32]>::new_slice(comptime![right_planes * own * SIDE * PITCH]);
     let unit = UNIT_POS as usize;
     let (across, down) = (unit % SIDE, unit / SIDE);
-    let first_row = CUBE_POS_Y as usize * TILE;
-    let first_column = CUBE_POS_X as usize * TILE;
-    let mut sums = Array::<i32>::new(comptime![OWN * OWN]);
-    let mut totals = Array::<f32>::new(comptime![OWN * OWN]);
-    #[unroll]
-    for at in 0..OWN * OWN {
-        totals[at] = 0.0f32;
-    }
+    let first_row = CUBE_POS_Y as usize * tile;
+    let first_column = CUBE_POS_X as usize * tile;
+    let mut sums = Array::<i32>::new(comptime![own * own]);
     let blocks = words.div_ceil(block);
     for b in 0..blocks {
         #[unroll]
-        for at in 0..OWN * OWN {
+        for at in 0..own * own {
             sums[at] = 0i32;
         }
         let start = b * block;
@@ -160,7 +156,7 @@ fn product_kernel(
             let from = start + s * DEPTH;
             // A tile of either factor: 512 words of each plane, two by every unit.
             #[unroll]
-            for half in 0..TILE * DEPTH / UNITS {
+            for half in 0..comptime![own * SIDE * DEPTH / UNITS] {
                 let place = unit + half * UNITS;
                 let row = place / DEPTH;
                 let at = place % DEPTH;
@@ -169,7 +165,7 @@ fn product_kernel(
                 for plane in 0..left_planes {
                     let of = (first_row + row) * left_planes + plane;
                     let inside = if first_row + row < rows { rows * left_planes } else { 0usize.runtime() };
-                    l[plane * TILE * PITCH + row * PITCH + at] = if from + at < limit {
+                    l[plane * own * SIDE * PITCH + row * PITCH + at] = if from + at < limit {
                         word_of(left, of, inside, from + at, words, false)
                     } else {
                         0u32.runtime()
@@ -180,7 +176,7 @@ fn product_kernel(
                     let of = (first_column + row) * right_planes + plane;
                     let inside =
                         if first_column + row < columns { columns * right_planes } else { 0usize.runtime() };
-                    r[plane * TILE * PITCH + row * PITCH + at] = if from + at < limit {
+                    r[plane * own * SIDE * PITCH + row * PITCH + at] = if from + at < limit {
                         word_of(right, of, inside, from + at, words, ternary)
                     } else {
                         0u32.runtime()
@@ -188,27 +184,28 @@ fn product_kernel(
                 }
             }
             sync_cube();
-            for at in 0..DEPTH {
+            // No constant, or compilers unroll it until registers run out.
+            for at in 0..depth {
                 #[unroll]
-                for i in 0..OWN {
+                for i in 0..own {
                     let row = (down + SIDE * i) * PITCH + at;
                     let high = i32::reinterpret(l[row]);
                     #[unroll]
-                    for j in 0..OWN {
+                    for j in 0..own {
                         let column = (across + SIDE * j) * PITCH + at;
                         let other = i32::reinterpret(r[column]);
-                        let place = comptime![i * OWN + j];
+                        let place = comptime![i * own + j];
                         if comptime![left_planes == 1] {
                             sums[place] = dp4a(high, other, sums[place]);
                         } else {
-                            let low = i32::reinterpret(l[TILE * PITCH + row]);
+                            let low = i32::reinterpret(l[own * SIDE * PITCH + row]);
                             if comptime![right_planes == 1] {
                                 // 256 · high + low + 128.
                                 let ones = dp4a(other, 0x0101_0101i32.runtime(), 0i32.runtime());
                                 let lower = dp4a(low, other, 128i32 * ones);
                                 sums[place] += 256i32 * dp4a(high, other, 0i32.runtime()) + lower;
                             } else {
-                                let other_low = i32::reinterpret(r[TILE * PITCH + column]);
+                                let other_low = i32::reinterpret(r[own * SIDE * PITCH + column]);
                                 let mixed = dp4a(high, other_low, dp4a(low, other, 0i32.runtime()));
                                 let lower = dp4a(low, other_low, 64i32 * mixed);
                                 sums[place] += 4096i32 * dp4a(high, other, 0i32.runtime()) + lower;
@@ -220,10 +217,10 @@ fn product_kernel(
             sync_cube();
         }
         #[unroll]
-        for i in 0..OWN {
+        for i in 0..own {
             let row = first_row + down + SIDE * i;
             #[unroll]
-            for j in 0..OWN {
+            for j in 0..own {
                 let column = first_column + across + SIDE * j;
                 if row < rows && column < columns {
                     let mut factor = 1.0f32;
@@ -235,27 +232,19 @@ fn product_kernel(
                     } else if comptime![right_scaled == 1] {
                         factor *= right_scales[0];
                     }
-                    totals[comptime![i * OWN + j]] += f32::cast_from(sums[comptime![i * OWN + j]]) * factor;
+                    let part = f32::cast_from(sums[comptime![i * own + j]]) * factor;
+                    // Blocks are added where the result is: registers are for one of them.
+                    let place = y_from + row * columns + column;
+                    let mut before = 0.0f32;
+                    if b > 0 {
+                        before = y[place];
+                    } else if comptime![base == 1] {
+                        before = y[place];
+                    } else if comptime![base == 2] {
+                        before = residual[place - y_from];
+                    }
+                    y[place] = before + part;
                 }
-            }
-        }
-    }
-    #[unroll]
-    for i in 0..OWN {
-        let row = first_row + down + SIDE * i;
-        #[unroll]
-        for j in 0..OWN {
-            let column = first_column + across + SIDE * j;
-            if row < rows && column < columns {
-                let place = y_from + row * columns + column;
-                let total = totals[comptime![i * OWN + j]];
-                y[place] = if comptime![base == 1] {
-                    y[place] + total
-                } else if comptime![base == 2] {
-                    residual[place - y_from] + total
-                } else {
-                    total
-                };
             }
         }
     }
@@ -275,6 +264,7 @@ pub(super) fn product(
     if rows * columns == 0 {
         return;
     }
+    assert!(words > 0, "a product over nothing");
     let (left_planes, right_planes) = match kind {
         Kind::Ternary | Kind::Int8 => (1, 1),
         Kind::Int16 => (2, 1),
@@ -294,11 +284,14 @@ pub(super) fn product(
         Onto::Residual(residual) => (arg(residual, rows * columns), 2),
     };
     let ternary = kind == Kind::Ternary;
+    // Four planes at work leave no registers for more.
+    let own = if kind == Kind::Twelve { 2 } else { MOST_OWN };
+    let tile = own * SIDE;
     let right_words = if ternary { words.div_ceil(4) } else { words };
     launch!(
         gpu,
         product_kernel,
-        CubeCount::Static(columns.div_ceil(TILE) as u32, rows.div_ceil(TILE) as u32, 1),
+        CubeCount::Static(columns.div_ceil(tile) as u32, rows.div_ceil(tile) as u32, 1),
         CubeDim::new_1d(UNITS as u32),
         arg(left.words, rows * left_planes * words),
         arg(right.words, columns * right_planes * right_words),
@@ -311,11 +304,13 @@ pub(super) fn product(
         words,
         block,
         y.from,
+        DEPTH,
         ternary,
         left_planes,
         right_planes,
         left_scaled,
         right_scaled,
         base,
+        own,
     );
 }

@@ -136,9 +136,12 @@ fn attend_kernel(
     kv_heads: usize,
     room: usize,
     scale: f32,
+    words_of: usize,
     #[comptime] head_dim: usize,
 ) {
-    let mut query = Shared::<[i32]>::new_slice(head_dim);
+    // The query in twelve bits, `64 · high + low`, four to a word.
+    let mut high = Shared::<[u32]>::new_slice(comptime![head_dim.div_ceil(4)]);
+    let mut low = Shared::<[u32]>::new_slice(comptime![head_dim.div_ceil(4)]);
     let mut words = word_desk();
     let mut desk = desk();
     let head = CUBE_POS;
@@ -155,25 +158,39 @@ fn attend_kernel(
         let largest = cube_max(largest, &mut words);
         let inverse = inverse_scale_of(largest, 2047.0f32);
         let factor = integer_scale(largest, 2047.0f32);
-        let mut col = unit;
-        while col < head_dim {
-            let value = scale * rotated(qkv, head * head_dim, table, len - 1, col, 1.0f32, head_dim);
-            query[col] = if inverse == 0.0f32 { 0i32.runtime() } else { nearest(value * inverse) };
-            col += UNITS;
+        let mut w = unit;
+        while w < words_of {
+            let mut upper = 0u32;
+            let mut lower = 0u32;
+            #[unroll]
+            for at in 0..4usize {
+                let col = 4 * w + at;
+                if col < head_dim && inverse != 0.0f32 {
+                    let value = scale * rotated(qkv, head * head_dim, table, len - 1, col, 1.0f32, head_dim);
+                    let code = nearest(value * inverse);
+                    upper |= as_byte(code >> 6i32, comptime![at as u32]);
+                    lower |= as_byte(code & 63i32, comptime![at as u32]);
+                }
+            }
+            high[w] = upper;
+            low[w] = lower;
+            w += UNITS;
         }
         sync_cube();
-        let row_words = comptime![head_dim.div_ceil(4)];
         let keys = kv_head * room;
         let values = (kv_heads + kv_head) * room;
         // The largest score, as an integer that orders like it.
         let mut peak = 0u32;
         let mut key = unit;
         while key < len {
-            let mut sum = 0i32;
-            for col in 0..head_dim {
-                let word = codes[(keys + key) * row_words + col / 4];
-                sum += query[col] * byte(word, (col % 4) as u32);
+            let mut upper = 0i32;
+            let mut lower = 0i32;
+            for w in 0..words_of {
+                let word = i32::reinterpret(codes[(keys + key) * words_of + w]);
+                upper = dp4a(i32::reinterpret(high[w]), word, upper);
+                lower = dp4a(i32::reinterpret(low[w]), word, lower);
             }
+            let sum = 64i32 * upper + lower;
             let score = f32::cast_from(sum) * (scales[keys + key] * factor);
             scores[head * len + key] = score;
             peak = max(peak, ordered(score));
@@ -194,7 +211,7 @@ fn attend_kernel(
         while col < head_dim {
             let mut sum = 0.0f32;
             for key in 0..len {
-                let word = codes[(values + key) * row_words + col / 4];
+                let word = codes[(values + key) * words_of + col / 4];
                 sum += scores[head * len + key] * f32::cast_from(byte(word, (col % 4) as u32));
             }
             out[head * head_dim + col] = sum / total;
@@ -309,6 +326,7 @@ pub(crate) fn attention_decode(
         shape.kv_heads,
         cache.room,
         scale_of(shape),
+        cache.words(),
         shape.head_dim,
     );
 }
