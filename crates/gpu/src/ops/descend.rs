@@ -5,8 +5,8 @@ use cubecl::{prelude::*, server::Handle};
 use tritrain_backend::{Descent, Pace, REPORT, Weight};
 
 use super::packed::{
-    HALVES, Kind, Layout, RUN, SIDE, chance, half, halved, is_nan, largest_level, mean, measure, number,
-    pack_row, place, random_words, to_level, words_of, worth,
+    HALVES, Kind, Layout, RUN, SIDE, chance, half, halved, is_nan, largest_level, matrix_room, mean, measure,
+    number, pack_row, place, random_words, to_level, words_of, worth,
 };
 use crate::{
     Floats, Gpu, Packed,
@@ -118,17 +118,17 @@ pub(super) fn row_table(
     (room, table)
 }
 
-/// `keep · w - rate · u` of a number without levels.
-#[cube]
-fn advanced(w: f32, u: f32, keep: f32, rate: f32) -> f32 {
-    keep * w - rate * u
-}
-
 /// Where a number with a random half goes, in levels where there are any.
 #[cube]
 fn moved(w: f32, u: f32, half: u32, keep: f32, rate: f32, largest: f32, #[comptime] kind: Kind) -> f32 {
-    let to = advanced(w, u, keep, rate);
-    if comptime![kind == Kind::Bf16] { halved(to, half) } else { to_level(to + chance(half), largest) }
+    let mut to = keep * w - rate * u;
+    if comptime![kind == Kind::Bf16] {
+        to = halved(to, half);
+    }
+    if comptime![kind == Kind::Int8 || kind == Kind::Trits] {
+        to = to_level(to + chance(half), largest);
+    }
+    to
 }
 
 /// -1, 0 or 1.
@@ -137,13 +137,14 @@ fn code(w: f32, turn: f32) -> i32 {
     i32::cast_from(w > turn) - i32::cast_from(w < -turn)
 }
 
-/// One cube a row. Of packed rows `direction` is overwritten.
+/// One cube a row; `new` is room for a matrix.
 #[cube(launch, create_dummy_kernel)]
 fn descend_kernel(
     words: &mut [u32],
     places: &[u32],
     table: &[f32],
-    direction: &mut [f32],
+    direction: &[f32],
+    new: &mut [f32],
     reports: &mut [f32],
     cols: usize,
     row_words: usize,
@@ -164,16 +165,17 @@ fn descend_kernel(
         let worth = table[row * INFO];
         let turn = table[row * INFO + TURN];
         let (rate, budget, decay) = (table[row * INFO + 2], table[row * INFO + 3], table[row * INFO + 4]);
-        let levels = comptime![kind == Kind::Int8 || kind == Kind::Trits];
         let largest = largest_level(own, kind);
         let mut directions = 0.0f32;
         let mut weights = 0.0f32;
+        let mut zeros_before = 0.0f32;
         let mut i = unit;
         while i < cols {
             let u = direction[first + i];
             let w = number(&*words, start, cols, i, own, kind);
             directions += u * u;
             weights += w * w;
+            zeros_before += f32::cast_from(code(w, turn) == 0);
             i += UNITS;
         }
         let directions = cube_sum(directions, &mut desk);
@@ -183,37 +185,37 @@ fn descend_kernel(
         if comptime![kind == Kind::Floats] {
             free = u32::reinterpret(budget) == 0x7f80_0000u32 && magnitude(directions) < 0x7f80_0000u32;
         }
-        let blocks = if comptime![kind == Kind::Floats] { cols } else { cols.div_ceil(RUN) * SIDE };
         let mut share = 1.0f32;
         let mut stays = false;
         let mut bounded = 0.0f32;
         let mut applied = 0.0f32;
+        let mut flips = 0.0f32;
+        let mut zeros = 0.0f32;
         let mut attempt = 0u32;
         let mut going = true;
         while going {
             let keep = 1.0f32 - decay * share;
             let mut by = rate * share;
-            if comptime![levels] {
+            if comptime![kind == Kind::Int8 || kind == Kind::Trits] {
                 by = if worth > 0.0f32 { by / worth } else { 0.0f32.runtime() };
             }
             let mut sum = 0.0f32;
+            flips = 0.0f32;
+            zeros = 0.0f32;
             let mut at = unit;
-            while at < blocks {
-                if comptime![kind == Kind::Floats] {
-                    let w = number(&*words, start, cols, at, own, kind);
-                    let difference = advanced(w, direction[first + at], keep, by) - w;
-                    sum += difference * difference;
-                } else {
-                    let random = random_words(row, cols, at, key_low, key_high, tensor, time);
-                    #[unroll]
-                    for h in 0..HALVES {
-                        let col = at / SIDE * RUN + h * SIDE + at % SIDE;
-                        if col < cols {
-                            let w = number(&*words, start, cols, col, own, kind);
-                            let u = direction[first + col];
-                            let difference = moved(w, u, half(&random, h), keep, by, largest, kind) - w;
-                            sum += difference * difference;
-                        }
+            while at < cols.div_ceil(RUN) * SIDE {
+                let random = random_words(row, cols, at, key_low, key_high, tensor, time);
+                #[unroll]
+                for h in 0..HALVES {
+                    let col = at / SIDE * RUN + h * SIDE + at % SIDE;
+                    if col < cols {
+                        let w = number(&*words, start, cols, col, own, kind);
+                        let to = moved(w, direction[first + col], half(&random, h), keep, by, largest, kind);
+                        let after = code(to, turn);
+                        sum += (to - w) * (to - w);
+                        flips += f32::cast_from(code(w, turn) != after);
+                        zeros += f32::cast_from(after == 0);
+                        new[first + col] = to;
                     }
                 }
                 at += UNITS;
@@ -241,49 +243,12 @@ fn descend_kernel(
                 attempt += 1u32;
             }
         }
-        let keep = 1.0f32 - decay * share;
-        let mut by = rate * share;
-        if comptime![levels] {
-            by = if worth > 0.0f32 { by / worth } else { 0.0f32.runtime() };
-        }
-        let mut flips = 0.0f32;
-        let mut zeros = 0.0f32;
-        let mut at = unit;
-        while at < blocks {
-            if comptime![kind == Kind::Floats] {
-                let w = number(&*words, start, cols, at, own, kind);
-                let mut new = advanced(w, direction[first + at], keep, by);
-                if stays {
-                    new = w;
-                }
-                let after = code(new, turn);
-                flips += f32::cast_from(code(w, turn) != after);
-                zeros += f32::cast_from(after == 0);
-                words[start + at] = u32::reinterpret(new);
-            } else {
-                let random = random_words(row, cols, at, key_low, key_high, tensor, time);
-                #[unroll]
-                for h in 0..HALVES {
-                    let col = at / SIDE * RUN + h * SIDE + at % SIDE;
-                    if col < cols {
-                        let w = number(&*words, start, cols, col, own, kind);
-                        let u = direction[first + col];
-                        let mut new = moved(w, u, half(&random, h), keep, by, largest, kind);
-                        if stays {
-                            new = w;
-                        }
-                        let after = code(new, turn);
-                        flips += f32::cast_from(code(w, turn) != after);
-                        zeros += f32::cast_from(after == 0);
-                        direction[first + col] = new;
-                    }
-                }
-            }
-            at += UNITS;
-        }
         sync_storage();
-        if comptime![kind != Kind::Floats] {
-            pack_row(&*direction, first, words, start, cols, own, kind);
+        if stays {
+            flips = 0.0f32;
+            zeros = zeros_before;
+        } else {
+            pack_row(&*new, first, words, start, cols, own, kind);
         }
         let flips = cube_sum(flips, &mut desk);
         let zeros = cube_sum(zeros, &mut desk);
@@ -330,16 +295,8 @@ pub(crate) fn descend(
     let rms = measure(gpu, &of, &scale);
     let (_table, table) = row_table(gpu, &of, &scale, &rms, (with.paces, with.clusters), with.decay);
     let mean = moment.and_then(|m| mean(gpu, u, with.momentum, &with.noise.1, m));
-    let direction = match (mean, of.kind) {
-        (Some(mean), _) => mean,
-        // Nothing is written to it.
-        (None, Kind::Floats) => u.handle.clone(),
-        (None, _) => {
-            let mut copy = Floats { handle: gpu.room(u.len), len: u.len, room: u.len };
-            super::buffers::copy(gpu, u, &mut copy);
-            copy.handle
-        }
-    };
+    let direction = mean.as_ref().unwrap_or(&u.handle);
+    let (_room, new) = matrix_room(gpu, rows, cols);
     let Layout { words, places, placed, row_words, digits, kind, .. } = of;
     let [low, high, tensor, time] = words_of(&with.noise.0);
     launch!(
@@ -350,7 +307,8 @@ pub(crate) fn descend(
         words,
         places,
         table,
-        arg(&direction, u.len),
+        arg(direction, u.len),
+        new,
         reports.arg(),
         cols,
         row_words,

@@ -9,8 +9,8 @@ use tritrain_backend::{Backend, Format, Memory, Pace, Sides, Stored};
 
 pub(crate) use keep::{accumulate, mean, momentum, round, sign};
 pub(crate) use rows::{
-    HALVES, Kind, Layout, RUN, SIDE, chance, half, halved, is_nan, largest_level, number, pack_row, place,
-    random_words, step, to_level, words_of, worth,
+    HALVES, Kind, Layout, RUN, SIDE, chance, half, halved, is_nan, largest_level, matrix_room, number,
+    pack_row, place, random_words, step, to_level, words_of, worth,
 };
 pub(crate) use sums::measure;
 

@@ -31,6 +31,23 @@ fn numbers<B: Backend>(b: &B, packed: &B::Packed, len: usize) -> Vec<f32> {
     get(b, &floats)
 }
 
+/// Weights of a matrix in a format, or in f32.
+fn weight<B: Backend>(
+    b: &B,
+    format: Option<Format>,
+    host: &[f32],
+    (rows, cols): (usize, usize),
+) -> Weight<B> {
+    match format {
+        None => Weight::Floats(put(b, host)),
+        Some(format) => {
+            let mut packed = b.packed(format, rows, cols, by_row(format));
+            b.upload_packed(host, 2.0, &mut packed);
+            Weight::Packed(packed)
+        }
+    }
+}
+
 /// Gradients rounded by chance, and counted.
 #[derive(Debug)]
 struct Rounds {
@@ -125,14 +142,7 @@ impl Case for Step {
         let mut random = Random::new(seed);
         let len = rows * cols;
         let host: Vec<f32> = random.normal(len).iter().map(|w| w * 0.05).collect();
-        let mut w = match format {
-            None => Weight::Floats(put(b, &host)),
-            Some(format) => {
-                let mut packed = b.packed(format, rows, cols, by_row(format));
-                b.upload_packed(&host, 2.0, &mut packed);
-                Weight::Packed(packed)
-            }
-        };
+        let mut w = weight(b, format, &host, (rows, cols));
         let mut found = Vec::new();
         if let (true, Weight::Packed(w)) = (digits, &mut w) {
             // Three on average, as the format has.
@@ -389,14 +399,7 @@ impl Case for NotFinite {
         let mut direction = random.normal(rows * cols);
         direction[cols + 5] = bad;
         let u = put(b, &direction);
-        let mut w = match format {
-            None => Weight::Floats(put(b, &host)),
-            Some(format) => {
-                let mut packed = b.packed(format, rows, cols, by_row(format));
-                b.upload_packed(&host, 2.0, &mut packed);
-                Weight::Packed(packed)
-            }
-        };
+        let mut w = weight(b, format, &host, (rows, cols));
         let noise = (Stream::new(7, 0, 0), Stream::new(7, 1, 0));
         let paces = [Pace { rate: 0.05, radius: 0.5 }];
         let with = Descent { paces: &paces, clusters: &[], decay: 0.1, momentum: 0.9, noise };

@@ -204,6 +204,12 @@ pub(crate) fn pack_row(
     #[comptime] kind: Kind,
 ) {
     let mut w = UNIT_POS as usize;
+    if comptime![kind == Kind::Floats] {
+        while w < cols {
+            words[start + w] = u32::reinterpret(from[first + w]);
+            w += UNITS;
+        }
+    }
     if comptime![kind == Kind::Bf16] {
         while w < cols.div_ceil(2) {
             let mut word = u32::reinterpret(from[first + 2 * w]) >> 16u32;
