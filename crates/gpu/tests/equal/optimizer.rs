@@ -1,9 +1,10 @@
 //! Operations of the optimizer: matrices in few bits, updates, and the step of a row.
 
 use tritrain_backend::{
-    ADAM_BLOCK, Adam, Apply, Average, Backend, Descent, Factored, Format, Momentum, Pace, Prodigy, REPORT,
-    Sides, Stored, Stream, Weight, by_row,
+    ADAM_BLOCK, Adam, Apply, Average, Backend, Descent, Factored, Format, Memory, Momentum, Pace, Prodigy,
+    REPORT, Sides, Stored, Stream, Weight, by_row,
 };
+use tritrain_gpu::{Choice, Gpu};
 
 use crate::{Case, Found, Random, compare, get, put};
 
@@ -204,6 +205,8 @@ fn steps_are_the_same() {
             compare(&Step::new(format, seed));
         }
         compare(&Step { rows: 3, cols: 4100, ..Step::new(format, 9) });
+        // More blocks of sums than a cube has, and more rows than it has units.
+        compare(&Step { rows: 140, cols: 1000, ..Step::new(format, 10) });
     }
 }
 
@@ -405,7 +408,8 @@ impl Case for NotFinite {
         let with = Descent { paces: &paces, clusters: &[], decay: 0.1, momentum: 0.9, noise };
         let mut reports = b.floats(rows * REPORT);
         b.descend(&mut w, &u, None, &with, &mut reports);
-        let bounded = get(b, &reports).iter().skip(5).step_by(REPORT).copied().collect();
+        let reports = get(b, &reports);
+        let column = |at: usize| reports.iter().skip(at).step_by(REPORT).copied().collect();
         let numbers = match &w {
             Weight::Floats(w) => get(b, w),
             Weight::Packed(w) => numbers(b, w, rows * cols),
@@ -413,7 +417,9 @@ impl Case for NotFinite {
         let mut mean = b.packed(Format::Trits(3), rows, cols, true);
         b.round(&u, &noise.0, &mut mean);
         vec![
-            Found::Exact("bounded", bounded),
+            Found::Exact("flips", column(3)),
+            Found::Exact("zeros", column(4)),
+            Found::Exact("bounded", column(5)),
             Found::Close("numbers", numbers),
             Found::Exact("rounded", b.stored(&mean).bytes.iter().map(|byte| f32::from(*byte)).collect()),
         ]
@@ -488,4 +494,33 @@ fn what_cannot_be_restored_is_refused_in_the_same_words() {
         errors
     }
     assert_eq!(refused(crate::gpu()), refused(crate::cpu()));
+}
+
+#[test]
+fn a_step_of_the_optimizer_waits_for_nothing() {
+    let gpu = Gpu::new(Choice::Software).unwrap();
+    let (rows, cols) = (5, 300);
+    let host = Random::new(1).normal(rows * cols);
+    let noise = Stream::new(1, 2, 3);
+    for format in FORMATS.map(Some).into_iter().chain([None]) {
+        let mut w = weight(&gpu, format, &host, (rows, cols));
+        let [mut mean, mut kept] = [0; 2].map(|_| gpu.packed(Format::Trits(2), rows, cols, true));
+        let (mut g, mut reports) = (put(&gpu, &host), gpu.floats(rows * REPORT));
+        let before = gpu.waits();
+        gpu.accumulate(&g, &noise, true, &mut kept);
+        gpu.round(&g, &noise, &mut kept);
+        gpu.unpack(&kept, &mut g);
+        gpu.momentum_packed(&mut g, &mut mean, Momentum { kept: 0.9, seen: 0.8, signs: false }, &noise);
+        gpu.orthogonalize(&mut g, rows, 0.5);
+        let paces = [Pace { rate: 0.01, radius: 0.1 }];
+        let noise = (noise, noise);
+        let with = Descent { paces: &paces, clusters: &[], decay: 0.1, momentum: 0.9, noise };
+        gpu.descend(&mut w, &g, Some(&mut mean), &with, &mut reports);
+        if let Weight::Packed(w) = &w {
+            let mut codes = gpu.ternary(rows, cols, true);
+            gpu.ternarize_packed(w, &mut codes, Sides::Forward);
+            gpu.ternarize_packed(w, &mut codes, Sides::Backward);
+        }
+        assert_eq!(gpu.waits(), before, "{format:?}");
+    }
 }

@@ -6,7 +6,7 @@ use super::rows::{Kind, Layout, number, place, worth};
 use crate::{
     Gpu,
     blocks::{UNITS, cube_sum, desk, magnitude},
-    launch::{arg, cubes, cubes_for, launch, units},
+    launch::{arg, cubes, launch, units},
     ops::ternary::{fp16, upper},
 };
 
@@ -17,7 +17,11 @@ const LANES: usize = 8;
 /// Root mean square that weights are taken to have at least (`kernels::descent::SMALLEST`).
 const SMALLEST: f32 = 1e-3;
 
-/// One unit a block of numbers without levels: magnitudes in the order that `trit::ternary` defines, and squares.
+/// Blocks of a cube, a unit for each lane.
+const BLOCKS: usize = UNITS / LANES;
+
+/// One unit a lane of a block of numbers without levels: magnitudes in the order that `trit::ternary` defines, and
+/// squares.
 #[cube(launch, create_dummy_kernel)]
 fn block_terms(
     words: &[u32],
@@ -28,33 +32,35 @@ fn block_terms(
     row_words: usize,
     #[comptime] kind: Kind,
 ) {
-    let block = ABSOLUTE_POS;
-    if block < absolute.len() {
-        let last = min((block + 1) * SUM_BLOCK, rows * cols);
-        let mut lanes = Array::<f32>::new(LANES);
-        #[unroll]
-        for l in 0..LANES {
-            lanes[l] = 0.0f32;
-        }
-        let mut square = 0.0f32;
-        let mut i = block * SUM_BLOCK;
-        while i < last {
-            #[unroll]
-            for l in 0..LANES {
-                if i + l < last {
-                    let (row, col) = ((i + l) / cols, (i + l) % cols);
-                    let value = number(words, row * row_words, cols, col, 0u32, kind);
-                    lanes[l] += f32::reinterpret(magnitude(value));
-                    square += value * value;
-                }
-            }
-            i += LANES;
-        }
-        let left = (lanes[0] + lanes[4]) + (lanes[2] + lanes[6]);
-        let right = (lanes[1] + lanes[5]) + (lanes[3] + lanes[7]);
-        absolute[block] = left + right;
-        squares[block] = square;
+    let mut sums = desk();
+    let mut parts = desk();
+    let unit = UNIT_POS as usize;
+    let block = CUBE_POS * BLOCKS + unit / LANES;
+    let last = min((block + 1) * SUM_BLOCK, rows * cols);
+    let mut sum = 0.0f32;
+    let mut square = 0.0f32;
+    let mut i = block * SUM_BLOCK + unit % LANES;
+    while i < last {
+        let value = number(words, i / cols * row_words, cols, i % cols, 0u32, kind);
+        sum += f32::reinterpret(magnitude(value));
+        square += value * value;
+        i += LANES;
     }
+    sums[unit] = sum;
+    parts[unit] = square;
+    sync_cube();
+    if unit % LANES == 0 && block < absolute.len() {
+        absolute[block] = fold(&sums, unit);
+        squares[block] = fold(&parts, unit);
+    }
+}
+
+/// The sum of lanes, as a tree.
+#[cube]
+fn fold(lanes: &Shared<[f32]>, at: usize) -> f32 {
+    let left = (lanes[at] + lanes[at + 4]) + (lanes[at + 2] + lanes[at + 6]);
+    let right = (lanes[at + 1] + lanes[at + 5]) + (lanes[at + 3] + lanes[at + 7]);
+    left + right
 }
 
 /// One cube a row of levels: the sum of magnitudes, exactly, in two terms, and that of squares.
@@ -208,7 +214,7 @@ pub(crate) fn measure(gpu: &Gpu, of: &Layout, scale: &Handle) -> Handle {
         launch!(
             gpu,
             block_terms,
-            cubes_for(parts),
+            cubes(parts.div_ceil(BLOCKS)),
             units(),
             of.words,
             absolute,
