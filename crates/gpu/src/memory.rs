@@ -2,6 +2,7 @@
 
 use cubecl::server::Handle;
 use tritrain_backend::{Format, Memory};
+use tritrain_trit::digits::{PER_BYTE, to_byte};
 
 use crate::Gpu;
 
@@ -49,8 +50,10 @@ pub struct Packed {
     pub(crate) bytes: Handle,
     /// By row, or one for all; of bf16, none (one number that nobody reads).
     pub(crate) steps: Handle,
-    /// Digits of each row, where rows have different ones: one u32 each.
-    pub(crate) digits: Option<Handle>,
+    /// Where each row begins, in words, times eight, plus its digits: where rows have different numbers of them.
+    pub(crate) places: Option<Handle>,
+    /// Words of all rows.
+    pub(crate) len: usize,
     pub(crate) format: Format,
     pub(crate) rows: usize,
     pub(crate) cols: usize,
@@ -65,7 +68,7 @@ impl Rows {
 }
 
 impl Packed {
-    /// Words of a row.
+    /// Words of a row, where all have as many.
     pub(crate) fn words(&self) -> usize {
         self.format.row_len(self.cols).div_ceil(4)
     }
@@ -112,12 +115,15 @@ impl Memory for Gpu {
     }
 
     fn packed(&self, format: Format, rows: usize, cols: usize, by_row: bool) -> Packed {
-        let words = format.row_len(cols).div_ceil(4);
+        let len = rows * format.row_len(cols).div_ceil(4);
         let steps = if by_row { rows } else { 1 };
+        // Of balanced ternary levels the byte of zeros is no zero.
+        let zero = if let Format::Trits(_) = format { to_byte([1; PER_BYTE]) } else { 0 };
         Packed {
-            bytes: self.zeros(rows * words),
+            bytes: self.client.create_from_slice(&vec![zero; 4 * len.max(1)]),
             steps: self.zeros(steps),
-            digits: None,
+            places: None,
+            len,
             format,
             rows,
             cols,

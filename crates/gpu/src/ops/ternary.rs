@@ -40,13 +40,13 @@ fn add_exactly(high: f32, low: f32, x: f32) -> (f32, f32) {
 
 /// `x` without its lower half of digits (Dekker).
 #[cube]
-fn upper(x: f32) -> f32 {
+pub(super) fn upper(x: f32) -> f32 {
     f32::reinterpret(u32::reinterpret(x) & 0xffff_f000u32)
 }
 
 /// The nearest fp16 of a number that is not negative, NaN beyond the largest.
 #[cube]
-fn fp16(x: f32) -> f32 {
+pub(super) fn fp16(x: f32) -> f32 {
     let bits = u32::reinterpret(x);
     if bits > 0x477f_e000u32 {
         // Above 65504, or not a number.

@@ -2,7 +2,9 @@
 //! square error of 1e-6.
 #![cfg(feature = "wgpu")]
 
+mod clusters;
 mod model;
+mod optimizer;
 
 use std::sync::OnceLock;
 
