@@ -3,12 +3,13 @@
 use super::{Problem, problem};
 
 /// Crate (folder name) and the crates it may import.
-const ALLOWED: [(&str, &[&str]); 12] = [
+const ALLOWED: [(&str, &[&str]); 13] = [
     ("trit", &[]),
     ("kernels", &["trit"]),
     ("backend", &["kernels", "trit"]),
     ("cluster", &["backend", "trit"]),
     ("dispatch", &["backend", "cluster", "trit"]),
+    ("gpu", &["backend", "dispatch", "trit"]),
     ("model", &["backend", "trit"]),
     ("optim", &["backend", "cluster"]),
     ("files", &["trit"]),
@@ -18,8 +19,8 @@ const ALLOWED: [(&str, &[&str]); 12] = [
     (
         "cli",
         &[
-            "backend", "bench", "cluster", "data", "dispatch", "files", "kernels", "model", "optim", "train",
-            "trit",
+            "backend", "bench", "cluster", "data", "dispatch", "files", "gpu", "kernels", "model", "optim",
+            "train", "trit",
         ],
     ),
 ];
