@@ -35,11 +35,11 @@ fn block_terms(
     let mut sums = desk();
     let mut parts = desk();
     let unit = UNIT_POS as usize;
-    let block = CUBE_POS * BLOCKS + unit / LANES;
+    let (block, lane) = (CUBE_POS * BLOCKS + unit / LANES, unit % LANES);
     let last = min((block + 1) * SUM_BLOCK, rows * cols);
     let mut sum = 0.0f32;
     let mut square = 0.0f32;
-    let mut i = block * SUM_BLOCK + unit % LANES;
+    let mut i = block * SUM_BLOCK + lane;
     while i < last {
         let value = number(words, i / cols * row_words, cols, i % cols, 0u32, kind);
         sum += f32::reinterpret(magnitude(value));
@@ -49,7 +49,7 @@ fn block_terms(
     sums[unit] = sum;
     parts[unit] = square;
     sync_cube();
-    if unit % LANES == 0 && block < absolute.len() {
+    if lane == 0 && block < absolute.len() {
         absolute[block] = fold(&sums, unit);
         squares[block] = fold(&parts, unit);
     }
