@@ -4,7 +4,7 @@
 use std::process::ExitCode;
 
 use serde_json::json;
-use tritrain_backend::Tier;
+use tritrain_backend::{Backend, Cpu, Tier};
 use tritrain_bench::{DevicesReport, devices, self_test};
 use tritrain_dispatch::{Config, Decision, Engine, Operation, Task};
 
@@ -15,11 +15,7 @@ use crate::{
     show,
 };
 
-/// How a program that knows GPUs is made.
-const BUILD: &str =
-    "this program was built without GPUs; build it with `cargo build --release --features gpu`";
-
-/// The kinds of GPU that `--device` names, and why each cannot be used.
+/// The kinds of GPU that `--device` names.
 const GPUS: [(DeviceName, &str); 4] = [
     (DeviceName::Cuda, "cuda"),
     (DeviceName::Vulkan, "vulkan"),
@@ -27,19 +23,144 @@ const GPUS: [(DeviceName, &str); 4] = [
     (DeviceName::Software, "software"),
 ];
 
-/// That what `--device` asks for can be had. What is asked for by name is never replaced by something else.
-pub(crate) fn check(args: &Device) -> Result<()> {
-    let name = match args.device {
-        DeviceName::Auto | DeviceName::Cpu => return Ok(()),
-        DeviceName::Gpu => "gpu",
-        named => GPUS.iter().find(|(of, _)| *of == named).map_or("gpu", |(_, name)| name),
-    };
-    Err(Error::Device { name, why: BUILD })
+/// Work that any device can do.
+pub(crate) trait Work {
+    /// What comes of it.
+    type Output;
+
+    /// Does it.
+    fn on<B: Backend>(self, backend: &B, device: &On) -> Result<Self::Output>;
+}
+
+/// Does some work on the device that was asked for, on `threads` of the processor where that is the device. What is
+/// asked for by name is never replaced by something else.
+pub(crate) fn work<W: Work>(args: &Device, threads: usize, work: W) -> Result<W::Output> {
+    match gpu::open(args.device)? {
+        Some(gpu) => work.on(&gpu, &On { name: gpu::describe(&gpu), processor: None }),
+        None => {
+            let backend = Cpu::new(threads)?;
+            work.on(&backend, &On::from(&backend))
+        }
+    }
+}
+
+/// That nothing went wrong on a device that has done some work.
+pub(crate) fn sound<B: Backend>(backend: &B) -> Result<()> {
+    match backend.fault() {
+        Some(reason) => Err(tritrain_train::Error::Device { step: 0, reason }.into()),
+        None => Ok(()),
+    }
+}
+
+/// What something is computed on.
+pub(crate) struct On {
+    /// In a few words.
+    pub(crate) name: String,
+    /// Instructions and threads, where it is the processor.
+    pub(crate) processor: Option<(Tier, usize)>,
+}
+
+impl From<&Cpu> for On {
+    fn from(backend: &Cpu) -> On {
+        let (tier, threads) = (backend.tier(), backend.threads());
+        On { name: format!("{threads} thread(s), {}", tier.name()), processor: Some((tier, threads)) }
+    }
+}
+
+/// That the processor is a device that was asked for, for work that nothing else does.
+pub(crate) fn only_processor(args: &Device) -> Result<()> {
+    match args.device {
+        DeviceName::Auto | DeviceName::Cpu => Ok(()),
+        named => {
+            let why = "experts are trained and used on the processor".to_owned();
+            Err(Error::Device { name: name_of(named), why })
+        }
+    }
+}
+
+fn name_of(device: DeviceName) -> &'static str {
+    GPUS.iter().find(|(of, _)| *of == device).map_or("gpu", |(_, name)| name)
+}
+
+#[cfg(feature = "gpu")]
+mod gpu {
+    //! GPUs of a program that knows them.
+
+    pub(super) use tritrain_gpu::Gpu;
+    use tritrain_gpu::{Choice, GpuError};
+
+    use super::{Error, Result, name_of};
+    use crate::args::DeviceName;
+
+    /// The GPU that was asked for; none where the processor was, or where nothing was and there is no GPU.
+    pub(super) fn open(device: DeviceName) -> Result<Option<Gpu>> {
+        let named = |gpu: Result<Gpu, GpuError>| {
+            gpu.map(Some).map_err(|error| Error::Device { name: name_of(device), why: error.to_string() })
+        };
+        match device {
+            DeviceName::Cpu => Ok(None),
+            DeviceName::Auto => Ok(Gpu::new(Choice::Vulkan).ok()),
+            DeviceName::Gpu | DeviceName::Vulkan => named(Gpu::new(Choice::Vulkan)),
+            DeviceName::Software => named(Gpu::new(Choice::Software)),
+            DeviceName::Cuda | DeviceName::Metal => {
+                let why = "this program reaches GPUs through Vulkan alone".to_owned();
+                Err(Error::Device { name: name_of(device), why })
+            }
+        }
+    }
+
+    /// A device in a few words.
+    pub(super) fn describe(gpu: &Gpu) -> String {
+        let of = gpu.adapter();
+        let kind = if of.software { ", software, for tests" } else { "" };
+        format!("{} ({}, {}{kind})", of.name, of.api, of.driver)
+    }
+
+    /// What there is of a kind, or why there is none.
+    pub(super) fn survey(device: DeviceName) -> Result<String, String> {
+        match open(device) {
+            Ok(Some(gpu)) => Ok(describe(&gpu)),
+            Ok(None) => Err("not a GPU".into()),
+            Err(Error::Device { why, .. }) => Err(why),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+}
+
+#[cfg(not(feature = "gpu"))]
+mod gpu {
+    //! GPUs of a program that knows none.
+
+    pub(super) use tritrain_backend::Cpu as Gpu;
+
+    use super::{Error, Result, name_of};
+    use crate::args::DeviceName;
+
+    /// How a program that knows GPUs is made.
+    const BUILD: &str =
+        "this program was built without GPUs; build it with `cargo build --release --features gpu`";
+
+    /// None, unless one was asked for.
+    pub(super) fn open(device: DeviceName) -> Result<Option<Gpu>> {
+        match device {
+            DeviceName::Auto | DeviceName::Cpu => Ok(None),
+            named => Err(Error::Device { name: name_of(named), why: BUILD.to_owned() }),
+        }
+    }
+
+    pub(super) fn describe(backend: &Gpu) -> String {
+        super::On::from(backend).name
+    }
+
+    pub(super) fn survey(_: DeviceName) -> Result<String, String> {
+        Err(BUILD.to_owned())
+    }
 }
 
 /// The engine of a GPU for single operations, or why there is none.
 pub(crate) fn gpu() -> Result<Box<dyn Engine>, String> {
-    Err(BUILD.to_owned())
+    gpu::survey(DeviceName::Gpu)
+        .and_then(|name| Err(format!("{name} trains, but has no single operations yet")))
 }
 
 pub(crate) fn run(args: &Devices) -> Result<ExitCode> {
@@ -50,6 +171,9 @@ pub(crate) fn run(args: &Devices) -> Result<ExitCode> {
 
 /// What `--device auto` takes.
 fn auto(tier: Tier, threads: usize) -> String {
+    if let Ok(Some(gpu)) = gpu::open(DeviceName::Auto) {
+        return gpu::describe(&gpu);
+    }
     format!("cpu, {}, {threads} thread(s)", tier.name())
 }
 
@@ -59,8 +183,12 @@ fn survey(args: &Devices, threads: usize) -> Result<ExitCode> {
     show_processor(&report)?;
     show::line(&format!("  in use: {} (TRITRAIN_TIER chooses)", tier.name()))?;
     show::line("gpu")?;
-    for (_, name) in GPUS {
-        show::line(&format!("  {name:12} not usable: {BUILD}"))?;
+    let gpus = GPUS.map(|(device, name)| (name, gpu::survey(device)));
+    for (name, found) in &gpus {
+        match found {
+            Ok(device) => show::line(&format!("  {name:12} {device}"))?,
+            Err(why) => show::line(&format!("  {name:12} not usable: {why}"))?,
+        }
     }
     show::line(&format!("auto, for training and generation: {}", auto(tier, threads)))?;
     let (dispatcher, path) = calibration::dispatcher(Config::default())?;
@@ -74,7 +202,16 @@ fn survey(args: &Devices, threads: usize) -> Result<ExitCode> {
     }
     if args.json {
         let available: Vec<&str> = Tier::available().iter().map(|tier| tier.name()).collect();
-        let gpus: Vec<_> = GPUS.iter().map(|(_, name)| json!({ "name": name, "unusable": BUILD })).collect();
+        let gpus: Vec<_> = gpus
+            .iter()
+            .map(|(name, found)| {
+                json!({
+                    "name": name,
+                    "device": found.as_ref().ok(),
+                    "unusable": found.as_ref().err(),
+                })
+            })
+            .collect();
         show::json(&json!({
             "threads": threads,
             "tiers": available,

@@ -24,7 +24,7 @@ pub(crate) enum Error {
     #[error("cannot draw {}: {reason}", path.display())]
     Plot { path: PathBuf, reason: String },
     #[error("--device {name}: {why}, or take --device cpu")]
-    Device { name: &'static str, why: &'static str },
+    Device { name: &'static str, why: String },
     #[error("--{option} {found}: expected {expected}")]
     Usage { option: &'static str, found: String, expected: &'static str },
     #[error("{} is nothing that tritrain writes: {found}", path.display())]

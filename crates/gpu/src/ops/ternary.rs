@@ -2,41 +2,13 @@
 
 use cubecl::{prelude::*, server::Handle};
 
+use super::packed;
 use super::products::{self, BLOCK, Factor, Kind, Onto, Place, Scales, product};
 use crate::{
     Floats, Gpu, Rows, Ternary,
     blocks::{as_byte, inverse_scale_of, magnitude, nearest, scale_of},
     launch::{arg, cubes_for, launch, units},
 };
-
-/// Elements of a block of the absolute sum, and lanes in it (`trit::ternary::SUM_BLOCK`).
-const SUM_BLOCK: usize = 4096;
-const LANES: usize = 8;
-
-/// One unit a lane of a block: sums in the order that `trit::ternary` defines.
-#[cube(launch, create_dummy_kernel)]
-fn lane_sums(w: &[f32], lanes: &mut [f32]) {
-    if ABSOLUTE_POS < lanes.len() {
-        let first = ABSOLUTE_POS / LANES * SUM_BLOCK;
-        let last = min(first + SUM_BLOCK, w.len());
-        let mut sum = 0.0f32;
-        let mut i = first + ABSOLUTE_POS % LANES;
-        while i < last {
-            sum += f32::reinterpret(magnitude(w[i]));
-            i += LANES;
-        }
-        lanes[ABSOLUTE_POS] = sum;
-    }
-}
-
-/// A number as the sum of two f32: adds `x` to it, what is lost of the sum included.
-#[cube]
-fn add_exactly(high: f32, low: f32, x: f32) -> (f32, f32) {
-    let sum = high + x;
-    let part = sum - high;
-    let lost = (high - (sum - part)) + (x - part);
-    (sum, low + lost)
-}
 
 /// `x` without its lower half of digits (Dekker).
 #[cube]
@@ -56,31 +28,6 @@ pub(super) fn fp16(x: f32) -> f32 {
         f32::cast_from(nearest(x * 16_777_216.0f32)) / 16_777_216.0f32
     } else {
         f32::reinterpret((bits + 0xfffu32 + ((bits >> 13u32) & 1u32)) & 0xffff_e000u32)
-    }
-}
-
-/// One unit: the scale of a matrix of `n` weights. Block sums are added in order, in twice the precision of f32.
-#[cube(launch, create_dummy_kernel)]
-fn scale_kernel(lanes: &[f32], scale: &mut [f32], count: f32, rest: f32) {
-    if ABSOLUTE_POS == 0 {
-        let mut high = 0.0f32;
-        let mut low = 0.0f32;
-        for block in 0..lanes.len() / LANES {
-            let at = block * LANES;
-            let left = (lanes[at] + lanes[at + 4]) + (lanes[at + 2] + lanes[at + 6]);
-            let right = (lanes[at + 1] + lanes[at + 5]) + (lanes[at + 3] + lanes[at + 7]);
-            let sum = add_exactly(high, low, left + right);
-            high = sum.0;
-            low = sum.1;
-        }
-        // A quotient, and what is left after it: the count is `count + rest`.
-        let quotient = high / count;
-        let (a, b) = (upper(quotient), upper(count));
-        let (c, d) = (quotient - a, count - b);
-        let product = quotient * count;
-        let lost = ((a * b - product) + a * d + c * b) + c * d;
-        let left = ((high - product) - lost) + (low - quotient * rest);
-        scale[0] = if high == 0.0f32 { 0.0f32.runtime() } else { fp16(quotient + left / count) };
     }
 }
 
@@ -204,22 +151,7 @@ fn turn_rows(codes: &[u32], words: &mut [u32], rows: usize, cols: usize) {
 pub(crate) fn ternarize(gpu: &Gpu, latent: &Floats, w: &mut Ternary) {
     let n = w.outputs * w.inputs;
     assert_eq!(latent.len, n, "latent weights and codes");
-    let lanes = n.div_ceil(SUM_BLOCK) * LANES;
-    let sums = gpu.room(lanes);
-    launch!(gpu, lane_sums, cubes_for(lanes), units(), latent.arg(), arg(&sums, lanes));
-    // The count in two parts, each exact.
-    let count = n as f32;
-    let rest = (n as f64 - f64::from(count)) as f32;
-    launch!(
-        gpu,
-        scale_kernel,
-        CubeCount::Static(1, 1, 1),
-        CubeDim::new_1d(1),
-        arg(&sums, lanes),
-        arg(&w.scale, 1),
-        count,
-        rest,
-    );
+    packed::measure(gpu, &packed::Layout::floats(latent, w.outputs, w.inputs), &w.scale);
     codes_of(gpu, latent, w, true, true);
 }
 
