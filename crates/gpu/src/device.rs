@@ -55,6 +55,7 @@ pub enum GpuError {
 pub struct Gpu {
     pub(crate) client: Client,
     pub(crate) adapter: Adapter,
+    wgpu: wgpu::Device,
     /// Conversions that happen once in a while, on the host.
     pub(crate) host: Cpu,
     waits: AtomicU64,
@@ -64,7 +65,7 @@ pub struct Gpu {
 }
 
 /// Devices that have been started, which happens once in a process.
-static STARTED: Mutex<Vec<(Choice, Adapter)>> = Mutex::new(Vec::new());
+static STARTED: Mutex<Vec<(Choice, Adapter, wgpu::Device)>> = Mutex::new(Vec::new());
 
 impl Gpu {
     /// Starts a device, or takes the one that was started before.
@@ -80,25 +81,27 @@ impl Gpu {
         let mut reason = String::new();
         for kind in kinds {
             let device = WgpuDevice::new(kind.clone());
-            let known = started.iter().find(|(of, _)| *of == choice).map(|(_, adapter)| adapter.clone());
-            let adapter = match known {
-                Some(adapter) => adapter,
+            let known = started.iter().find(|(of, ..)| *of == choice);
+            let (adapter, wgpu) = match known {
+                Some((_, adapter, wgpu)) => (adapter.clone(), wgpu.clone()),
                 None => match try_init_setup::<Vulkan>(&device, RuntimeOptions::default()) {
-                    Ok(setup) => Adapter::of(&setup.adapter.get_info()),
+                    Ok(setup) => {
+                        let adapter = Adapter::of(&setup.adapter.get_info());
+                        started.push((choice, adapter.clone(), setup.device.clone()));
+                        (adapter, setup.device)
+                    }
                     Err(error) => {
                         reason = error.to_string();
                         continue;
                     }
                 },
             };
-            if !started.iter().any(|(of, _)| *of == choice) {
-                started.push((choice, adapter.clone()));
-            }
             let client = client(&device);
             let host = Cpu::new(1)?;
             return Ok(Gpu {
                 client,
                 adapter,
+                wgpu,
                 host,
                 waits: AtomicU64::new(0),
                 fault: Mutex::new(None),
@@ -112,6 +115,12 @@ impl Gpu {
     /// The device in use.
     pub fn adapter(&self) -> &Adapter {
         &self.adapter
+    }
+
+    /// Loses the device, as a driver may: for tests of what happens then.
+    #[doc(hidden)]
+    pub fn lose(&self) {
+        self.wgpu.destroy();
     }
 
     /// How often the host waited for the device.

@@ -196,10 +196,10 @@ impl Backend for Gpu {
         qkv: &Floats,
         table: &Floats,
         shape: Shape,
-        cache: &mut Cache,
+        caches: &mut [Cache],
         out: &mut Floats,
     ) {
-        attention::attention_decode(self, qkv, table, shape, cache, out)
+        attention::attention_decode(self, qkv, table, shape, caches, out)
     }
 
     fn glu(&self, gate: Gate, gate_up: &Floats, width: usize, a: &mut Floats) {

@@ -8,7 +8,7 @@ mod optimizer;
 
 use std::sync::OnceLock;
 
-use tritrain_backend::{Backend, Cpu, Memory, Stream};
+use tritrain_backend::{Backend, Cpu, Stream};
 use tritrain_gpu::{Choice, Gpu};
 
 /// Largest normalised mean square error of floats.

@@ -94,6 +94,24 @@ fn ternary_products_are_the_same() {
     }
 }
 
+#[test]
+fn scales_are_the_same_where_a_plain_sum_would_lose_most() {
+    /// A weight that hides others from a sum in f32.
+    #[derive(Debug)]
+    struct Hidden;
+    impl Case for Hidden {
+        fn run<B: Backend>(&self, b: &B) -> Vec<Found> {
+            let mut host = vec![0.0; 101 * 4096];
+            host[0] = 1.677e7;
+            host[4096..].iter_mut().step_by(4096).for_each(|weight| *weight = 0.5);
+            let mut w = b.ternary(101, 4096, false);
+            b.ternarize(&put(b, &host), &mut w);
+            vec![Found::Exact("scale", vec![b.download_ternary(&w).1])]
+        }
+    }
+    compare(&Hidden);
+}
+
 /// Rows of a table and their gradients, where tokens repeat.
 #[derive(Debug)]
 struct Embedding {
@@ -263,7 +281,7 @@ fn attention_is_the_same() {
     }
 }
 
-/// Prompts into a cache, and tokens after them.
+/// Prompts of two sequences into caches, and tokens after them, together.
 #[derive(Debug)]
 struct Decoding {
     prompt: usize,
@@ -276,17 +294,20 @@ impl Case for Decoding {
     fn run<B: Backend>(&self, b: &B) -> Vec<Found> {
         let Decoding { prompt, tokens, shape, seed } = *self;
         let mut random = Random::new(seed);
-        let table = put(b, &rope_table(prompt + tokens, shape.head_dim, 10_000.0));
-        let mut cache = b.cache();
+        let table = put(b, &rope_table(prompt + 1 + tokens, shape.head_dim, 10_000.0));
+        let mut caches = [b.cache(), b.cache()];
         let mut found = Vec::new();
         for _ in 0..2 {
-            b.forget(&mut cache);
-            let qkv = put(b, &random.normal(prompt * shape.qkv_width()));
-            b.remember(&qkv, &table, Shape { time: prompt, ..shape }, &mut cache);
+            for (longer, cache) in caches.iter_mut().enumerate() {
+                b.forget(cache);
+                let shape = Shape { batch: 1, time: prompt + longer, ..shape };
+                let qkv = put(b, &random.normal(shape.rows() * shape.qkv_width()));
+                b.remember(&qkv, &table, shape, cache);
+            }
             for _ in 0..tokens {
-                let qkv = put(b, &random.normal(shape.qkv_width()));
-                let mut out = b.floats(shape.out_width());
-                b.attention_decode(&qkv, &table, shape, &mut cache, &mut out);
+                let qkv = put(b, &random.normal(2 * shape.qkv_width()));
+                let mut out = b.floats(2 * shape.out_width());
+                b.attention_decode(&qkv, &table, shape, &mut caches, &mut out);
                 found.push(Found::Close("out", get(b, &out)));
             }
         }
@@ -300,7 +321,7 @@ fn decoding_is_the_same() {
         let mut random = Random::new(seed);
         let (prompt, tokens, kv_heads) = (random.size(130), random.size(5), random.size(3));
         let (heads, head_dim) = (kv_heads * random.size(3), 2 * random.size(40));
-        let shape = Shape { batch: 1, time: 1, heads, kv_heads, head_dim };
+        let shape = Shape { batch: 2, time: 1, heads, kv_heads, head_dim };
         compare(&Decoding { prompt, tokens, shape, seed });
     }
 }

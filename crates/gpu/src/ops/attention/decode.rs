@@ -68,6 +68,7 @@ fn put_kernel(
     heads: usize,
     kv_heads: usize,
     room: usize,
+    row: usize,
     #[comptime] head_dim: usize,
 ) {
     let mut desk = word_desk();
@@ -76,7 +77,7 @@ fn put_kernel(
         let head = CUBE_POS / time % kv_heads;
         let is_value = CUBE_POS / time / kv_heads;
         let width = (heads + 2 * kv_heads) * head_dim;
-        let from = position * width + (heads + is_value * kv_heads + head) * head_dim;
+        let from = (row + position) * width + (heads + is_value * kv_heads + head) * head_dim;
         let unit = UNIT_POS as usize;
         let mut largest = 0u32;
         let mut col = unit;
@@ -86,9 +87,9 @@ fn put_kernel(
             col += UNITS;
         }
         let largest = cube_max(largest, &mut desk);
-        let row = (is_value * kv_heads + head) * room + start + position;
+        let place = (is_value * kv_heads + head) * room + start + position;
         if unit == 0 {
-            scales[row] = row_scale(largest, 127.0f32);
+            scales[place] = row_scale(largest, 127.0f32);
         }
         let inverse = inverse_scale(largest, 127.0f32);
         let words = comptime![head_dim.div_ceil(4)];
@@ -103,7 +104,7 @@ fn put_kernel(
                     word |= as_byte(nearest(value * inverse), comptime![at as u32]);
                 }
             }
-            codes[row * words + w] = word;
+            codes[place * words + w] = word;
             w += UNITS;
         }
     }
@@ -122,76 +123,95 @@ fn value_of(
     if is_value == 1 { qkv[from + col] } else { rotated(qkv, from, table, position, col, 1.0f32, head_dim) }
 }
 
-/// One cube a query head: scores with all keys, their softmax, and the sum of values.
+/// One cube a query head: the query, rotated and scaled, in twelve bits, `64 · high + low`, four to a word:
+/// `[heads][2][words]`.
 #[cube(launch, create_dummy_kernel)]
-fn attend_kernel(
+fn query_codes(
     qkv: &[f32],
     table: &[f32],
-    codes: &[u32],
-    scales: &[f32],
-    scores: &mut [f32],
-    out: &mut [f32],
-    len: usize,
-    heads: usize,
-    kv_heads: usize,
-    room: usize,
+    codes: &mut [u32],
+    scales: &mut [f32],
+    position: usize,
+    from: usize,
     scale: f32,
-    words_of: usize,
     #[comptime] head_dim: usize,
 ) {
-    // The query in twelve bits, `64 · high + low`, four to a word.
-    let mut high = Shared::<[u32]>::new_slice(comptime![head_dim.div_ceil(4)]);
-    let mut low = Shared::<[u32]>::new_slice(comptime![head_dim.div_ceil(4)]);
     let mut words = word_desk();
-    let mut desk = desk();
     let head = CUBE_POS;
-    if head < heads {
+    if head < scales.len() {
         let unit = UNIT_POS as usize;
-        let kv_head = head / (heads / kv_heads);
+        let start = from + head * head_dim;
         let mut largest = 0u32;
         let mut col = unit;
         while col < head_dim {
-            let value = scale * rotated(qkv, head * head_dim, table, len - 1, col, 1.0f32, head_dim);
+            let value = scale * rotated(qkv, start, table, position, col, 1.0f32, head_dim);
             largest = max(largest, magnitude(value));
             col += UNITS;
         }
         let largest = cube_max(largest, &mut words);
         let inverse = inverse_scale_of(largest, 2047.0f32);
-        let factor = integer_scale(largest, 2047.0f32);
+        if unit == 0 {
+            scales[head] = integer_scale(largest, 2047.0f32);
+        }
+        let row_words = comptime![head_dim.div_ceil(4)];
         let mut w = unit;
-        while w < words_of {
+        while w < row_words {
             let mut upper = 0u32;
             let mut lower = 0u32;
             #[unroll]
             for at in 0..4usize {
                 let col = 4 * w + at;
                 if col < head_dim && inverse != 0.0f32 {
-                    let value = scale * rotated(qkv, head * head_dim, table, len - 1, col, 1.0f32, head_dim);
+                    let value = scale * rotated(qkv, start, table, position, col, 1.0f32, head_dim);
                     let code = nearest(value * inverse);
                     upper |= as_byte(code >> 6i32, comptime![at as u32]);
                     lower |= as_byte(code & 63i32, comptime![at as u32]);
                 }
             }
-            high[w] = upper;
-            low[w] = lower;
+            codes[2 * head * row_words + w] = upper;
+            codes[(2 * head + 1) * row_words + w] = lower;
             w += UNITS;
         }
-        sync_cube();
+    }
+}
+
+/// One cube a query head: scores with all keys, their softmax, and the sum of values.
+#[cube(launch, create_dummy_kernel)]
+fn attend_kernel(
+    queries: &[u32],
+    query_scales: &[f32],
+    codes: &[u32],
+    scales: &[f32],
+    scores: &mut [f32],
+    out: &mut [f32],
+    len: usize,
+    kv_heads: usize,
+    room: usize,
+    head_dim: usize,
+    from: usize,
+) {
+    let mut words = word_desk();
+    let mut desk = desk();
+    let head = CUBE_POS;
+    if head < query_scales.len() {
+        let unit = UNIT_POS as usize;
+        let row_words = head_dim.div_ceil(4);
+        let kv_head = head / (query_scales.len() / kv_heads);
         let keys = kv_head * room;
         let values = (kv_heads + kv_head) * room;
+        let factor = query_scales[head];
         // The largest score, as an integer that orders like it.
         let mut peak = 0u32;
         let mut key = unit;
         while key < len {
             let mut upper = 0i32;
             let mut lower = 0i32;
-            for w in 0..words_of {
-                let word = i32::reinterpret(codes[(keys + key) * words_of + w]);
-                upper = dp4a(i32::reinterpret(high[w]), word, upper);
-                lower = dp4a(i32::reinterpret(low[w]), word, lower);
+            for w in 0..row_words {
+                let word = i32::reinterpret(codes[(keys + key) * row_words + w]);
+                upper = dp4a(i32::reinterpret(queries[2 * head * row_words + w]), word, upper);
+                lower = dp4a(i32::reinterpret(queries[(2 * head + 1) * row_words + w]), word, lower);
             }
-            let sum = 64i32 * upper + lower;
-            let score = f32::cast_from(sum) * (scales[keys + key] * factor);
+            let score = f32::cast_from(64i32 * upper + lower) * (scales[keys + key] * factor);
             scores[head * len + key] = score;
             peak = max(peak, ordered(score));
             key += UNITS;
@@ -211,10 +231,10 @@ fn attend_kernel(
         while col < head_dim {
             let mut sum = 0.0f32;
             for key in 0..len {
-                let word = codes[(values + key) * words_of + col / 4];
+                let word = codes[(values + key) * row_words + col / 4];
                 sum += scores[head * len + key] * f32::cast_from(byte(word, (col % 4) as u32));
             }
-            out[head * head_dim + col] = sum / total;
+            out[from + head * head_dim + col] = sum / total;
             col += UNITS;
         }
     }
@@ -271,9 +291,14 @@ fn extend(gpu: &Gpu, cache: &mut Cache, shape: Shape, most: usize) {
 }
 
 pub(crate) fn remember(gpu: &Gpu, qkv: &Floats, table: &Floats, shape: Shape, cache: &mut Cache) {
-    let start = cache.len;
-    check(qkv, table, shape, start + shape.time);
+    check(qkv, table, shape, cache.len + shape.time);
     assert_eq!(shape.batch, 1, "a cache holds one sequence");
+    put(gpu, qkv, table, shape, 0, cache);
+}
+
+/// Puts `shape.time` rows of `qkv` from `row` on into a cache.
+fn put(gpu: &Gpu, qkv: &Floats, table: &Floats, shape: Shape, row: usize, cache: &mut Cache) {
+    let start = cache.len;
     if shape.time == 0 {
         return;
     }
@@ -293,6 +318,7 @@ pub(crate) fn remember(gpu: &Gpu, qkv: &Floats, table: &Floats, shape: Shape, ca
         shape.heads,
         shape.kv_heads,
         cache.room,
+        row,
         shape.head_dim,
     );
 }
@@ -302,31 +328,49 @@ pub(crate) fn attention_decode(
     qkv: &Floats,
     table: &Floats,
     shape: Shape,
-    cache: &mut Cache,
+    caches: &mut [Cache],
     out: &mut Floats,
 ) {
-    assert_eq!((shape.batch, shape.time), (1, 1), "decode takes one token of one sequence");
-    assert_eq!(out.len, shape.out_width(), "out of {shape:?}");
-    remember(gpu, qkv, table, shape, cache);
-    let scores = gpu.room(shape.heads * cache.len);
-    let [codes, scales] = cache.args();
-    launch!(
-        gpu,
-        attend_kernel,
-        cubes(shape.heads),
-        units(),
-        qkv.arg(),
-        table.arg(),
-        codes,
-        scales,
-        arg(&scores, shape.heads * cache.len),
-        out.arg(),
-        cache.len,
-        shape.heads,
-        shape.kv_heads,
-        cache.room,
-        scale_of(shape),
-        cache.words(),
-        shape.head_dim,
-    );
+    assert_eq!((shape.batch, shape.time), (caches.len(), 1), "one token of every sequence");
+    assert_eq!(out.len, shape.batch * shape.out_width(), "out of {shape:?}");
+    for (row, cache) in caches.iter_mut().enumerate() {
+        check(qkv, table, shape, cache.len + 1);
+        put(gpu, qkv, table, shape, row, cache);
+        let scores = gpu.room(shape.heads * cache.len);
+        let query_words = 2 * shape.heads * cache.words();
+        let (queries, scales) = (gpu.room(query_words), gpu.room(shape.heads));
+        let (queries, query_scales) = (arg(&queries, query_words), arg(&scales, shape.heads));
+        launch!(
+            gpu,
+            query_codes,
+            cubes(shape.heads),
+            units(),
+            qkv.arg(),
+            table.arg(),
+            queries,
+            query_scales,
+            cache.len - 1,
+            row * shape.qkv_width(),
+            scale_of(shape),
+            shape.head_dim,
+        );
+        let [codes, scales] = cache.args();
+        launch!(
+            gpu,
+            attend_kernel,
+            cubes(shape.heads),
+            units(),
+            queries,
+            query_scales,
+            codes,
+            scales,
+            arg(&scores, shape.heads * cache.len),
+            out.arg(),
+            cache.len,
+            shape.kv_heads,
+            cache.room,
+            shape.head_dim,
+            row * shape.out_width(),
+        );
+    }
 }
