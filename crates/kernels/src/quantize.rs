@@ -124,25 +124,21 @@ tiered! {
     }
 }
 
-/// The fields of a byte, in a byte each.
-#[inline(always)]
-fn spread(byte: u8) -> [u8; PER_BYTE] {
-    let word = u32::from(byte);
-    ((word | word << 6 | word << 12 | word << 18) & 0x0303_0303).to_le_bytes()
-}
-
 /// Not zero where a field holds 3, which is no code.
 #[inline(always)]
 fn pattern(byte: u8) -> u8 {
     byte & byte >> 1 & 0x55
 }
 
-/// The numbers of a step, and whether a field was no code.
+/// The numbers of a step, and whether a field was no code. Sixteen fields at a time: one shift for each.
 #[inline(always)]
 fn unpack_step(bytes: &[u8; STEP], scale: f32) -> ([f32; STEP * PER_BYTE], u8) {
     let mut out = [0.0; STEP * PER_BYTE];
-    for (to, field) in out.iter_mut().zip(bytes.map(spread).as_flattened()) {
-        *to = (f32::from(*field) - 1.0) * scale;
+    for (to, four) in out.as_chunks_mut::<16>().0.iter_mut().zip(bytes.as_chunks::<4>().0) {
+        let word = u32::from_le_bytes(*four);
+        for (at, to) in to.iter_mut().enumerate() {
+            *to = ((word >> (2 * at) & 3) as f32 - 1.0) * scale;
+        }
     }
     (out, bytes.iter().fold(0, |seen, byte| seen | pattern(*byte)))
 }
