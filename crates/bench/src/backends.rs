@@ -81,7 +81,8 @@ pub struct BackendReport {
     pub giga_per_s: f64,
     /// Time of the scalar engine over this one's.
     pub over_scalar: f64,
-    /// Megabytes that were taken beyond inputs and results, at most; none where the system does not say.
+    /// Megabytes that were taken beyond inputs, at most, and beyond results but for the scalar engine, which touches
+    /// them first; none where the system does not say.
     pub memory_mb: Option<f64>,
     /// Whether a dispatcher would take this engine.
     pub chosen: bool,
