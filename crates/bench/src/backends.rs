@@ -81,7 +81,8 @@ pub struct BackendReport {
     pub giga_per_s: f64,
     /// Time of the scalar engine over this one's.
     pub over_scalar: f64,
-    /// Megabytes that were taken beyond inputs and results, at most; none where the system does not say.
+    /// Megabytes that were taken beyond inputs, at most, and beyond results but for the scalar engine, which touches
+    /// them first; none where the system does not say.
     pub memory_mb: Option<f64>,
     /// Whether a dispatcher would take this engine.
     pub chosen: bool,
@@ -101,6 +102,15 @@ pub struct BackendsReport {
     pub runs: usize,
     /// Seconds that the dispatcher took to calibrate.
     pub calibration_s: f64,
+}
+
+/// What an operation took on one engine.
+#[derive(Default)]
+struct Seen {
+    seconds: Vec<f64>,
+    memory: Option<usize>,
+    /// Iterations and inertia, of k-means.
+    fitted: Option<(usize, f64)>,
 }
 
 /// Results that operations write.
@@ -133,10 +143,10 @@ pub fn backends(
     };
     let mut reports = Vec::new();
     for operation in Operation::ALL {
-        // Seconds, memory and what came of k-means, by engine.
-        let mut seen: [(Vec<f64>, Option<usize>, Option<(usize, f64)>); 4] = Default::default();
+        let mut seen: [Seen; 4] = Default::default();
         for run in 0..=runs.max(1) {
-            for (engine, (seconds, memory, fitted)) in dispatcher.engines().into_iter().zip(&mut seen) {
+            for (engine, Seen { seconds, memory, fitted }) in dispatcher.engines().into_iter().zip(&mut seen)
+            {
                 let Ok(engine) = engine else { continue };
                 peak_memory::forget();
                 let (before, mut result) = (peak_memory::now(), Ok(None));
@@ -155,7 +165,7 @@ pub fn backends(
             }
         }
         let mut scalar = f64::NAN;
-        for (kind, (seconds, memory, fitted)) in EngineKind::ALL.into_iter().zip(seen) {
+        for (kind, Seen { seconds, memory, fitted }) in EngineKind::ALL.into_iter().zip(seen) {
             let Ok(engine) = dispatcher.engines()[kind as usize] else { continue };
             let seconds = time::median(seconds);
             if kind == EngineKind::Scalar {

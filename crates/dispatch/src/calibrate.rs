@@ -48,10 +48,10 @@ pub(crate) fn tasks(operation: Operation) -> Vec<Task> {
         Operation::Dequantize => LENGTHS.map(|len| Task::Dequantize { len }).into(),
         Operation::Kmeans => {
             let of = |rows, dim, k| Task::Kmeans { rows, dim, k, iterations: 4 };
-            [(256, 16), (256, 128), (1024, 16), (1024, 128), (4096, 16), (4096, 128)]
-                .iter()
-                .flat_map(|(rows, dim)| [4, 16, 64].map(|k| of(*rows, *dim, k)))
-                .collect()
+            let shapes = [(256, 16), (256, 128), (1024, 16), (1024, 128), (4096, 16), (4096, 128)];
+            let small = shapes.iter().flat_map(|(rows, dim)| [4, 16, 64].map(|k| of(*rows, *dim, k)));
+            // Beyond the caches of one core, not of two.
+            small.chain([of(16_384, 64, 4)]).collect()
         }
         Operation::Matmul => {
             SIZES.map(|[rows, outputs, inputs]| Task::Matmul { rows, outputs, inputs }).into()

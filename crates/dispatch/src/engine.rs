@@ -20,7 +20,7 @@ pub enum EngineKind {
 }
 
 impl EngineKind {
-    /// All of them, in the order of [`EngineKind::index`].
+    /// All of them, in the order of [`crate::Dispatcher::engines`].
     pub const ALL: [EngineKind; 4] =
         [EngineKind::Scalar, EngineKind::Simd, EngineKind::Parallel, EngineKind::Gpu];
 

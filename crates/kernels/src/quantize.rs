@@ -124,27 +124,27 @@ tiered! {
     }
 }
 
-/// The fields of a byte, in a byte each.
-#[inline(always)]
-fn spread(byte: u8) -> [u8; PER_BYTE] {
-    let word = u32::from(byte);
-    ((word | word << 6 | word << 12 | word << 18) & 0x0303_0303).to_le_bytes()
-}
-
 /// Not zero where a field holds 3, which is no code.
 #[inline(always)]
 fn pattern(byte: u8) -> u8 {
     byte & byte >> 1 & 0x55
 }
 
-/// The numbers of a step, and whether a field was no code.
+/// Writes the numbers of a step; not zero where a field was no code.
+///
+/// Loops of one kind each, over numbers of one width, are what compilers make registers of.
 #[inline(always)]
-fn unpack_step(bytes: &[u8; STEP], scale: f32) -> ([f32; STEP * PER_BYTE], u8) {
-    let mut out = [0.0; STEP * PER_BYTE];
-    for (to, field) in out.iter_mut().zip(bytes.map(spread).as_flattened()) {
+fn unpack_step(bytes: &[u8; STEP], scale: f32, out: &mut [f32; STEP * PER_BYTE]) -> u8 {
+    let mut words = [0u32; STEP];
+    for (word, byte) in words.iter_mut().zip(bytes) {
+        let byte = u32::from(*byte);
+        *word = ((byte | byte << 6 | byte << 12 | byte << 18) & 0x0303_0303).to_le();
+    }
+    let fields: [i8; STEP * PER_BYTE] = bytemuck::cast(words);
+    for (to, field) in out.iter_mut().zip(&fields) {
         *to = (f32::from(*field) - 1.0) * scale;
     }
-    (out, bytes.iter().fold(0, |seen, byte| seen | pattern(*byte)))
+    bytes.iter().fold(0, |seen, byte| seen | pattern(*byte))
 }
 
 /// A part of a step.
@@ -153,9 +153,9 @@ fn unpack_part(bytes: &[u8], scale: f32, out: &mut [f32]) -> u8 {
     if bytes.is_empty() {
         return 0;
     }
-    let mut step = [0; STEP];
+    let (mut step, mut numbers) = ([0; STEP], [0.0; STEP * PER_BYTE]);
     step[..bytes.len()].copy_from_slice(bytes);
-    let (numbers, wrong) = unpack_step(&step, scale);
+    let wrong = unpack_step(&step, scale, &mut numbers);
     out.copy_from_slice(&numbers[..out.len()]);
     wrong
 }
@@ -171,9 +171,7 @@ tiered! {
         let (steps, rest) = bytes.as_chunks::<STEP>();
         let (to, last) = out.as_chunks_mut::<{ STEP * PER_BYTE }>();
         for (bytes, to) in steps.iter().zip(to) {
-            let (numbers, wrong) = unpack_step(bytes, scale);
-            *to = numbers;
-            seen |= wrong;
+            seen |= unpack_step(bytes, scale, to);
         }
         seen |= unpack_part(rest, scale, last);
         seen != 0

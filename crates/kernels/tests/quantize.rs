@@ -57,8 +57,8 @@ fn every_tier_packs_what_the_definition_packs() {
 fn ties_zeros_and_the_smallest_and_largest_numbers_are_as_defined() {
     let ties = [[1.0f32, -1.0, 0.5, -0.5, 1.5, -1.5, 0.0, -0.0]; 40].concat();
     let halves = [0.5f32, -0.5, 1.0, 1.0, 1.0, 1.0, 1.0, -2.0].repeat(9);
-    let tiny = vec![f32::MIN_POSITIVE, -f32::from_bits(1), 0.0, 1e-30].repeat(70);
-    let large = vec![65504.0f32, -65504.0, 65503.0].repeat(70);
+    let tiny = [f32::MIN_POSITIVE, -f32::from_bits(1), 0.0, 1e-30].repeat(70);
+    let large = [65504.0f32, -65504.0, 65503.0].repeat(70);
     for cx in contexts() {
         for x in [&ties, &halves, &tiny, &large, &vec![0.0; 130]] {
             check(&cx, x);
