@@ -17,7 +17,7 @@ usage: cargo xtask COMMAND
   test    cargo test --release --workspace
   aarch64 the kernels of aarch64, compiled and emulated where the tools are there
   tidy    the rules of ARCHITECTURE.md and CONTRIBUTING.md
-  record  renew the speed table of README.md from the newest file in bench/record
+  record  renew the speed tables of README.md from the newest files in bench/record
   interop DATA
           export models trained on DATA and compare them in llama.cpp and transformers (from PyPI, 6 GB)";
 

@@ -1,4 +1,4 @@
-//! The speed table of README.md, from the newest file in bench/record.
+//! The speed tables of README.md, from the newest files in bench/record.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -6,15 +6,32 @@ use std::process::ExitCode;
 
 use serde_json::Value;
 
-const START: &str = "<!-- record -->";
-const END: &str = "<!-- /record -->";
+/// A table: what stands around it, how its records are named, and what it shows of one.
+struct Shown {
+    start: &'static str,
+    end: &'static str,
+    prefix: &'static str,
+    table: fn(&Value) -> String,
+}
 
-/// Renews the table in README.md.
+const SHOWN: [Shown; 2] = [
+    Shown { start: "<!-- record -->", end: "<!-- /record -->", prefix: "", table },
+    Shown {
+        start: "<!-- record: backends -->",
+        end: "<!-- /record: backends -->",
+        prefix: "backends-",
+        table: backends,
+    },
+];
+
+/// Renews the tables in README.md.
 pub(crate) fn renew(root: &Path) -> ExitCode {
     let readme = root.join("README.md");
-    let renewed = newest(root).and_then(|record| {
+    let renewed = SHOWN.iter().try_for_each(|shown| {
+        let record = newest(root, shown.prefix)?;
         let page = std::fs::read_to_string(&readme).map_err(|error| error.to_string())?;
-        let page = with_table(&page, &table(&record)).ok_or(format!("README.md lacks {START} … {END}"))?;
+        let page = with_table(&page, shown, &(shown.table)(&record))
+            .ok_or(format!("README.md lacks {} … {}", shown.start, shown.end))?;
         std::fs::write(&readme, page).map_err(|error| error.to_string())
     });
     match renewed {
@@ -26,23 +43,25 @@ pub(crate) fn renew(root: &Path) -> ExitCode {
     }
 }
 
-/// Whether README.md shows what the newest record says; `true` where there is neither.
+/// Whether README.md shows what the newest records say; `true` where there is neither.
 pub(crate) fn is_current(root: &Path) -> bool {
     let Ok(page) = std::fs::read_to_string(root.join("README.md")) else { return false };
-    match newest(root) {
-        Ok(record) => with_table(&page, &table(&record)).is_some_and(|renewed| renewed == page),
-        Err(_) => !page.contains(START),
-    }
+    SHOWN.iter().all(|shown| match newest(root, shown.prefix) {
+        Ok(record) => {
+            with_table(&page, shown, &(shown.table)(&record)).is_some_and(|renewed| renewed == page)
+        }
+        Err(_) => !page.contains(shown.start),
+    })
 }
 
-/// The record with the last name among those that are dates.
-fn newest(root: &Path) -> Result<Value, String> {
+/// The record with the last name among those that are dates behind a prefix.
+fn newest(root: &Path, prefix: &str) -> Result<Value, String> {
     let folder = root.join("bench/record");
     let entries = std::fs::read_dir(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
     let mut paths: Vec<_> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
     paths.retain(|path| {
-        let name =
-            path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(".json"));
+        let name = path.file_name().and_then(|name| name.to_str());
+        let name = name.and_then(|name| name.strip_prefix(prefix)?.strip_suffix(".json"));
         name.is_some_and(|name| name.bytes().all(|b| b.is_ascii_digit() || b == b'-'))
     });
     let path = paths.into_iter().max().ok_or(format!("{} holds no record", folder.display()))?;
@@ -50,24 +69,80 @@ fn newest(root: &Path) -> Result<Value, String> {
     serde_json::from_str(&text).map_err(|error| format!("{}: {error}", path.display()))
 }
 
-fn with_table(page: &str, table: &str) -> Option<String> {
-    let (before, rest) = page.split_once(START)?;
-    let (_, after) = rest.split_once(END)?;
-    Some(format!("{before}{START}\n{table}{END}{after}"))
+fn with_table(page: &str, shown: &Shown, table: &str) -> Option<String> {
+    let Shown { start, end, .. } = shown;
+    let (before, rest) = page.split_once(start)?;
+    let (_, after) = rest.split_once(end)?;
+    Some(format!("{before}{start}\n{table}{end}{after}"))
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().unwrap_or("?").to_owned()
+}
+
+fn number(value: &Value) -> f64 {
+    value.as_f64().unwrap_or(f64::NAN)
+}
+
+/// A median with its lowest and highest.
+fn ratio(value: &Value) -> String {
+    let [median, lowest, highest] = ["ratio", "lowest", "highest"].map(|key| number(&value[key]));
+    format!("{median:.2}x ({lowest:.2}–{highest:.2})")
+}
+
+/// Single operations beside NumPy.
+fn backends(record: &Value) -> String {
+    let mut out = String::new();
+    let rows = record["backends"].as_array().cloned().unwrap_or_default();
+    let _ = writeln!(
+        out,
+        "Measured {} on {}, {} cores, medians of {} alternating pairs (lowest–highest):\n",
+        text(&record["date"]),
+        text(&record["processor"]),
+        record["cores"],
+        record["pairs"],
+    );
+    let _ = writeln!(
+        out,
+        "| operation | engine | ms | over scalar | memory, MB | NumPy, ms | speed over NumPy |"
+    );
+    let _ = writeln!(out, "|---|---|---|---|---|---|---|");
+    for row in rows {
+        let task = &row["task"][text(&row["operation"])];
+        let sizes = task.as_object().into_iter().flatten().filter(|(name, _)| *name != "iterations");
+        let sizes: Vec<String> = sizes.map(|(name, size)| format!("{name} {size}")).collect();
+        let memory = |key: &str| row[key].as_f64().map_or("?".into(), |mb| format!("{:.1}", mb.max(0.0)));
+        let _ = writeln!(
+            out,
+            "| {}, {} | {} ({}) | {:.3} | {:.1}x | {} (NumPy {}) | {:.3} | {} |",
+            text(&row["operation"]),
+            sizes.join(", "),
+            text(&row["engine"]),
+            text(&row["runs_on"]),
+            number(&row["ms"]),
+            number(&row["over_scalar"]),
+            memory("memory_mb"),
+            memory("peer_memory_mb"),
+            number(&row["peer_ms"]),
+            ratio(&row["speed"]),
+        );
+    }
+    let dispatcher = &record["dispatcher"];
+    let _ = writeln!(
+        out,
+        "\nOf {} random operations {:.1} % went to an engine that took at most 1.1 times as long as the fastest \
+         ({:.3} times on average), with a calibration of {:.2} s and {:.2} µs for each choice.",
+        dispatcher["count"],
+        number(&dispatcher["within_tenth"]) * 100.0,
+        number(&dispatcher["mean_over_fastest"]),
+        number(&dispatcher["calibration_s"]),
+        number(&dispatcher["overhead_us"]),
+    );
+    out
 }
 
 fn table(record: &Value) -> String {
     let mut out = String::new();
-    let text = |value: &Value| value.as_str().unwrap_or("?").to_owned();
-    let number = |value: &Value| value.as_f64().unwrap_or(f64::NAN);
-    let ratio = |value: &Value| {
-        format!(
-            "{:.2}x ({:.2}–{:.2})",
-            number(&value["ratio"]),
-            number(&value["lowest"]),
-            number(&value["highest"])
-        )
-    };
     let list = |key: &str| record[key].as_array().cloned().unwrap_or_default();
     let tier = list("step").first().map_or("?".into(), |row| text(&row["tier"]));
     let _ = writeln!(
@@ -148,8 +223,33 @@ mod tests {
         let row = "| training step, 36 M parameters, 8 × 256 tokens, 2 threads | 1200 tokens/s | torch fp32, 400 \
                    | 3.00x (2.90–3.10), memory 0.50x (0.50–0.50) |";
         assert!(table.contains(row), "{table}");
-        let page = format!("a\n{START}\nold\n{END}\nb\n");
-        assert_eq!(with_table(&page, "new\n").unwrap(), format!("a\n{START}\nnew\n{END}\nb\n"));
-        assert!(with_table("no marks", "new").is_none());
+        for shown in &SHOWN {
+            let Shown { start, end, .. } = shown;
+            let page = format!("a\n{start}\nold\n{end}\nb\n");
+            assert_eq!(with_table(&page, shown, "new\n").unwrap(), format!("a\n{start}\nnew\n{end}\nb\n"));
+            assert!(with_table("no marks", shown, "new").is_none());
+        }
+    }
+
+    #[test]
+    fn the_table_of_backends_shows_what_was_recorded() {
+        let record = serde_json::json!({
+            "date": "2026-01-02", "processor": "Abacus", "cores": 2, "pairs": 5,
+            "backends": [{
+                "operation": "kmeans", "engine": "simd", "runs_on": "avx2, 1 thread", "ms": 2.0, "over_scalar": 8.0,
+                "task": {"kmeans": {"rows": 10, "dim": 3, "k": 2, "iterations": 7}},
+                "memory_mb": 0.25, "peer_memory_mb": null, "peer_ms": 30.5,
+                "speed": {"ratio": 15.25, "lowest": 14.0, "highest": 16.0},
+            }],
+            "dispatcher": {"count": 200, "within_tenth": 0.97, "mean_over_fastest": 1.01, "calibration_s": 0.4, "overhead_us": 0.2},
+        });
+        let table = backends(&record);
+        let row = "| kmeans, rows 10, dim 3, k 2 | simd (avx2, 1 thread) | 2.000 | 8.0x | 0.2 (NumPy ?) | 30.500 \
+                   | 15.25x (14.00–16.00) |";
+        assert!(table.contains(row), "{table}");
+        assert!(
+            table.contains("Of 200 random operations 97.0 %") && table.contains("on Abacus, 2 cores"),
+            "{table}"
+        );
     }
 }

@@ -1,6 +1,7 @@
 //! The backend on CPU kernels: buffers are vectors, operations run at once.
 
 mod memory;
+mod slices;
 
 use std::{
     borrow::Cow,

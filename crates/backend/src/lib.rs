@@ -39,6 +39,11 @@ pub trait Memory: Send + Sync {
     /// A matrix in few bits: latent weights or moments.
     type Packed: Send + Sync;
 
+    /// Whether work is queued, so that to read a buffer is to wait for all of it.
+    fn queues(&self) -> bool {
+        false
+    }
+
     /// `len` zeros.
     fn floats(&self, len: usize) -> Self::Floats;
     /// Room for `len` token ids.
@@ -110,6 +115,20 @@ pub trait Backend: Memory {
     fn host<'a>(&self, from: &'a Self::Floats) -> Cow<'a, [f32]>;
     /// Waits for everything queued, then copies a buffer to the host.
     fn download(&self, from: &Self::Floats, to: &mut [f32]);
+    /// [`Backend::download`] of several buffers, for which a device is waited for once.
+    fn download_each<'a>(&self, each: impl Iterator<Item = (&'a Self::Floats, &'a mut [f32])>)
+    where
+        Self: Sized,
+        Self::Floats: 'a,
+    {
+        for (from, to) in each {
+            self.download(from, to);
+        }
+    }
+    /// What went wrong on the device, if anything did: numbers read since then are not to be used.
+    fn fault(&self) -> Option<String> {
+        None
+    }
     /// Waits, then gives the codes, `[outputs][inputs]` in {-1, 0, 1}, and the scale.
     fn download_ternary(&self, from: &Self::Ternary) -> (Vec<i8>, f32);
     /// `to = from`, same length.

@@ -3,6 +3,9 @@
 //! Everything is measured as the median of several runs, limits as the best of several, and ratios come
 //! from runs that alternate: on a shared machine a time alone says little.
 
+mod backends;
+mod choices;
+mod devices;
 mod gemm;
 mod generate;
 mod limits;
@@ -15,6 +18,9 @@ mod step;
 mod time;
 mod work;
 
+pub use backends::{Arrays, BackendReport, BackendsReport, backends};
+pub use choices::{Choice, ChoicesReport, choices};
+pub use devices::{Common, DevicesReport, Speed, TierReport, devices};
 pub use gemm::{GemmReport, gemm};
 pub use generate::{GenerateReport, generate};
 pub use limits::Limits;

@@ -19,6 +19,19 @@ pub enum BenchError {
     /// The backend does not start.
     #[error(transparent)]
     Cpu(#[from] CpuError),
+    /// A single operation cannot be done.
+    #[error(transparent)]
+    Dispatch(#[from] tritrain_dispatch::Error),
+    /// An array of other sizes than are measured.
+    #[error("{what}: expected {expected} numbers, found {found}")]
+    Array {
+        /// Which one.
+        what: &'static str,
+        /// Numbers it should have.
+        expected: usize,
+        /// Numbers it has.
+        found: usize,
+    },
     /// The prompt does not fit the model.
     #[error(transparent)]
     Prompt(#[from] PromptError),

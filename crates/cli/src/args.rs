@@ -1,11 +1,13 @@
 //! The command line.
 
+mod devices;
 mod export;
 
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
+pub(crate) use devices::{BenchBackends, BenchDispatcher, Device, DeviceName, Devices};
 pub(crate) use export::{Comparing, Export, ExportClass, ExportMode, ExportTo, ExportType, Verify};
 
 /// Trains ternary (1.58-bit) language models from raw text, with integer arithmetic.
@@ -48,8 +50,10 @@ pub(crate) enum Command {
     Bench(Bench),
     /// Train the network of the learned controller on many short runs.
     MetaTrain(MetaTrain),
-    /// Show what this machine offers; with --self-test, check every kernel on it.
-    Doctor(Doctor),
+    /// Show what this machine can compute on, how fast it is and what would be chosen; with --self-test, check every
+    /// kernel on it.
+    #[command(visible_alias = "doctor")]
+    Devices(Devices),
     /// Print the default configuration file with the help of every option.
     Config,
 }
@@ -88,6 +92,8 @@ pub(crate) struct Train {
     /// short for --set run.experts=K.
     #[arg(long, value_name = "K", conflicts_with = "resume")]
     pub(crate) experts: Option<usize>,
+    #[command(flatten)]
+    pub(crate) device: Device,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -242,6 +248,8 @@ pub(crate) struct Generate {
     pub(crate) max_tokens: usize,
     #[command(flatten)]
     pub(crate) mixing: Mixing,
+    #[command(flatten)]
+    pub(crate) device: Device,
     /// Threads; 0 takes every core.
     #[arg(long, default_value_t = 0)]
     pub(crate) threads: usize,
@@ -268,6 +276,8 @@ pub(crate) struct Eval {
     pub(crate) max_tokens: u64,
     #[command(flatten)]
     pub(crate) mixing: Mixing,
+    #[command(flatten)]
+    pub(crate) device: Device,
     /// Threads; 0 takes every core.
     #[arg(long, default_value_t = 0)]
     pub(crate) threads: usize,
@@ -402,6 +412,10 @@ pub(crate) enum BenchKind {
     Step(BenchStep),
     /// Reading a prompt and making tokens with a model.
     Generate(BenchGenerate),
+    /// Single operations on every engine: quantising, k-means, products.
+    Backends(BenchBackends),
+    /// Whether the engine that is chosen for a single operation is the fastest.
+    Dispatcher(BenchDispatcher),
     /// What few bits cost in loss: the same model with several ways to store it, beside its f32 twins.
     Quality(BenchRuns),
     /// What faults cost in loss, with the spike guard and without: batches of noise, gradients that are far too large
@@ -551,17 +565,4 @@ pub(crate) struct BenchGenerate {
     /// Tokens to make.
     #[arg(long, default_value_t = 64)]
     pub(crate) tokens: usize,
-}
-
-#[derive(Debug, ClapArgs)]
-pub(crate) struct Doctor {
-    /// Compare every kernel of every instruction tier with the portable one, bit for bit.
-    #[arg(long)]
-    pub(crate) self_test: bool,
-    /// Random cases of the self-test, in all.
-    #[arg(long, default_value_t = 1_000_000)]
-    pub(crate) cases: u64,
-    /// Print one JSON object as the last line of standard output.
-    #[arg(long)]
-    pub(crate) json: bool,
 }

@@ -17,7 +17,7 @@ use crate::{
         Bench, BenchGemm, BenchGenerate, BenchKind, BenchOperations, BenchShape, BenchSignal, BenchSizes,
         BenchStep,
     },
-    bars, controller,
+    backends, bars, controller,
     error::{Error, Result},
     quality, show, spikes,
 };
@@ -29,6 +29,8 @@ pub(crate) fn run(args: &Bench) -> Result<ExitCode> {
         Some(BenchKind::Gemm(args)) => bench_gemm(args),
         Some(BenchKind::Step(args)) => bench_step(args),
         Some(BenchKind::Generate(args)) => bench_generate(args),
+        Some(BenchKind::Backends(args)) => backends::bench(args),
+        Some(BenchKind::Dispatcher(args)) => backends::dispatcher(args),
         Some(BenchKind::Quality(args)) => quality::bench(args),
         Some(BenchKind::Spikes(args)) => spikes::bench(args),
         Some(BenchKind::Signal(args)) => bench_signal(args),

@@ -5,7 +5,11 @@ use std::{collections::BTreeMap, path::Path, process::ExitCode};
 use serde_json::json;
 use tritrain_backend::{Backend, Cpu};
 use tritrain_bench::peak_memory;
-use tritrain_data::{Source, clusters::Clusters, tasks::tasks};
+use tritrain_data::{
+    Corpus, Source,
+    clusters::Clusters,
+    tasks::{Task, tasks},
+};
 use tritrain_files::{Disk, Storage, give_back_memory};
 use tritrain_model::{Activations, Keep, Layout, Precision, TensorKind};
 use tritrain_train::{
@@ -15,7 +19,8 @@ use tritrain_train::{
 
 use crate::{
     args::{self, Args, Command},
-    bench, cluster, controller, doctor,
+    bench, cluster, controller, devices,
+    devices::On,
     error::{Error, Result},
     experts, export, generate, inspect, memory, plot, prepare, show,
 };
@@ -36,7 +41,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         Command::Audit(args) => audit(&args),
         Command::Bench(args) => bench::run(&args),
         Command::MetaTrain(args) => controller::meta_train(&args),
-        Command::Doctor(args) => doctor::run(&args),
+        Command::Devices(args) => devices::run(&args),
         Command::Config => show::line(Config::annotated().trim_end()).map(|()| ExitCode::SUCCESS),
     }
 }
@@ -58,6 +63,7 @@ fn train(args: &args::Train) -> Result<ExitCode> {
     let config =
         prepare::config(&args.setup, args.resume.then_some(&*dir), args.experts, args.from.as_deref())?;
     if config.run.experts > 0 {
+        devices::only_processor(&args.device)?;
         return experts::train(args, &dir, config, &signals);
     }
     let workplace = match args.resume {
@@ -65,10 +71,9 @@ fn train(args: &args::Train) -> Result<ExitCode> {
         false => Workplace::start(&Disk, &dir, config)?,
     };
     let config = workplace.config().clone();
-    let backend = Cpu::new(config.run.threads)?;
     let corpus = prepare::corpus(&Disk, &config, &dir, workplace.step().is_some())?;
-    let outcome =
-        backend.run(|| drive(&backend, || Run::new(&backend, &Disk, workplace, &corpus), &signals))?;
+    let training = Training { workplace, corpus: &corpus, signals: &signals };
+    let outcome = devices::work(&args.device, config.run.threads, training)?;
     let Some(evaluation) = outcome.curve.last.as_ref().filter(|_| !outcome.stopped) else {
         return stopped(&dir, outcome.steps);
     };
@@ -85,17 +90,33 @@ fn train(args: &args::Train) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// A run on some device.
+struct Training<'a> {
+    workplace: Workplace,
+    corpus: &'a Corpus,
+    signals: &'a Signals,
+}
+
+impl devices::Work for Training<'_> {
+    type Output = Outcome;
+
+    fn on<B: Backend>(self, backend: &B, device: &On) -> Result<Outcome> {
+        let Training { workplace, corpus, signals } = self;
+        backend.run(|| drive(device, || Run::new(backend, &Disk, workplace, corpus), signals))
+    }
+}
+
 /// Runs to the end or to a signal, showing what happens. For a thread of the pool, so that no step has to
 /// be handed over to it.
-pub(crate) fn drive<'a>(
-    backend: &Cpu,
-    run: impl FnOnce() -> tritrain_train::Result<Run<'a, Cpu>>,
+pub(crate) fn drive<'a, B: Backend + 'a>(
+    device: &On,
+    run: impl FnOnce() -> tritrain_train::Result<Run<'a, B>>,
     signals: &Signals,
 ) -> Result<Outcome> {
     give_back_memory();
     peak_memory::forget();
     let mut run = run()?;
-    show::note(&header(backend, &run));
+    show::note(&header(&device.name, &run));
     let (start, steps) = run.progress();
     let tokens = run.config().run.batch * run.config().model.context;
     let mut progress = show::Progress::new("training", steps, start);
@@ -139,8 +160,8 @@ pub(crate) fn drive<'a>(
         outcome.curve.last = Some(run.validate()?);
     }
     outcome.steps = run.progress().0;
-    if let Some(peak) = peak_memory::bytes() {
-        let expected = memory::ledger(run.config(), run.model().vocab(), backend).bytes;
+    if let (Some(peak), Some(processor)) = (peak_memory::bytes(), device.processor) {
+        let expected = memory::ledger(run.config(), run.model().vocab(), processor).bytes;
         show::note(&format!(
             "memory: {} MiB at most, {} expected (see `{} memory`)",
             memory::mib(peak),
@@ -151,7 +172,7 @@ pub(crate) fn drive<'a>(
     Ok(outcome)
 }
 
-fn header(backend: &Cpu, run: &Run<'_, Cpu>) -> String {
+fn header<B: Backend>(device: &str, run: &Run<'_, B>) -> String {
     let config = &run.config().model;
     let layout = run.model().layout();
     let matrices: usize =
@@ -160,14 +181,12 @@ fn header(backend: &Cpu, run: &Run<'_, Cpu>) -> String {
     let (done, steps) = run.progress();
     let from = if done > 0 { format!(", going on at step {done}") } else { String::new() };
     format!(
-        "model: {} layers × {}, {} parameters, {} of them in {kind} matrices\ntraining: {steps} steps of {} tokens{from}, on {} thread(s), {}",
+        "model: {} layers × {}, {} parameters, {} of them in {kind} matrices\ntraining: {steps} steps of {} tokens{from}, on {device}",
         config.layers,
         config.dim,
         show::short(layout.parameters() as u64),
         show::short(matrices as u64),
         run.config().run.batch * config.context,
-        backend.threads(),
-        backend.tier().name(),
     )
 }
 
@@ -266,38 +285,60 @@ fn show_audit(audit: &Audit) -> Result<()> {
 fn eval(args: &args::Eval) -> Result<ExitCode> {
     let mixing = experts::mixing(&args.mixing)?;
     if let Some(mixture) = Mixture::load(&Disk, &args.model)? {
+        devices::only_processor(&args.device)?;
         return experts::eval(args, &mixture, mixing);
     }
     // What is wrong with the tasks is found before a model takes its time.
     let tasks = args.tasks.as_ref().map(|path| tasks(&Disk, path)).transpose()?;
     let loaded = load(&Disk, &args.model)?;
     let context = context(args, loaded.config.context)?;
-    let backend = Cpu::new(args.threads)?;
-    let model = loaded.model(&backend);
-    if !args.data.is_empty() {
-        let batch = (BATCH * 512 / context).clamp(1, BATCH);
-        let mut a = Activations::new(&backend, &loaded.config, batch, context, Keep::Nothing);
-        let source = Source::Paths(args.data.clone());
-        let topics = topics(&loaded)?;
-        let of = (&loaded.tokenizer, topics.as_ref());
-        let mut single = Single::new(&backend, &model, &mut a);
-        let evaluations = evaluate_text(&mut single, of, &source, args.max_tokens)?;
-        for evaluation in &evaluations {
-            show::line(&format!("{}: {}", loaded.path.display(), show::evaluation(evaluation)))?;
-            show_parts(evaluation, topics.as_ref())?;
-            if args.json && tasks.is_none() {
-                show::json(evaluation)?;
+    devices::work(
+        &args.device,
+        args.threads,
+        Evaluating { args, loaded: &loaded, tasks: tasks.as_deref(), context },
+    )
+}
+
+/// A model that is evaluated on some device.
+struct Evaluating<'a> {
+    args: &'a args::Eval,
+    loaded: &'a Loaded,
+    tasks: Option<&'a [Task]>,
+    context: usize,
+}
+
+impl devices::Work for Evaluating<'_> {
+    type Output = ExitCode;
+
+    fn on<B: Backend>(self, backend: &B, _: &On) -> Result<ExitCode> {
+        let Evaluating { args, loaded, tasks, context } = self;
+        let model = loaded.model(backend);
+        if !args.data.is_empty() {
+            let batch = (BATCH * 512 / context).clamp(1, BATCH);
+            let mut a = Activations::new(backend, &loaded.config, batch, context, Keep::Nothing);
+            let source = Source::Paths(args.data.clone());
+            let topics = topics(loaded)?;
+            let of = (&loaded.tokenizer, topics.as_ref());
+            let mut single = Single::new(backend, &model, &mut a);
+            let evaluations = evaluate_text(&mut single, of, &source, args.max_tokens)?;
+            for evaluation in &evaluations {
+                show::line(&format!("{}: {}", loaded.path.display(), show::evaluation(evaluation)))?;
+                show_parts(evaluation, topics.as_ref())?;
+                if args.json && tasks.is_none() {
+                    show::json(evaluation)?;
+                }
             }
         }
-    }
-    if let Some(tasks) = tasks {
-        let report = evaluate_tasks((&backend, &model), &loaded.tokenizer, &tasks, context)?;
-        show::tasks(&report)?;
-        if args.json {
-            show::json(&report)?;
+        if let Some(tasks) = tasks {
+            let report = evaluate_tasks((backend, &model), &loaded.tokenizer, &tasks, context)?;
+            show::tasks(&report)?;
+            if args.json {
+                show::json(&report)?;
+            }
         }
+        devices::sound(backend)?;
+        Ok(ExitCode::SUCCESS)
     }
-    Ok(ExitCode::SUCCESS)
 }
 
 fn bring_in(args: &args::Import) -> Result<ExitCode> {
@@ -389,12 +430,13 @@ fn compare(args: &args::Compare) -> Result<ExitCode> {
     let _whole = Workplace::start(&Disk, &dir, base.clone())?;
     let places = [claim("ternary", Precision::Ternary)?, claim("f32", Precision::F32)?];
     let backend = Cpu::new(base.run.threads)?;
+    let device = On::from(&backend);
     let corpus = prepare::corpus(&Disk, &base, &dir, false)?;
     let mut curves = Vec::new();
     for (name, workplace) in places {
         show::note(&format!("{name}:"));
         let outcome =
-            backend.run(|| drive(&backend, || Run::new(&backend, &Disk, workplace, &corpus), &signals))?;
+            backend.run(|| drive(&device, || Run::new(&backend, &Disk, workplace, &corpus), &signals))?;
         if outcome.stopped {
             return stopped(&dir.join(name), outcome.steps);
         }

@@ -23,6 +23,8 @@ pub(crate) enum Error {
     Temporary(std::io::Error),
     #[error("cannot draw {}: {reason}", path.display())]
     Plot { path: PathBuf, reason: String },
+    #[error("--device {name}: {why}, or take --device cpu")]
+    Device { name: &'static str, why: String },
     #[error("--{option} {found}: expected {expected}")]
     Usage { option: &'static str, found: String, expected: &'static str },
     #[error("{} is nothing that tritrain writes: {found}", path.display())]
@@ -39,6 +41,7 @@ impl Error {
             Error::Cpu(_)
             | Error::Bench(_)
             | Error::Cluster { .. }
+            | Error::Device { .. }
             | Error::Usage { .. }
             | Error::Unknown { .. }
             | Error::Read { .. } => 2,

@@ -14,6 +14,7 @@ use tritrain_train::{
 use crate::{
     args,
     commands::{self, BATCH},
+    devices::On,
     error::{Error, Result},
     generate::{self, Asked},
     prepare, show,
@@ -44,7 +45,7 @@ pub(crate) fn train(args: &args::Train, dir: &Path, config: Config, signals: &Si
             let workplace = Workplace::resume(&Disk, &at, config.clone())?;
             Run::of(&backend, &Disk, workplace, &corpus, part.clone(), shared.as_ref())
         };
-        let outcome = backend.run(|| commands::drive(&backend, run, signals))?;
+        let outcome = backend.run(|| commands::drive(&On::from(&backend), run, signals))?;
         if outcome.stopped {
             return commands::stopped(dir, outcome.steps);
         }

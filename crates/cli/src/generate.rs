@@ -7,7 +7,7 @@ use std::{
 };
 
 use serde_json::{Value, json};
-use tritrain_backend::{Backend, Cpu};
+use tritrain_backend::Backend;
 use tritrain_data::{
     chat::{ChatTemplate, Message},
     clusters::Clusters,
@@ -17,7 +17,7 @@ use tritrain_model::{Model, Sampling};
 use tritrain_train::{Continuation, Loaded, Mixture, Next, Until, generate, generate_all, load};
 
 use crate::{
-    args, commands,
+    args, commands, devices,
     error::{Error, Result},
     experts, show,
 };
@@ -26,22 +26,31 @@ pub(crate) fn run(args: &args::Generate) -> Result<ExitCode> {
     check(args)?;
     let mixing = experts::mixing(&args.mixing)?;
     if let Some(mixture) = Mixture::load(&Disk, &args.model)? {
+        devices::only_processor(&args.device)?;
         return experts::generate(args, &mixture, mixing);
     }
     let loaded = load(&Disk, &args.model)?;
-    let asked = Asked::new(args, &loaded)?;
-    let backend = Cpu::new(args.threads)?;
-    let model = loaded.model(&backend);
-    if args.chat && args.prompt.is_empty() {
-        return converse(&asked, (&backend, &model));
+    devices::work(&args.device, args.threads, Asked::new(args, &loaded)?)
+}
+
+impl devices::Work for Asked<'_> {
+    type Output = ExitCode;
+
+    fn on<B: Backend>(self, backend: &B, _: &devices::On) -> Result<ExitCode> {
+        let model = self.of.model(backend);
+        let code = if self.args.chat && self.args.prompt.is_empty() {
+            converse(&self, (backend, &model))?
+        } else if self.args.prompt.len() > 1 {
+            together(&self, (backend, &model))?
+        } else {
+            let topics = commands::topics(self.of)?;
+            let started = Instant::now();
+            let mut next = Continuation::new(backend, &model, &self.prompt()?)?;
+            backend.run_awake(|| write(&self, topics.as_ref(), (&mut next, started)))?
+        };
+        devices::sound(backend)?;
+        Ok(code)
     }
-    if args.prompt.len() > 1 {
-        return together(&asked, (&backend, &model));
-    }
-    let topics = commands::topics(&loaded)?;
-    let started = Instant::now();
-    let mut next = Continuation::new(&backend, &model, &asked.prompt()?)?;
-    backend.run_awake(|| write(&asked, topics.as_ref(), (&mut next, started)))
 }
 
 /// What is asked of a model.
@@ -137,7 +146,7 @@ fn made(prompt: &str, text: &str, tokens: usize) -> Value {
 }
 
 /// Continues several prompts and shows them one below the other when all have ended.
-fn together(asked: &Asked<'_>, (backend, model): (&Cpu, &Model<Cpu>)) -> Result<ExitCode> {
+fn together<B: Backend>(asked: &Asked<'_>, (backend, model): (&B, &Model<B>)) -> Result<ExitCode> {
     let prompts = &asked.args.prompt;
     let tokens = prompts.iter().map(|prompt| asked.tokens(prompt)).collect::<Result<Vec<_>>>()?;
     let mut texts = vec![String::new(); prompts.len()];
@@ -164,7 +173,7 @@ fn together(asked: &Asked<'_>, (backend, model): (&Cpu, &Model<Cpu>)) -> Result<
 }
 
 /// Answers every line of standard input, with all that was said before in mind.
-fn converse(asked: &Asked<'_>, (backend, model): (&Cpu, &Model<Cpu>)) -> Result<ExitCode> {
+fn converse<B: Backend>(asked: &Asked<'_>, (backend, model): (&B, &Model<B>)) -> Result<ExitCode> {
     let mut messages = asked.system();
     let mut lines = io::stdin().lock();
     let mut said = String::new();

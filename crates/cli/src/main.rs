@@ -1,13 +1,15 @@
 //! The `tritrain` program: reads arguments, calls the library, prints, exits.
 
 mod args;
+mod backends;
 mod bars;
 mod bench;
+mod calibration;
 mod cluster;
 mod clusters;
 mod commands;
 mod controller;
-mod doctor;
+mod devices;
 mod error;
 mod experts;
 mod export;

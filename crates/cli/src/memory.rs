@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use tritrain_backend::Cpu;
+use tritrain_backend::{Cpu, Tier};
 use tritrain_train::{Class, Config, Ledger};
 
 use crate::{args, error::Result, prepare, show};
@@ -10,7 +10,7 @@ use crate::{args, error::Result, prepare, show};
 pub(crate) fn run(args: &args::Memory) -> Result<ExitCode> {
     let config = prepare::configured(args.config.as_deref(), &args.set)?;
     let backend = Cpu::new(config.run.threads)?;
-    let ledger = ledger(&config, config.data.vocab as usize, &backend);
+    let ledger = ledger(&config, config.data.vocab as usize, (backend.tier(), backend.threads()));
     for line in table(&ledger) {
         show::line(&line)?;
     }
@@ -20,9 +20,9 @@ pub(crate) fn run(args: &args::Memory) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The ledger of a run on this backend.
-pub(crate) fn ledger(config: &Config, vocab: usize, backend: &Cpu) -> Ledger {
-    Ledger::new(config, vocab, backend.tier(), backend.threads())
+/// The ledger of a run with some instructions on some threads.
+pub(crate) fn ledger(config: &Config, vocab: usize, (tier, threads): (Tier, usize)) -> Ledger {
+    Ledger::new(config, vocab, tier, threads)
 }
 
 /// Bytes in MiB.

@@ -7,6 +7,7 @@ use tritrain_train::{Config, Loaded, Run, Signals, Workplace, load};
 use crate::{
     args::Cluster,
     commands,
+    devices::On,
     error::{Error, Result},
     prepare, show,
 };
@@ -36,8 +37,9 @@ pub(crate) fn train(args: &Cluster, backend: &Cpu) -> Result<Option<Loaded>> {
     let signals = Signals::watch()?;
     let workplace = Workplace::resume(&Disk, &dir, config.clone())?;
     let corpus = prepare::corpus(&Disk, &config, &dir, workplace.step().is_some())?;
-    let outcome = backend
-        .run(|| commands::drive(backend, || Run::new(backend, &Disk, workplace, &corpus), &signals))?;
+    let outcome = backend.run(|| {
+        commands::drive(&On::from(backend), || Run::new(backend, &Disk, workplace, &corpus), &signals)
+    })?;
     if outcome.stopped {
         show::note(&format!("stopped at step {} of the proxy", outcome.steps));
         return Ok(None);

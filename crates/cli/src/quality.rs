@@ -106,7 +106,8 @@ pub(crate) fn bench(args: &BenchRuns) -> Result<()> {
         let config = runs.config(set, 1)?;
         let losses = finals(found);
         let vocab = runs.corpus.tokenizer().vocab_size() as usize;
-        let bits = memory::ledger(&config, vocab, &runs.backend).ternary_bits_per_parameter;
+        let bits = memory::ledger(&config, vocab, (runs.backend.tier(), runs.backend.threads()))
+            .ternary_bits_per_parameter;
         rows.push(Row {
             name,
             set: set.to_vec(),

@@ -11,6 +11,7 @@ use tritrain_train::{Config, Curve, Disturbance, Run, Signals, Workplace};
 use crate::{
     args::BenchRuns,
     commands::drive,
+    devices::On,
     error::{Error, Result},
     prepare, show,
 };
@@ -85,7 +86,7 @@ impl Runs<'_> {
                 None => run,
             })
         };
-        let broke_off = match self.backend.run(|| drive(&self.backend, run, &self.signals)) {
+        let broke_off = match self.backend.run(|| drive(&On::from(&self.backend), run, &self.signals)) {
             Ok(outcome) if outcome.stopped => {
                 show::note("stopped; the same command goes on");
                 return Ok(None);

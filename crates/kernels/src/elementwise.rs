@@ -23,6 +23,8 @@ pub fn clear(cx: &Context, to: &mut [f32]) {
 
 /// Elements of one partial sum.
 const BLOCK: usize = 4096;
+/// Partial sums of magnitudes that are made side by side: each waits for its own last addition alone.
+const SIDE: usize = 4;
 
 /// `Σ x²`, in blocks of 4096: eight lanes of f32 inside, f64 between, in order.
 pub fn sum_squares(cx: &Context, x: &[f32]) -> f64 {
@@ -60,7 +62,20 @@ pub fn dot(cx: &Context, x: &[f32], y: &[f32]) -> f64 {
 
 /// `Σ |x|`, in the blocks and lanes that `trit::ternary::absmean` defines.
 pub fn sum_abs(cx: &Context, x: &[f32]) -> f64 {
-    block_sums(cx, x.len(), |block| abs_sum(cx.tier(), &x[block]))
+    cx.with_floats(x.len().div_ceil(BLOCK), |sums| {
+        cx.chunks(sums, SIDE, |first, sums| {
+            let x = &x[first * SIDE * BLOCK..];
+            match x.first_chunk() {
+                Some(blocks) => sums.copy_from_slice(&abs_sums(cx.tier(), blocks)),
+                None => {
+                    for (sum, block) in sums.iter_mut().zip(x.chunks(BLOCK)) {
+                        *sum = abs_sum(cx.tier(), block);
+                    }
+                }
+            }
+        });
+        sums.iter().copied().map(f64::from).sum()
+    })
 }
 
 /// [`sum_abs`] and [`sum_squares`] in one pass.
@@ -113,5 +128,21 @@ tiered! {
 tiered! {
     fn abs_sum(x: &[f32]) -> f32 {
         lanes::sum_of(x, f32::abs)
+    }
+}
+
+tiered! {
+    /// [`abs_sum`] of [`SIDE`] whole blocks.
+    fn abs_sums(x: &[f32; SIDE * BLOCK]) -> [f32; SIDE] {
+        let mut acc = [[0.0; lanes::LANES]; SIDE];
+        let blocks = x.as_chunks::<BLOCK>().0;
+        for at in (0..BLOCK).step_by(lanes::LANES) {
+            for (acc, block) in acc.iter_mut().zip(blocks) {
+                for l in 0..lanes::LANES {
+                    acc[l] += block[at + l].abs();
+                }
+            }
+        }
+        acc.map(lanes::total)
     }
 }

@@ -35,6 +35,7 @@ mod noise;
 pub mod norm;
 pub mod outer;
 pub mod packed;
+pub mod quantize;
 pub mod room;
 pub mod rows;
 mod strips;

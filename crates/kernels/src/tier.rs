@@ -33,31 +33,47 @@ impl Tier {
     /// Plain Rust, on every machine.
     pub const SCALAR: Tier = Tier(Level::Scalar);
 
-    /// Every tier this machine can run, slowest first.
-    pub fn available() -> Vec<Tier> {
-        #[cfg_attr(
-            not(any(target_arch = "x86_64", target_arch = "aarch64")),
-            expect(unused_mut, reason = "the scalar tier is alone")
-        )]
-        let mut tiers = vec![Tier::SCALAR];
+    /// Every tier there is, slowest first, and what this machine lacks for those it cannot run.
+    pub fn known() -> Vec<(&'static str, Result<Tier, String>)> {
+        let mut tiers = vec![(Tier::SCALAR.name(), Ok(Tier::SCALAR))];
+        let tier = |level: Level, needs: &[(&str, bool)]| {
+            let missing: Vec<&str> = needs.iter().filter(|(_, here)| !here).map(|(name, _)| *name).collect();
+            let found = if missing.is_empty() {
+                Ok(Tier(level))
+            } else {
+                Err(format!("the processor lacks {}", missing.join(", ")))
+            };
+            (Tier(level).name(), found)
+        };
         #[cfg(target_arch = "x86_64")]
         {
             use std::arch::is_x86_feature_detected as has;
-            let avx2 = has!("avx2") && has!("fma");
+            let avx2 = [("AVX2", has!("avx2")), ("FMA", has!("fma"))];
+            let avx_vnni = [avx2[0], avx2[1], ("AVX-VNNI", has!("avxvnni"))];
             let wide = has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl");
-            let levels = [
-                (Level::Avx2, avx2),
-                (Level::AvxVnni, avx2 && has!("avxvnni")),
-                (Level::Avx512, avx2 && wide && has!("avx512vnni")),
-                (Level::Amx, avx2 && wide && has!("avx512vnni") && crate::amx::available()),
-            ];
-            tiers.extend(levels.into_iter().filter(|(_, here)| *here).map(|(level, _)| Tier(level)));
+            let avx512 =
+                [avx2[0], avx2[1], ("AVX-512 F, BW, DQ and VL", wide), ("AVX-512 VNNI", has!("avx512vnni"))];
+            let amx =
+                [&avx512[..], &[("AMX-INT8 (or the system does not lend it)", crate::amx::available())]]
+                    .concat();
+            tiers.extend([
+                tier(Level::Avx2, &avx2),
+                tier(Level::AvxVnni, &avx_vnni),
+                tier(Level::Avx512, &avx512),
+                tier(Level::Amx, &amx),
+            ]);
         }
         #[cfg(target_arch = "aarch64")]
-        if std::arch::is_aarch64_feature_detected!("dotprod") {
-            tiers.push(Tier(Level::Neon));
-        }
         tiers
+            .push(tier(Level::Neon, &[("dot products", std::arch::is_aarch64_feature_detected!("dotprod"))]));
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+        let _ = tier;
+        tiers
+    }
+
+    /// Every tier this machine can run, slowest first.
+    pub fn available() -> Vec<Tier> {
+        Tier::known().into_iter().filter_map(|(_, tier)| tier.ok()).collect()
     }
 
     /// What the tests of integer kernels compare: the tiers of this machine, and the one they emulate.
@@ -192,9 +208,15 @@ impl Context {
         self.pool.current_num_threads()
     }
 
-    /// Runs `work` on a thread of the pool: kernels that it calls start without a change of threads.
+    /// Runs `work` on a thread of the pool: kernels that it calls start without a change of threads. With one thread
+    /// alone, work and kernels run where they are called.
     pub fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
-        self.pool.install(work)
+        if self.alone() { work() } else { self.pool.install(work) }
+    }
+
+    /// Whether there is nothing to share work with.
+    fn alone(&self) -> bool {
+        self.threads() == 1
     }
 
     /// [`Context::run`], with the other threads awake all the time: many short kernels in a row start
@@ -294,7 +316,7 @@ impl Context {
 
     /// Runs `work` on every index in `0..count`.
     pub(crate) fn tasks(&self, count: usize, work: impl Fn(usize) + Sync + Send) {
-        if count <= 1 {
+        if count <= 1 || self.alone() {
             (0..count).for_each(work);
         } else if let Some(team) = self.led() {
             team.lead(count, &work);

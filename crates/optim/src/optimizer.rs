@@ -108,9 +108,12 @@ pub struct Optimizer<B: Memory> {
     /// By cluster, with room for the paces that come of it.
     steers: Vec<Steer>,
     paces: Vec<Pace>,
-    /// Reports of the rows of a matrix, on the device and here.
-    rows: B::Floats,
-    rows_here: Vec<f32>,
+    /// Squares of the rows of a matrix, where they are measured.
+    squares: B::Floats,
+    /// Reports of the rows of a matrix: one for all, or, where work is queued, one for each.
+    reports: Vec<B::Floats>,
+    /// Matrices whose reports have not been read, in the order in which they moved.
+    moved: Vec<usize>,
 }
 
 /// Streams of random numbers, besides those of initial weights: of tensor `id` the stream `WHICH | id`.
@@ -137,8 +140,10 @@ impl<B: Memory> Optimizer<B> {
         let prodigy = config.direction == DirectionKind::Prodigy;
         let slots = parameters.iter().map(|parameter| Slot::new(backend, &config, parameter, ternary));
         let slots = slots.collect();
-        let matrices = parameters.iter().filter(|parameter| parameter.role == Role::Matrix);
-        let most = matrices.map(|parameter| parameter.rows).max().unwrap_or(0) * REPORT;
+        let rows = |parameter: &Parameter| if parameter.role == Role::Matrix { parameter.rows } else { 0 };
+        let most = parameters.iter().map(rows).max().unwrap_or(0);
+        let apart = parameters.iter().filter(|_| backend.queues()).map(rows);
+        let reports = apart.chain((!backend.queues()).then_some(most));
         let clusters = Clusters::new(&parameters, config.clusters);
         Optimizer {
             slots,
@@ -151,8 +156,9 @@ impl<B: Memory> Optimizer<B> {
             steers: vec![Steer::default(); clusters.count()],
             paces: Vec::with_capacity(clusters.count()),
             clusters,
-            rows: backend.floats(most),
-            rows_here: vec![0.0; most],
+            squares: backend.floats(most),
+            reports: reports.map(|rows| backend.floats(rows * REPORT)).collect(),
+            moved: Vec::with_capacity(parameters.len()),
             parameters,
             config,
         }
@@ -180,10 +186,32 @@ impl<B: Backend> Optimizer<B> {
         }
     }
 
+    /// Reads what the update did to matrices, together with other buffers: a device is waited for once.
+    pub fn settle<'a>(&mut self, backend: &B, others: impl Iterator<Item = (&'a B::Floats, &'a mut [f32])>)
+    where
+        B::Floats: 'a,
+    {
+        let Optimizer { reports, moved, clusters, parameters, updates, .. } = self;
+        let lens = moved.iter().map(|id| parameters[*id].rows * REPORT);
+        let mut here: Vec<Vec<f32>> = lens.map(|len| vec![0.0; len]).collect();
+        let new = moved.iter().map(|id| &reports[*id]).zip(here.iter_mut().map(|here| &mut here[..]));
+        // Borrowed no longer than the reports.
+        let others = others.map(|(device, here)| (device, here));
+        backend.download_each(new.chain(others));
+        let measured = clusters.measures(*updates);
+        for (id, here) in moved.drain(..).zip(&here) {
+            clusters.applied(id, here, parameters[id].cols, measured);
+        }
+    }
+
     /// Ends an update: where digits of rows were suggested when it began, packed matrices among `weights` take them,
     /// each number rounded to the nearest level. Returns the norm of what that changed, a share of the norm of the
     /// weights of matrices before the update. It is no part of the step, and the trust region does not bound it.
     pub fn end(&mut self, backend: &B, weights: &mut [Weight<B>]) -> Option<f32> {
+        if !self.moved.is_empty() {
+            // The update was left before it was settled.
+            self.settle(backend, std::iter::empty());
+        }
         let mut moved = None;
         for (id, weight) in weights.iter_mut().enumerate() {
             if let (Weight::Packed(packed), Some(digits)) = (weight, self.clusters.digits(id)) {
@@ -206,7 +234,8 @@ impl<B: Backend> Optimizer<B> {
         self.averages.as_mut().is_some_and(|averages| averages.rest(backend, weights))
     }
 
-    /// What [`Optimizer::admit`] and [`Optimizer::apply`] did since the update began.
+    /// What [`Optimizer::admit`] and [`Optimizer::apply`] did since the update began, as far as it was
+    /// [read](Optimizer::settle).
     pub fn report(&self) -> Report {
         self.reports().iter().fold(self.admitted, Report::with)
     }
@@ -282,11 +311,10 @@ impl<B: Backend> Optimizer<B> {
         assert!(step > 0, "an update begins before its directions");
         let parameter = &self.parameters[id];
         if parameter.role == Role::Matrix && self.clusters.measures(step) {
-            backend.resize(&mut self.rows, parameter.rows);
-            backend.square_sums(grad, &mut self.rows);
-            let squares = &mut self.rows_here[..parameter.rows];
-            backend.download(&self.rows, squares);
-            self.clusters.gradient(id, squares, parameter.cols);
+            backend.resize(&mut self.squares, parameter.rows);
+            backend.square_sums(grad, &mut self.squares);
+            let squares = backend.host(&self.squares);
+            self.clusters.gradient(id, &squares, parameter.cols);
         }
         if let Some(distances) = &mut self.distances {
             let at = (step == 1, rates.matrices);
@@ -339,12 +367,16 @@ impl<B: Backend> Optimizer<B> {
                 let momentum = self.config.momentum;
                 let clusters = self.clusters.labels(id);
                 let with = Descent { paces: &self.paces, clusters, decay, momentum, noise };
-                let len = parameter.rows * REPORT;
-                backend.resize(&mut self.rows, len);
-                backend.descend(weight, direction, self.slots[id].late_moment(), &with, &mut self.rows);
-                backend.download(&self.rows, &mut self.rows_here[..len]);
                 let measured = self.clusters.measures(self.updates);
-                self.clusters.applied(id, &self.rows_here[..len], parameter.cols, measured);
+                let (queues, len) = (backend.queues(), parameter.rows * REPORT);
+                let reports = &mut self.reports[if queues { id } else { 0 }];
+                backend.resize(reports, len);
+                backend.descend(weight, direction, self.slots[id].late_moment(), &with, reports);
+                if queues {
+                    self.moved.push(id);
+                } else {
+                    self.clusters.applied(id, &backend.host(reports), parameter.cols, measured);
+                }
                 return;
             }
             Role::Embedding => Apply { rate: rates.embedding, decay },

@@ -39,6 +39,16 @@ pub enum Error {
         /// What it holds.
         found: String,
     },
+    /// The device that computes failed.
+    #[error(
+        "the device failed at step {step}: {reason}; what was saved before is sound: go on with --resume"
+    )]
+    Device {
+        /// Steps behind when it was noticed.
+        step: u64,
+        /// What the device said.
+        reason: String,
+    },
     /// The run directory is in use already.
     #[error(
         "{} already holds a run (at step {step}); add --resume to go on with it, or choose another --out",
@@ -149,7 +159,7 @@ pub enum Error {
 
 impl Error {
     /// Exit code of a program that stops on this error: 2 usage and configuration, 3 numeric stop,
-    /// 4 storage, 5 identity mismatch.
+    /// 4 storage, 5 identity mismatch, 6 device failure.
     pub fn exit_code(&self) -> i32 {
         match self {
             Error::Data(error) => error.exit_code(),
@@ -157,6 +167,7 @@ impl Error {
             Error::State { .. } | Error::Content { .. } | Error::Signals(_) => 4,
             Error::Numeric { .. } => 3,
             Error::Changed { .. } | Error::Differs { .. } => 5,
+            Error::Device { .. } => 6,
             Error::Clusters { .. }
             | Error::Config(_)
             | Error::Exists { .. }

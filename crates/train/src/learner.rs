@@ -31,8 +31,11 @@ pub struct Learner<B: Backend> {
     pub(crate) optimizer: Optimizer<B>,
     pub(crate) activations: Activations<B>,
     gradients: Gradients<B>,
-    /// Losses of all tokens of the last batch, where they do not stay among the activations.
+    /// Losses of all tokens of the last batch, where they do not stay among the activations or somebody asks for
+    /// them every time.
     losses: Vec<f32>,
+    /// Whether losses of the only pass are read when the step is done.
+    late_losses: bool,
 }
 
 /// What a step measured.
@@ -78,7 +81,17 @@ impl<B: Backend> Learner<B> {
             activations: Activations::new(backend, config, setup.batch / passes, config.context, keep),
             gradients: Gradients::new(backend, layout, optim.gradient, (passes, watches)),
             losses: vec![0.0; if passes > 1 || watches { setup.batch * config.context } else { 0 }],
+            late_losses: false,
             model,
+        }
+    }
+
+    /// Reads the losses of every batch together with the rest of what a step measures: [`Learner::losses`] waits for
+    /// nothing then.
+    pub(crate) fn read_losses(&mut self) {
+        if self.losses.is_empty() {
+            self.losses = vec![0.0; self.activations.tokens()];
+            self.late_losses = true;
         }
     }
 
@@ -125,7 +138,8 @@ impl<B: Backend> Learner<B> {
         targets: &[u32],
         rates: Rates,
     ) -> Result<Measured, Skip> {
-        let Learner { model, optimizer, activations, gradients, losses } = self;
+        let Learner { model, optimizer, activations, gradients, losses, late_losses } = self;
+        let gradients_watched = gradients.watched;
         if optimizer.wake(backend, model.weights_mut()) {
             model.refresh(backend);
         }
@@ -138,7 +152,8 @@ impl<B: Backend> Learner<B> {
                 Gathering { gradients: &mut *gradients, optimizer: &mut *optimizer, rates, pass };
             model.head_gradients(backend, activations, inputs, targets, &mut gathering);
             gathering.gradients.add_losses(backend, activations.losses());
-            if let Some(losses) = losses.chunks_exact_mut(tokens).nth(pass) {
+            let now = !*late_losses || gradients_watched;
+            if let (true, Some(losses)) = (now, losses.chunks_exact_mut(tokens).nth(pass)) {
                 backend.download(activations.losses(), losses);
             }
             if gathering.gradients.kind == GradientKind::None {
@@ -153,7 +168,10 @@ impl<B: Backend> Learner<B> {
         // Also where the step is left: some matrices may have moved.
         self.model.refresh(backend);
         let loss = loss? / inputs.len() as f32;
-        self.gradients.read(backend);
+        let late = self.late_losses && !self.gradients.watched;
+        let losses = late.then(|| (self.activations.losses(), &mut self.losses[..]));
+        self.optimizer.settle(backend, [self.gradients.reading()].into_iter().chain(losses));
+        self.gradients.take();
         let predicted = self.gradients.predicted();
         let reduction = self.gradients.watched.then(|| {
             self.gradients.loss = 0.0;

@@ -86,9 +86,9 @@ impl Ledger {
             Optimizer::<Tally>::new(&tally, optim, parameters(layout), ternary, 0);
             tally.take()
         };
-        // Reports of the rows of a matrix, which all matrices share, are made with the state.
+        // Reports and squares of the rows of a matrix, which all matrices share, are made with the state.
         let most_rows = matrices.specs.iter().map(|spec| spec.rows).max().unwrap_or(0);
-        let reports = most_rows * REPORT * size_of::<f32>();
+        let reports = most_rows * (REPORT + 1) * size_of::<f32>();
         let matrix_state = state(&matrices) - reports;
         let other_state = state(&of(|spec| spec.kind != TensorKind::Matrix));
         let (passes, watches) = (config.run.passes(), optim.feedback > 0);

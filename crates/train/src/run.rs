@@ -148,6 +148,11 @@ impl<'a, B: Backend> Run<'a, B> {
             state.mixer = plan.mixer();
         }
         let (metrics, timing) = open_logs(storage, &workplace, &state)?;
+        let mut losses = Vec::new();
+        if corpus.labels().is_some() {
+            losses.resize(batch * context, 0.0);
+            learner.read_losses();
+        }
         Ok(Run {
             backend,
             storage,
@@ -159,7 +164,7 @@ impl<'a, B: Backend> Run<'a, B> {
             learner,
             inputs: vec![0; batch * context],
             targets: vec![0; batch * context],
-            losses: vec![0.0; if corpus.labels().is_some() { batch * context } else { 0 }],
+            losses,
             saved: workplace.step(),
             stopping: false,
             state,
@@ -184,8 +189,23 @@ impl<'a, B: Backend> Run<'a, B> {
     /// loop around it belongs inside [`Backend::run`].
     ///
     /// # Errors
-    /// The disk; [`Error::Numeric`] when too many steps in a row are not finite.
+    /// The disk; [`Error::Numeric`] when too many steps in a row are not finite; [`Error::Device`] when the device
+    /// failed, and nothing has been saved since it did.
     pub fn advance(&mut self) -> Result<Option<Event>> {
+        let event = self.next()?;
+        self.sound()?;
+        Ok(event)
+    }
+
+    /// Whether the device works.
+    fn sound(&self) -> Result<()> {
+        match self.backend.fault() {
+            Some(reason) => Err(Error::Device { step: self.state.step, reason }),
+            None => Ok(()),
+        }
+    }
+
+    fn next(&mut self) -> Result<Option<Event>> {
         let (step, run) = (self.state.step, &self.config().run);
         let Part { first, last, .. } = self.part;
         let due = |every: u64| step == last || (every > 0 && step > first && step.is_multiple_of(every));

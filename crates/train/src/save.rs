@@ -84,6 +84,10 @@ pub(crate) fn save<B: Backend>(
     });
     let moments: Vec<_> = moments.collect();
     let step = state.step;
+    // What was just read may be nothing.
+    if let Some(reason) = backend.fault() {
+        return Err(Error::Device { step, reason });
+    }
     // Packed numbers are finite by their making.
     let finite = |(_, _, values): &Named| match values {
         Values::Floats(values) => values.iter().all(|v| v.is_finite()),

@@ -56,7 +56,9 @@ impl Place {
             .map(|(id, spec)| {
                 let mut values = noise(id as u64 + 1, spec.len());
                 for (at, w) in values.iter_mut().enumerate() {
-                    let size = [0.05, 0.15, 0.01][3 * at / spec.len()];
+                    // Values of the first block are so small that all their codes are zero.
+                    let values = if spec.name.starts_with("layers.0") { 0.01 } else { 0.03 };
+                    let size = [0.05, 0.15, values][3 * at / spec.len()];
                     *w = if spec.rows == 1 { 1.0 + 0.3 * *w } else { size * *w };
                 }
                 (if spec.rows == 1 { vec![spec.cols] } else { vec![spec.rows, spec.cols] }, values)

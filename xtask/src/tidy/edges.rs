@@ -3,18 +3,26 @@
 use super::{Problem, problem};
 
 /// Crate (folder name) and the crates it may import.
-const ALLOWED: [(&str, &[&str]); 11] = [
+const ALLOWED: [(&str, &[&str]); 13] = [
     ("trit", &[]),
     ("kernels", &["trit"]),
     ("backend", &["kernels", "trit"]),
     ("cluster", &["backend", "trit"]),
+    ("dispatch", &["backend", "cluster", "trit"]),
+    ("gpu", &["backend", "dispatch", "trit"]),
     ("model", &["backend", "trit"]),
     ("optim", &["backend", "cluster"]),
     ("files", &["trit"]),
     ("data", &["files", "trit"]),
     ("train", &["backend", "cluster", "data", "files", "model", "optim", "trit"]),
-    ("bench", &["backend", "kernels", "model", "optim", "train", "trit"]),
-    ("cli", &["backend", "bench", "cluster", "data", "files", "kernels", "model", "optim", "train", "trit"]),
+    ("bench", &["backend", "cluster", "dispatch", "kernels", "model", "optim", "train", "trit"]),
+    (
+        "cli",
+        &[
+            "backend", "bench", "cluster", "data", "dispatch", "files", "gpu", "kernels", "model", "optim",
+            "train", "trit",
+        ],
+    ),
 ];
 
 const PREFIX: &str = "tritrain-";

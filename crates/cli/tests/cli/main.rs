@@ -1,6 +1,8 @@
 //! The program as a user calls it.
 
 mod clusters;
+mod devices;
+mod export;
 mod models;
 
 use std::{

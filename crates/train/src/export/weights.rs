@@ -107,11 +107,15 @@ pub(crate) fn masters(latent: &[f32], codes: &[i8], scale: f32) -> Vec<f32> {
     let pairs = || latent.iter().zip(codes);
     let zeros: f64 = pairs().filter(|(_, code)| **code == 0).map(|(w, _)| inner(*w).abs()).sum();
     let count = codes.iter().filter(|code| **code != 0).count();
+    if count == 0 {
+        // The mean of anything else would be a smaller scale, and make codes of it.
+        return vec![0.0; codes.len()];
+    }
     let outer: f64 = pairs().filter(|(_, code)| **code != 0).map(|(w, _)| beyond(*w)).sum();
     // What is left for the outer weights. It is above 0: inner ones have less than half a scale each.
     let left = f64::from(scale) * codes.len() as f64 - zeros - above * count as f64;
     // Where no weight lies beyond, each takes the same part.
-    let (factor, each) = if outer > 0.0 { (left / outer, 0.0) } else { (0.0, left / count.max(1) as f64) };
+    let (factor, each) = if outer > 0.0 { (left / outer, 0.0) } else { (0.0, left / count as f64) };
     let master = |(w, code): (&f32, &i8)| match code {
         0 => inner(*w) as f32,
         _ => f32::from(*code) * (above + factor * beyond(*w) + each) as f32,
@@ -224,6 +228,6 @@ mod tests {
         // Exactly at the edge, alone, and nothing but zeros.
         let (mean, found) = quantise(&masters(&[0.50001, 0.2, -0.1], &[1, 0, 0], 1.0));
         assert!((mean - 1.0).abs() < 1e-6 && found == [1, 0, 0]);
-        assert_eq!(masters(&[0.1, -0.2], &[0, 0], 1.0), [0.1, -0.2]);
+        assert_eq!(masters(&[0.1, -0.2], &[0, 0], 1.0), [0.0, 0.0]);
     }
 }

@@ -115,6 +115,16 @@ impl<B: Backend> Gradients<B> {
     /// Waits for the statistics.
     pub(super) fn read(&mut self, backend: &B) {
         backend.download(&self.statistics, &mut self.here);
+        self.take();
+    }
+
+    /// The statistics, to be read together with other buffers; they are [taken](Gradients::take) after that.
+    pub(super) fn reading(&mut self) -> (&B::Floats, &mut [f32]) {
+        (&self.statistics, &mut self.here)
+    }
+
+    /// Takes statistics as they were read.
+    pub(super) fn take(&mut self) {
         if self.passes > 1 {
             // Squares of each pass were added up: their mean stands for that of the mean gradient.
             let squares =
@@ -123,11 +133,18 @@ impl<B: Backend> Gradients<B> {
         }
     }
 
-    /// Adds the losses of the tokens of a pass to those before.
+    /// Adds the losses of the tokens of a pass to those before; of the only pass, when the
+    /// gradients are read.
     pub(super) fn add_losses(&mut self, backend: &B, losses: &B::Floats) {
         backend.sum(losses, &mut self.statistics, LOSS);
-        self.read(backend);
-        self.loss += self.here[LOSS];
+        if !self.reads_loss_late() {
+            self.read(backend);
+            self.loss += self.here[LOSS];
+        }
+    }
+
+    fn reads_loss_late(&self) -> bool {
+        self.passes == 1 && self.kind != GradientKind::None && !self.watched
     }
 
     /// `mean += part / passes` for a gradient of pass `pass`.
@@ -218,6 +235,9 @@ impl<B: Backend> Gradients<B> {
             backend.add_sum_squares(&self.floats[id], &mut self.statistics, GRADIENTS + id);
         }
         self.read(backend);
+        if self.reads_loss_late() {
+            self.loss = self.here[LOSS];
+        }
         let loss = self.loss;
         finite(loss, Skip::Loss)?;
         finite(self.norm(optimizer.guards()), Skip::GradientNorm)?;

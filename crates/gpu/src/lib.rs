@@ -1,0 +1,20 @@
+//! The operations of a model and its optimizer on a GPU, one source for Vulkan, Metal and CUDA (CubeCL).
+//!
+//! [`Gpu`] is the backend: buffers stay on the device, calls are queued, and only what the trait says
+//! "waits" does. Without a feature that brings a runtime this crate is empty, and the rest of the program
+//! knows no GPU.
+//!
+//! Integers are packed in u32 words (four int8 or sixteen 2-bit codes), dot products are `dp4a`, sums over rows go
+//! through shared memory, and nothing depends on the width of subgroups.
+#![cfg(feature = "wgpu")]
+
+mod blocks;
+mod device;
+#[cfg(feature = "emit")]
+mod emit;
+mod launch;
+mod memory;
+mod ops;
+
+pub use device::{Adapter, Choice, Gpu, GpuError};
+pub use memory::{Floats, Packed, Rows, Ternary, Tokens};

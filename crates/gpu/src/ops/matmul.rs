@@ -1,0 +1,196 @@
+//! Products of f32 matrices.
+
+use cubecl::prelude::*;
+
+use super::products::{Onto, Place};
+use crate::{
+    Floats, Gpu,
+    blocks::UNITS,
+    launch::{arg, launch},
+};
+
+/// Rows and columns of the result that a cube computes: 16 × 16 units of 2 × 2.
+const TILE: usize = 32;
+/// Inner indices that a cube reads at once.
+const DEPTH: usize = 16;
+/// Rows, or columns, of a unit.
+const OWN: usize = 2;
+/// Units along a side of a cube.
+const SIDE: usize = 16;
+/// Numbers between rows of a tile in shared memory.
+const PITCH: usize = DEPTH + 1;
+
+/// A matrix in a buffer: where it begins, and what lies between its rows and its columns.
+#[derive(Clone, Copy)]
+pub(super) struct View<'a> {
+    of: &'a Floats,
+    from: usize,
+    rows: usize,
+    cols: usize,
+    row_stride: usize,
+    col_stride: usize,
+}
+
+impl<'a> View<'a> {
+    /// A row-major matrix from element `from` on.
+    pub(super) fn at(of: &'a Floats, from: usize, rows: usize, cols: usize) -> View<'a> {
+        assert!(from + rows * cols <= of.len, "a matrix in a buffer");
+        View { of, from, rows, cols, row_stride: cols, col_stride: 1 }
+    }
+
+    /// A row-major matrix that is a whole buffer.
+    pub(super) fn new(of: &'a Floats, rows: usize, cols: usize) -> View<'a> {
+        assert_eq!(of.len, rows * cols, "a matrix is a buffer");
+        View::at(of, 0, rows, cols)
+    }
+
+    /// The matrix turned.
+    pub(super) fn t(self) -> View<'a> {
+        let (rows, cols) = (self.cols, self.rows);
+        View { rows, cols, row_stride: self.col_stride, col_stride: self.row_stride, ..self }
+    }
+}
+
+#[cube(launch, create_dummy_kernel)]
+fn matmul_kernel(
+    a: &[f32],
+    b: &[f32],
+    residual: &[f32],
+    y: &mut [f32],
+    rows: usize,
+    columns: usize,
+    inner: usize,
+    a_from: usize,
+    a_row: usize,
+    a_col: usize,
+    b_from: usize,
+    b_row: usize,
+    b_col: usize,
+    y_from: usize,
+    #[comptime] base: u32,
+) {
+    let mut l = Shared::<[f32]>::new_slice(comptime![TILE * PITCH]);
+    let mut r = Shared::<[f32]>::new_slice(comptime![TILE * PITCH]);
+    let unit = UNIT_POS as usize;
+    let across = unit % SIDE;
+    let down = unit / SIDE;
+    let first_row = CUBE_POS_Y as usize * TILE;
+    let first_column = CUBE_POS_X as usize * TILE;
+    let mut sums = Array::<f32>::new(comptime![OWN * OWN]);
+    #[unroll]
+    for at in 0..OWN * OWN {
+        sums[at] = 0.0f32;
+    }
+    for step in 0..inner.div_ceil(DEPTH) {
+        let from = step * DEPTH;
+        #[unroll]
+        for part in 0..TILE * DEPTH / UNITS {
+            let place = unit + part * UNITS;
+            let line = place / DEPTH;
+            let at = place % DEPTH;
+            let inside = from + at < inner;
+            l[line * PITCH + at] = if inside && first_row + line < rows {
+                a[a_from + (first_row + line) * a_row + (from + at) * a_col]
+            } else {
+                0.0f32.runtime()
+            };
+            r[line * PITCH + at] = if inside && first_column + line < columns {
+                b[b_from + (from + at) * b_row + (first_column + line) * b_col]
+            } else {
+                0.0f32.runtime()
+            };
+        }
+        sync_cube();
+        for at in 0..DEPTH {
+            #[unroll]
+            for i in 0..OWN {
+                let left = l[(down + SIDE * i) * PITCH + at];
+                #[unroll]
+                for j in 0..OWN {
+                    sums[comptime![i * OWN + j]] += left * r[(across + SIDE * j) * PITCH + at];
+                }
+            }
+        }
+        sync_cube();
+    }
+    #[unroll]
+    for i in 0..OWN {
+        let row = first_row + down + SIDE * i;
+        #[unroll]
+        for j in 0..OWN {
+            let column = first_column + across + SIDE * j;
+            if row < rows && column < columns {
+                let place = row * columns + column;
+                let sum = sums[comptime![i * OWN + j]];
+                y[y_from + place] = if comptime![base == 1] {
+                    y[y_from + place] + sum
+                } else if comptime![base == 2] {
+                    residual[place] + sum
+                } else {
+                    sum
+                };
+            }
+        }
+    }
+}
+
+/// `y = a·b`, or that added to something.
+pub(super) fn gemm(gpu: &Gpu, a: View<'_>, b: View<'_>, onto: Onto<'_>, y: Place<'_>) {
+    assert!(a.cols == b.rows && y.from + a.rows * b.cols <= y.of.len, "sizes of a product");
+    if a.rows * b.cols == 0 {
+        return;
+    }
+    let spare = gpu.room(1);
+    let (residual, base) = match onto {
+        Onto::Replace => (arg(&spare, 1), 0_u32),
+        Onto::Add => (arg(&spare, 1), 1),
+        Onto::Residual(residual) => (arg(residual, a.rows * b.cols), 2),
+    };
+    launch!(
+        gpu,
+        matmul_kernel,
+        CubeCount::Static(b.cols.div_ceil(TILE) as u32, a.rows.div_ceil(TILE) as u32, 1),
+        CubeDim::new_1d(UNITS as u32),
+        a.of.arg(),
+        b.of.arg(),
+        residual,
+        y.of.arg(),
+        a.rows,
+        b.cols,
+        a.cols,
+        a.from,
+        a.row_stride,
+        a.col_stride,
+        b.from,
+        b.row_stride,
+        b.col_stride,
+        y.from,
+        base,
+    );
+}
+
+pub(crate) fn matmul(
+    gpu: &Gpu,
+    x: &Floats,
+    w: &Floats,
+    inputs: usize,
+    residual: Option<&Floats>,
+    y: &mut Floats,
+) {
+    let (tokens, outputs) = (x.len / inputs, w.len / inputs);
+    let onto = match residual {
+        Some(residual) => Onto::Residual(&residual.handle),
+        None => Onto::Replace,
+    };
+    gemm(gpu, View::new(x, tokens, inputs), View::new(w, outputs, inputs).t(), onto, y.into());
+}
+
+pub(crate) fn matmul_input_gradient(gpu: &Gpu, dy: &Floats, w: &Floats, inputs: usize, dx: &mut Floats) {
+    let (tokens, outputs) = (dx.len / inputs, w.len / inputs);
+    gemm(gpu, View::new(dy, tokens, outputs), View::new(w, outputs, inputs), Onto::Replace, dx.into());
+}
+
+pub(crate) fn matmul_weight_gradient(gpu: &Gpu, dy: &Floats, x: &Floats, inputs: usize, dw: &mut Floats) {
+    let (tokens, outputs) = (x.len / inputs, dw.len / inputs);
+    gemm(gpu, View::new(dy, tokens, outputs).t(), View::new(x, tokens, inputs), Onto::Replace, dw.into());
+}
