@@ -266,7 +266,7 @@ fn matrices(config: &ModelConfig, n: usize, origin: &dyn Origin) -> Result<[Vec<
         read.push(origin.read(Part::Block(n, part), shape)?);
     }
     match (config.precision, <[Vec<f32>; 7]>::try_from(read)) {
-        (Precision::Ternary, Ok(parts)) => Ok(ternary::join(parts)),
+        (Precision::Ternary, Ok(parts)) => Ok(ternary::join(config.sub_norm, parts)),
         (Precision::F32, Ok([q, k, v, o, gate, up, down])) => {
             Ok([[q, k, v].concat(), o, [gate, up].concat(), down])
         }

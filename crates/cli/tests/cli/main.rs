@@ -3,6 +3,7 @@
 mod clusters;
 mod devices;
 mod export;
+mod models;
 
 use std::{
     fs,
@@ -107,35 +108,6 @@ fn a_model_is_trained_continued_evaluated_and_inspected() {
     let bytes = prose().len() as f64;
     assert!((bits - nats / std::f64::consts::LN_2 / bytes).abs() < 1e-9, "{bits} over {bytes} bytes");
 
-    // One text: as without tasks, but that nothing ends it. A question the text answers, and one that a longer
-    // choice loses by its length alone.
-    let choice = |question: &str, choices: [&str; 2], answer: serde_json::Value| {
-        serde_json::json!({"question": question, "choices": choices, "answer": answer}).to_string() + "\n"
-    };
-    let text = serde_json::json!({"text": prose(), "source": "here"}).to_string() + "\n\n";
-    program.write(
-        "t.jsonl",
-        text.clone() + &choice("the cat", ["sat on a mat.", "zzqqxx##"], "zzqqxx##".into()),
-    );
-    let tasks = json(&program.run(&["eval", "run", "--tasks", "t.jsonl", "--json"]));
-    let texts = &tasks["texts"];
-    assert_eq!((texts["texts"].as_u64(), texts["bytes"].as_u64()), (Some(1), Some(prose().len() as u64)));
-    assert_eq!(tasks["choices"]["questions"], 1);
-    let bits = texts["bits_per_byte"].as_f64().unwrap() / evaluated["bits_per_byte"].as_f64().unwrap();
-    assert!((bits - 1.0).abs() < 0.02, "{tasks} beside {evaluated}");
-    program.write("bad.jsonl", text + &choice("the cat", ["a", "b"], 2.into()));
-    program.fails(
-        &["eval", "run", "--tasks", "bad.jsonl"],
-        2,
-        &["bad.jsonl:3", "the number of a choice", "found 2"],
-    );
-    program.fails(&["eval", "run", "--tasks", "no.jsonl"], 2, &["cannot find no.jsonl"]);
-    program.fails(
-        &["eval", "run", "--data", "a.txt", "--context", "33"],
-        2,
-        &["--context 33", "the model's context"],
-    );
-
     let generate = ["generate", "run", "--prompt", "the cat", "--max-tokens", "8", "--seed", "3", "--json"];
     let (one, two) = (json(&program.run(&generate)), json(&program.run(&generate)));
     assert_eq!(one["text"], two["text"]);
@@ -143,39 +115,6 @@ fn a_model_is_trained_continued_evaluated_and_inspected() {
     let greedy = ["generate", "run", "--temperature", "0", "--max-tokens", "40", "--json"];
     let weakened = [&greedy[..], &["--repetition-penalty", "2"]].concat();
     assert_ne!(json(&program.run(&greedy))["text"], json(&program.run(&weakened))["text"]);
-
-    // Until the first space, which is not shown.
-    let whole = json(&program.run(&greedy))["text"].as_str().unwrap().to_owned();
-    let stopped = json(&program.run(&[&greedy[..], &["--stop", " "]].concat()));
-    assert_eq!(stopped["text"], whole.split(' ').next().unwrap());
-    let prompts = ["--prompt", "the cat", "--prompt", "", "--prompt", "It"];
-    let together = json(&program.run(&[&greedy[..], &prompts].concat()));
-    let alone =
-        |prompt: &str| json(&program.run(&[&greedy[..], &["--prompt", prompt]].concat()))["text"].clone();
-    for (sequence, prompt) in together["sequences"].as_array().unwrap().iter().zip(["the cat", "", "It"]) {
-        assert_eq!(sequence["text"], alone(prompt), "{prompt:?}");
-    }
-    program.fails(&["generate", "run", "--chat"], 2, &["chat template", "tokenizer_config.json"]);
-    program.fails(&["generate", "run", "--min-p", "2"], 2, &["--min-p 2", "from 0 to 1"]);
-    let template = "{{ eos_token }}{{ messages[-1].content }}{% if add_generation_prompt %}{% endif %}";
-    let template = serde_json::json!({"chat_template": template, "eos_token": "<|endoftext|>"});
-    program.write("run/tokenizer_config.json", template.to_string());
-    let chat = [&greedy[..], &["--chat", "--prompt", "the cat"]].concat();
-    assert_eq!(json(&program.run(&chat))["text"], alone("the cat"));
-
-    // From an archive, in a folder of its own, a model says the same.
-    fs::create_dir(program.path().join("kept")).unwrap();
-    let archive = ["archive", "run", "--out", "kept/model.safetensors", "--json"];
-    let archived = json(&program.run(&archive));
-    let bits = archived["largest_bits_per_weight"].as_f64().unwrap();
-    assert!(bits > 1.0 && bits <= 1.59, "{archived}");
-    assert_eq!(
-        json(&program.run(&[&["generate", "kept"], &greedy[2..], &["--prompt", "the cat"]].concat()))["text"],
-        alone("the cat")
-    );
-    let again = json(&program.run(&["eval", "kept", "--data", "a.txt", "--json"]));
-    assert_eq!((&again["loss"], &again["tokens"]), (&evaluated["loss"], &evaluated["tokens"]));
-    program.fails(&archive, 2, &["something lies there"]);
 
     let inspected = json(&program.run(&["inspect", "run", "--json"]));
     let tensors = inspected["tensors"].as_array().unwrap();

@@ -1,10 +1,10 @@
 //! Matrices that are codes times a scale.
 //!
 //! Other programs give each projection a scale; here one matrix of q, k and v has one, and one of gate and up. Scores
-//! of attention are products of q and k, so both may take the geometric mean of their scales; everything behind v is
-//! linear up to the scale of `o`, and behind up to that of `down`, so these two take what v and up lack. With
-//! sub-norms that factor is lost in the norm, with or without it, but for its epsilon. What is left is the rounding of
-//! scales to fp16; scales that are equal and fp16 already, as in our own exports, stay.
+//! of attention are products of q and k, so both may take the geometric mean of their scales. What v and up lack is a
+//! factor of everything behind them, up to `o` and `down`: these two take it, or a sub-norm in between divides by it,
+//! but for its epsilon. What is left is the rounding of scales to fp16; scales that are equal and fp16 already, as in
+//! our own exports, stay.
 
 use half::f16;
 use tritrain_model::ModelConfig;
@@ -59,17 +59,18 @@ fn factor(own: f64, given: f64) -> f64 {
 }
 
 /// Latent weights of qkv, o, gate and up, and down from those of q, k, v, o, gate, up and down, all of them codes
-/// times a scale.
-pub(super) fn join([q, k, v, o, gate, up, down]: [Vec<f32>; 7]) -> [Vec<f32>; 4] {
+/// times a scale; `sub_norm` says whether norms stand before `o` and `down`.
+pub(super) fn join(sub_norm: bool, [q, k, v, o, gate, up, down]: [Vec<f32>; 7]) -> [Vec<f32>; 4] {
     let scale = |w: &[f32]| scale_of(w).unwrap_or(0.0);
     let [sq, sk, sv, so] = [&q, &k, &v, &o].map(|w| scale(w));
     let [sg, su, sd] = [&gate, &up, &down].map(|w| scale(w));
+    let behind = |own, given| if sub_norm { 1.0 } else { factor(own, given) };
     let heads = rounded(if mean(sq, sk) == 0.0 { sv } else { mean(sq, sk) });
     let inner = rounded(if sg == 0.0 { su } else { sg });
     [
         joined(&[&q, &k, &v], heads),
-        joined(&[&o], rounded(so * factor(sv, heads))),
+        joined(&[&o], rounded(so * behind(sv, heads))),
         joined(&[&gate, &up], inner),
-        joined(&[&down], rounded(sd * factor(su, inner))),
+        joined(&[&down], rounded(sd * behind(su, inner))),
     ]
 }
