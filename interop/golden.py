@@ -1,12 +1,13 @@
-"""Writes the small files, made by the PyPI package `gguf`, which the default tests read.
+"""Writes the small files, made by the PyPI packages `gguf` and `safetensors`, which the default tests read.
 
-    python interop/golden.py      # with gguf and numpy installed
+    python interop/golden.py      # with gguf, safetensors and numpy installed
 """
 
 import pathlib
 
 import gguf
 import numpy as np
+import safetensors.numpy
 from gguf import GGMLQuantizationType as Type
 from gguf import quants
 
@@ -73,6 +74,14 @@ def file():
     writer.close()
 
 
+def tensors():
+    """golden.safetensors: a tensor of every type that we read and NumPy has."""
+    count = np.arange(6).reshape(2, 3)
+    named = {f"a.{np.dtype(of).name}": (count * 20).astype(of) for of in ["f4", "f2", "i1", "u1", "u4"]}
+    safetensors.numpy.save_file(named, FILES / "golden.safetensors", {"format": "np"})
+
+
 if __name__ == "__main__":
     blocks()
     file()
+    tensors()

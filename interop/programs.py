@@ -117,7 +117,7 @@ class Transformers:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        torch.set_num_threads(2)
+        torch.set_num_threads(1)
         self.torch = torch
         self.model = AutoModelForCausalLM.from_pretrained(path).eval()
         self.tokenizer = AutoTokenizer.from_pretrained(path)
@@ -134,6 +134,7 @@ class Transformers:
     def continuation(self, prompt, count):
         ids = self.tokenizer(prompt, return_tensors="pt")
         ids.pop("token_type_ids", None)
-        with self.torch.no_grad():
+        # Compiled, it would be compiled anew for lengths of text.
+        with self.torch.no_grad(), self.torch.compiler.set_stance("force_eager"):
             out = self.model.generate(**ids, max_new_tokens=count, do_sample=False)
         return self.tokenizer.decode(out[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)

@@ -13,7 +13,6 @@ import os
 import pathlib
 import platform
 import shutil
-import subprocess
 
 import numpy as np
 import strings
@@ -56,13 +55,15 @@ def main():
         "versions": {name: importlib.metadata.version(name) for name in ["xllamacpp", "transformers", "torch"]},
         "models": {},
     }
+    path = HERE / "record" / f"{record['date']}.json"
+    if path.exists():
+        record["models"] = json.loads(path.read_text())["models"]
     for name, run in [("bitnet", args.bitnet), ("llama", args.llama)]:
         if run:
             work = pathlib.Path(args.work) / name
             shutil.rmtree(work, ignore_errors=True)
             work.mkdir(parents=True)
             record["models"][name] = compare(Ours(args.release, run, work), name, work, args.texts)
-            path = HERE / "record" / f"{record['date']}.json"
             path.parent.mkdir(exist_ok=True)
             path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 

@@ -280,7 +280,7 @@ impl Drop for NewFile<'_> {
 #[derive(Debug)]
 pub struct Draft<'s> {
     storage: &'s dyn Storage,
-    path: PathBuf,
+    place: PathBuf,
     temp: PathBuf,
     folder: bool,
 }
@@ -311,7 +311,7 @@ impl<'s> Draft<'s> {
         }
         make_dir(storage, parent(path))?;
         let temp = fresh(storage, path, "tmp")?;
-        Ok(Draft { storage, path: path.to_path_buf(), temp, folder })
+        Ok(Draft { storage, place: path.to_path_buf(), temp, folder })
     }
 
     /// Where it is made.
@@ -328,8 +328,8 @@ impl<'s> Draft<'s> {
         if self.folder {
             self.storage.sync_dir(&self.temp)?;
         }
-        self.storage.rename(&self.temp, &self.path)?;
-        self.storage.sync_dir(parent(&self.path))
+        self.storage.rename(&self.temp, &self.place)?;
+        self.storage.sync_dir(parent(&self.place))
     }
 }
 

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use tritrain_data::{Error, Tokenizer};
+use tritrain_data::{Error, TokenKind, Tokenizer};
 use tritrain_files::Disk;
 
 use crate::common::{folder, prose, put};
@@ -178,6 +178,32 @@ fn other_names_of_the_end_of_text_and_gaps_in_the_ids() {
     assert_eq!((tokenizer.eos(), tokenizer.vocab_size()), (500, 501));
     assert_eq!(tokenizer.decode(&tokenizer.encode("</s> x").unwrap()), "</s> x");
     assert!(tokenizer.bytes_of(450).is_empty());
+}
+
+#[test]
+fn a_vocabulary_says_all_of_a_tokenizer_or_nothing() {
+    let tokenizer = trained(320);
+    let vocabulary = tokenizer.vocabulary().unwrap();
+    assert_eq!(vocabulary.tokens.len(), 320);
+    assert_eq!(vocabulary.tokens[0], ("<|endoftext|>".to_owned(), TokenKind::Special));
+    assert_eq!(vocabulary.cut, Some("gpt-2"));
+    // Every token of more than one byte is what a merge makes, in order.
+    let made: Vec<String> = vocabulary.merges.iter().map(|merge| merge.replace(' ', "")).collect();
+    let long = vocabulary.tokens.iter().skip(257);
+    assert!(long.map(|(token, _)| token).eq(&made) && made.len() == 320 - 257);
+    for (id, (token, _)) in vocabulary.tokens.iter().enumerate() {
+        assert_eq!(*token, tokenizer.name_of(id as u32));
+    }
+    let cut = |change: fn(&mut Value)| changed(change).unwrap().vocabulary().map(|found| found.cut);
+    let digits = json!({ "type": "Digits", "individual_digits": true });
+    let level =
+        json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true });
+    let both = json!({ "type": "Sequence", "pretokenizers": [digits, level] });
+    let found = changed(|file| file["pre_tokenizer"] = both).unwrap().vocabulary().unwrap().cut;
+    assert_eq!(found, Some("smollm"));
+    assert_eq!(cut(|file| file["pre_tokenizer"]["use_regex"] = json!(false)).unwrap(), None);
+    let refused = cut(|file| file["model"]["ignore_merges"] = json!(true)).unwrap_err();
+    assert!(refused.to_string().contains("ignore_merges = true"), "{refused}");
 }
 
 #[test]

@@ -4,7 +4,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use tritrain_files::checkpoint::{lock, newest, prune};
-use tritrain_files::{Disk, Error, FaultyStorage, Storage, write_atomic};
+use tritrain_files::faulty::{Failure, PowerLoss};
+use tritrain_files::{Disk, Draft, Error, FaultyStorage, Result, Storage, write_atomic};
 
 use crate::common::{content, identity, parts};
 
@@ -91,6 +92,46 @@ fn a_second_lock_names_the_holder() {
     assert_eq!(error.exit_code(), 4);
     drop(first);
     assert_eq!(lock(&run).unwrap().path(), run.join(".lock"));
+}
+
+#[test]
+fn a_folder_is_there_as_a_whole_or_not_at_all() {
+    let path = Path::new("/d/out");
+    let make = |storage: &FaultyStorage| -> Result<()> {
+        let draft = Draft::folder(storage, path)?;
+        write_atomic(storage, &draft.path().join("a"), b"one")?;
+        write_atomic(storage, &draft.path().join("b"), b"two")?;
+        draft.finish()
+    };
+    let fresh = || {
+        let storage = FaultyStorage::new();
+        storage.create_dir_all(Path::new("/d")).unwrap();
+        storage.sync_dir(Path::new("/")).unwrap();
+        storage
+    };
+    let whole = fresh();
+    let first = whole.operations();
+    make(&whole).unwrap();
+    for how in [Failure::Io, Failure::NoSpace, Failure::PowerOff] {
+        for at in first..whole.operations() {
+            let storage = fresh();
+            storage.fail_at(at, how, false);
+            let made = make(&storage);
+            let after = storage.crash(PowerLoss::DropAll);
+            if made.is_ok() || after.exists(path).unwrap() {
+                assert_eq!(after.read(&path.join("a")).unwrap(), b"one", "{how:?} {at}");
+                assert_eq!(after.read(&path.join("b")).unwrap(), b"two");
+            }
+        }
+    }
+    let storage = FaultyStorage::new();
+    storage.create_dir_all(Path::new("/d")).unwrap();
+    make(&storage).unwrap();
+    assert!(matches!(make(&storage), Err(Error::Exists { .. })), "what is there stays");
+    drop(Draft::folder(&storage, Path::new("/d/other")).unwrap());
+    assert_eq!(storage.list(Path::new("/d")).unwrap(), [path], "a draft that is dropped leaves nothing");
+    let file = tempfile::NamedTempFile::new().unwrap();
+    assert!(!Disk.exists(&file.path().join("below a file")).unwrap());
 }
 
 /// Not a test of its own: the other process of [`a_killed_holder_frees_the_lock`].

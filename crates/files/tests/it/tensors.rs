@@ -74,6 +74,19 @@ fn what_the_reference_writes_is_read() {
 }
 
 #[test]
+fn what_the_python_package_writes_is_read() {
+    let file = parse(include_bytes!("../golden/golden.safetensors")).unwrap();
+    assert_eq!(file.metadata()["format"], "np");
+    let bytes = [0u8, 20, 40, 60, 80, 100];
+    assert_eq!(file.f32("a.float32", &[2, 3]).unwrap(), bytes.map(f32::from));
+    assert_eq!(file.u32("a.uint32", &[2, 3]).unwrap(), bytes.map(u32::from));
+    assert_eq!(file.typed("a.uint8", Dtype::U8, &[2, 3]).unwrap(), bytes);
+    assert_eq!(file.typed("a.int8", Dtype::I8, &[2, 3]).unwrap(), bytes);
+    let halves = bytes.map(|byte| half::f16::from_f32(byte.into()).to_le_bytes()).concat();
+    assert_eq!(file.typed("a.float16", Dtype::F16, &[2, 3]).unwrap(), halves);
+}
+
+#[test]
 fn a_tensor_must_have_the_expected_type_and_shape() {
     let file = parse(&sample()).unwrap();
     for (name, shape) in [("layers.0.qkv", &[4][..]), ("cursor", &[]), ("none", &[1])] {

@@ -112,7 +112,7 @@ pub(super) fn verify_weights<B: Backend>(
         return differs("a logit", "the same bits, as all weights have".into(), verified.largest_difference);
     }
     // Not a number is no small divergence either.
-    if !(verified.divergence <= MOST_DIVERGENCE) {
+    if verified.divergence.is_nan() || verified.divergence > MOST_DIVERGENCE {
         return differs("divergence", format!("at most {MOST_DIVERGENCE} nats"), verified.divergence);
     }
     Ok(verified)
