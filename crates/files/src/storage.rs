@@ -315,7 +315,6 @@ impl<'s> Draft<'s> {
     }
 
     /// Where it is made.
-    #[expect(clippy::misnamed_getters, reason = "until it is finished, this is its path")]
     pub fn path(&self) -> &Path {
         &self.temp
     }

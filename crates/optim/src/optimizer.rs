@@ -196,7 +196,7 @@ impl<B: Backend> Optimizer<B> {
         let mut here: Vec<Vec<f32>> = lens.map(|len| vec![0.0; len]).collect();
         let new = moved.iter().map(|id| &reports[*id]).zip(here.iter_mut().map(|here| &mut here[..]));
         // Borrowed no longer than the reports.
-        let others = others.map(|(device, here)| (device, here));
+        let others = others.map(|(device, here)| (device, &mut here[..]));
         backend.download_each(new.chain(others));
         let measured = clusters.measures(*updates);
         for (id, here) in moved.drain(..).zip(&here) {

@@ -198,13 +198,16 @@ fn check(
     Ok(())
 }
 
+/// A tensor's name, shape and numbers.
+type Tensor = (String, Vec<usize>, Vec<f32>);
+
 /// The tensors of the layout, in order.
 fn weights(
     path: &Path,
     config: &ModelConfig,
     (vocab, rows): (usize, usize),
     origin: &dyn Origin,
-) -> Result<Vec<(String, Vec<usize>, Vec<f32>)>> {
+) -> Result<Vec<Tensor>> {
     let layout = Layout::new(config, vocab);
     let mut weights: Vec<Vec<f32>> = vec![Vec::new(); layout.specs.len()];
     let finite = |name: &str, values: Vec<f32>| match values.iter().find(|v| !v.is_finite()) {
