@@ -159,7 +159,7 @@ fn read_codes(file: &TensorFile, path: &Path, name: &str, len: usize) -> Result<
 
 /// Latent weights with the codes and the scale of a matrix `[rows, cols]`.
 pub(crate) fn read(file: &TensorFile, path: &Path, name: &str, [rows, cols]: [usize; 2]) -> Result<Vec<f32>> {
-    let len = rows.checked_mul(cols).unwrap_or(usize::MAX);
+    let len = rows.saturating_mul(cols);
     let (codes, scale) = read_codes(file, path, name, len)?;
     Ok(latent(&codes, scale))
 }
