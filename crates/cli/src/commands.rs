@@ -330,7 +330,7 @@ impl devices::Work for Evaluating<'_> {
             }
         }
         if let Some(tasks) = tasks {
-            let report = evaluate_tasks((backend, &model), &loaded.tokenizer, &tasks, context)?;
+            let report = evaluate_tasks((backend, &model), &loaded.tokenizer, tasks, context)?;
             show::tasks(&report)?;
             if args.json {
                 show::json(&report)?;
