@@ -198,8 +198,8 @@ fn check(
     Ok(())
 }
 
-/// A tensor's name, shape and numbers.
-type Tensor = (String, Vec<usize>, Vec<f32>);
+/// Name, shape and numbers of a tensor.
+type Named = (String, Vec<usize>, Vec<f32>);
 
 /// The tensors of the layout, in order.
 fn weights(
@@ -207,7 +207,7 @@ fn weights(
     config: &ModelConfig,
     (vocab, rows): (usize, usize),
     origin: &dyn Origin,
-) -> Result<Vec<Tensor>> {
+) -> Result<Vec<Named>> {
     let layout = Layout::new(config, vocab);
     let mut weights: Vec<Vec<f32>> = vec![Vec::new(); layout.specs.len()];
     let finite = |name: &str, values: Vec<f32>| match values.iter().find(|v| !v.is_finite()) {
@@ -282,7 +282,7 @@ fn write(
     path: &Path,
     config: &ModelConfig,
     tokenizer: &Tokenizer,
-    weights: &[(String, Vec<usize>, Vec<f32>)],
+    weights: &[Named],
 ) -> Result<()> {
     let views = weights.iter().map(|(name, shape, values)| TensorView::f32(name.clone(), shape, values));
     let mut entries: BTreeMap<String, String> = metadata(config, tokenizer.vocab_size() as usize, 0)?;
