@@ -147,8 +147,11 @@ impl Folder {
     }
 }
 
+/// Codes and scale of ternary matrices, by name.
+type Codes = BTreeMap<String, (Vec<i8>, f32)>;
+
 /// Weights and codes of an imported model, by name.
-fn tensors(loaded: &Loaded) -> (BTreeMap<String, Vec<f32>>, BTreeMap<String, (Vec<i8>, f32)>) {
+fn tensors(loaded: &Loaded) -> (BTreeMap<String, Vec<f32>>, Codes) {
     let backend = Cpu::new(2).unwrap();
     let model: Model<Cpu> = loaded.model(&backend);
     let names = model.layout().specs.iter().map(|spec| spec.name.clone()).enumerate();
