@@ -137,8 +137,7 @@ mod gpu {
     use crate::args::DeviceName;
 
     /// How a program that knows GPUs is made.
-    const BUILD: &str =
-        "this program was built without GPUs; build it with `cargo build --release --features gpu`";
+    const BUILD: &str = "this program was built without GPUs; build it with `cargo build --release -p tritrain-cli --features gpu`";
 
     /// None, unless one was asked for.
     pub(super) fn open(device: DeviceName) -> Result<Option<Gpu>> {

@@ -9,7 +9,7 @@ use tritrain_data::{Corpus, Document, Preparation, Source};
 use tritrain_files::Disk;
 use tritrain_gpu::{Choice, Gpu};
 use tritrain_model::{Precision, Sampling, TensorKind};
-use tritrain_train::{Config, Continuation, Error, Event, Next, Run, Workplace, generate, load};
+use tritrain_train::{Config, Continuation, Error, Event, Run, Until, Workplace, generate, load};
 
 const STEPS: u64 = 50;
 
@@ -90,7 +90,7 @@ fn codes_and_text<B: Backend>(backend: &B, dir: &Path) -> (Vec<i8>, String) {
     let mut next = Continuation::new(backend, &model, &prompt).unwrap();
     let sampling = Sampling { temperature: 0.0, ..Sampling::default() };
     let mut text = String::new();
-    generate(&mut next, &loaded.tokenizer, &sampling, 12.into(), |piece| {
+    generate(&mut next, &loaded.tokenizer, &sampling, Until::tokens(12), |piece| {
         text.push_str(piece);
         true
     })
