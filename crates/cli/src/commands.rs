@@ -58,6 +58,7 @@ pub(crate) struct Outcome {
 }
 
 fn train(args: &args::Train) -> Result<ExitCode> {
+    devices::check(&args.device)?;
     let signals = Signals::watch()?;
     let dir = prepare::out(&args.setup);
     let config =
@@ -283,6 +284,7 @@ fn show_audit(audit: &Audit) -> Result<()> {
 }
 
 fn eval(args: &args::Eval) -> Result<ExitCode> {
+    devices::check(&args.device)?;
     let mixing = experts::mixing(&args.mixing)?;
     if let Some(mixture) = Mixture::load(&Disk, &args.model)? {
         devices::only_processor(&args.device)?;

@@ -44,6 +44,11 @@ pub(crate) fn work<W: Work>(args: &Device, threads: usize, work: W) -> Result<W:
     }
 }
 
+/// That what was asked for is there, before work begins that it would be needed for.
+pub(crate) fn check(args: &Device) -> Result<()> {
+    gpu::open(args.device).map(|_| ())
+}
+
 /// That nothing went wrong on a device that has done some work.
 pub(crate) fn sound<B: Backend>(backend: &B) -> Result<()> {
     match backend.fault() {

@@ -23,6 +23,7 @@ use crate::{
 };
 
 pub(crate) fn run(args: &args::Generate) -> Result<ExitCode> {
+    devices::check(&args.device)?;
     check(args)?;
     let mixing = experts::mixing(&args.mixing)?;
     if let Some(mixture) = Mixture::load(&Disk, &args.model)? {

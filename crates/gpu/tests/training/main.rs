@@ -8,8 +8,9 @@ use tritrain_backend::{Backend, Cpu};
 use tritrain_data::{Corpus, Document, Preparation, Source};
 use tritrain_files::Disk;
 use tritrain_gpu::{Choice, Gpu};
-use tritrain_model::{Precision, Sampling, TensorKind};
+use tritrain_model::{Precision, Sampling, TensorKind, TensorSpec};
 use tritrain_train::{Config, Continuation, Error, Event, Run, Until, Workplace, generate, load};
+use tritrain_trit::ternary;
 
 const STEPS: u64 = 50;
 
@@ -24,6 +25,10 @@ fn config() -> Config {
     config.data.plan = tritrain_data::PlanKind::Shuffle;
     config.data.validation = 0.2;
     config.run.batch = 4;
+    // Steps so small that a difference of one rounding does not grow from step to step: at the default rates, where
+    // all is learnt in three steps, losses differ by 0.1 % to 0.2 % after five.
+    config.optim.rate /= 32.0;
+    config.optim.embedding_rate /= 32.0;
     config.run.steps = STEPS;
     config.run.tokens = 0;
     config.run.eval_tokens = 64;
@@ -44,8 +49,13 @@ fn corpus(config: &Config, dir: &Path) -> Corpus {
     Preparation::start(&Disk, &source, &config.data, dir).unwrap().finish().unwrap()
 }
 
-/// Trains to the end, or until `stop` steps are behind; losses of the steps.
-fn train<B: Backend>(backend: &B, config: &Config, dir: &Path, stop: Option<u64>) -> Vec<f32> {
+/// Trains to the end, or until `stop` steps are behind; losses of the steps, and latent weights of all matrices.
+fn train<B: Backend>(
+    backend: &B,
+    config: &Config,
+    dir: &Path,
+    stop: Option<u64>,
+) -> (Vec<f32>, Vec<Vec<f32>>) {
     let corpus = corpus(config, dir);
     let workplace = Workplace::resume(&Disk, dir, config.clone()).unwrap();
     let mut run = Run::new(backend, &Disk, workplace, &corpus).unwrap();
@@ -58,7 +68,22 @@ fn train<B: Backend>(backend: &B, config: &Config, dir: &Path, stop: Option<u64>
             }
         }
     }
-    losses
+    let model = run.model();
+    let matrices =
+        model.layout().specs.iter().enumerate().filter(|(_, spec)| spec.kind == TensorKind::Matrix);
+    let latent = |(id, spec): (usize, &TensorSpec)| {
+        model.values(backend, id).numbers(backend, spec.rows, spec.cols).into_owned()
+    };
+    (losses, matrices.map(latent).collect())
+}
+
+/// Ternary codes of latent weights.
+fn codes(latent: &[Vec<f32>]) -> Vec<i8> {
+    let code = |w: &Vec<f32>| {
+        let scale = ternary::absmean(w).unwrap();
+        w.iter().map(|w| ternary::code(*w, scale)).collect::<Vec<i8>>()
+    };
+    latent.iter().flat_map(code).collect()
 }
 
 #[track_caller]
@@ -69,22 +94,10 @@ fn close(found: &[f32], expected: &[f32]) {
     }
 }
 
-/// Codes of all ternary matrices of a model, and what it says after a prompt.
-fn codes_and_text<B: Backend>(backend: &B, dir: &Path) -> (Vec<i8>, String) {
+/// What a model says after a prompt.
+fn said<B: Backend>(backend: &B, dir: &Path) -> String {
     let loaded = load(&Disk, dir).unwrap();
     let model = loaded.model(backend);
-    let mut codes = Vec::new();
-    for (id, spec) in model.layout().specs.iter().enumerate() {
-        if spec.kind == TensorKind::Matrix {
-            let values = model.values(backend, id);
-            let numbers = values.numbers(backend, spec.rows, spec.cols);
-            let mut w = backend.ternary(spec.rows, spec.cols, false);
-            let mut floats = backend.floats(numbers.len());
-            backend.upload(&numbers, &mut floats);
-            backend.ternarize(&floats, &mut w);
-            codes.extend(backend.download_ternary(&w).0);
-        }
-    }
     let mut prompt = vec![loaded.tokenizer.eos()];
     prompt.extend(loaded.tokenizer.encode("the old").unwrap());
     let mut next = Continuation::new(backend, &model, &prompt).unwrap();
@@ -95,7 +108,7 @@ fn codes_and_text<B: Backend>(backend: &B, dir: &Path) -> (Vec<i8>, String) {
         true
     })
     .unwrap();
-    (codes, text)
+    text
 }
 
 #[test]
@@ -105,27 +118,24 @@ fn a_run_is_the_same_and_moves_between_devices() {
     let [on_cpu, on_gpu, to_gpu, to_cpu] =
         ["cpu", "gpu", "cpu-gpu", "gpu-cpu"].map(|name| dirs.path().join(name));
     let config = config();
-    let expected = train(&cpu, &config, &on_cpu, None);
-    assert!(expected[49] < 0.8 * expected[0], "nothing was learnt: {expected:?}");
-    let before = gpu.waits();
-    close(&train(&gpu, &config, &on_gpu, None), &expected);
-    let waits = gpu.waits() - before;
-    println!("{waits} waits of the host in {STEPS} steps, evaluations and checkpoints included");
-    let (codes, text) = codes_and_text(&cpu, &on_cpu);
-    let (found, said) = codes_and_text(&gpu, &on_gpu);
+    let (expected, latent) = train(&cpu, &config, &on_cpu, None);
+    assert!(expected[49] < 0.9 * expected[0], "nothing was learnt: {expected:?}");
+    let (found, moved) = train(&gpu, &config, &on_gpu, None);
+    close(&found, &expected);
+    let (codes, found) = (codes(&latent), codes(&moved));
     let same = codes.iter().zip(&found).filter(|(a, b)| a == b).count();
     assert!(same as f64 >= 0.999 * codes.len() as f64, "{same} of {} codes are the same", codes.len());
     // The same model on the other device continues in the same words.
-    assert_eq!(codes_and_text(&cpu, &on_gpu).1, said);
-    assert_eq!(codes_and_text(&gpu, &on_cpu).1, text);
+    assert_eq!(said(&cpu, &on_gpu), said(&gpu, &on_gpu));
+    assert_eq!(said(&gpu, &on_cpu), said(&cpu, &on_cpu));
     // What one device began, the other ends.
     for (first, second, dir) in [(true, false, &to_gpu), (false, true, &to_cpu)] {
         let part = |on_cpu, stop| match on_cpu {
             true => train(&cpu, &config, dir, stop),
             false => train(&gpu, &config, dir, stop),
         };
-        let mut losses = part(first, Some(25));
-        losses.extend(part(second, None));
+        let mut losses = part(first, Some(25)).0;
+        losses.extend(part(second, None).0);
         close(&losses, &expected);
     }
 }
@@ -143,7 +153,7 @@ fn a_step_waits_three_times_and_weights_in_few_bits_train_as_well() {
             config.optim.gradient = tritrain_optim::GradientKind::Trits;
         }
         let dir = |name: &str| dirs.path().join(format!("{name} {precision:?}"));
-        let expected = train(&cpu, &config, &dir("cpu"), None);
+        let (expected, _) = train(&cpu, &config, &dir("cpu"), None);
         let corpus = corpus(&config, &dir("gpu"));
         let workplace = Workplace::resume(&Disk, &dir("gpu"), config.clone()).unwrap();
         let mut run = Run::new(&gpu, &Disk, workplace, &corpus).unwrap();
@@ -199,6 +209,6 @@ fn a_device_that_goes_away_ends_the_run_with_its_checkpoint_sound() {
     let Some(error @ Error::Device { .. }) = lost else { panic!("{lost:?}") };
     assert_eq!(error.exit_code(), 6);
     let cpu = Cpu::new(1).unwrap();
-    let losses = train(&cpu, &config, &dir, None);
+    let (losses, _) = train(&cpu, &config, &dir, None);
     assert_eq!(losses.len(), 25, "it goes on from the checkpoint");
 }
