@@ -25,8 +25,7 @@ fn config() -> Config {
     config.data.plan = tritrain_data::PlanKind::Shuffle;
     config.data.validation = 0.2;
     config.run.batch = 4;
-    // Steps so small that a difference of one rounding does not grow from step to step: at the default rates, where
-    // all is learnt in three steps, losses differ by 0.1 % to 0.2 % after five.
+    // Small steps: at the default rates, where all is learnt in three, losses differ by 0.1 % to 0.2 % after five.
     config.optim.rate /= 32.0;
     config.optim.embedding_rate /= 32.0;
     config.run.steps = STEPS;
