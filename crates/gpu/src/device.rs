@@ -64,8 +64,16 @@ pub struct Gpu {
     pub(crate) watch: Option<crate::emit::Watch>,
 }
 
-/// Devices that have been started, which happens once in a process.
-static STARTED: Mutex<Vec<(Choice, Adapter, wgpu::Device)>> = Mutex::new(Vec::new());
+/// A device that has been started, which happens once in a process.
+#[derive(Clone)]
+struct Started {
+    choice: Choice,
+    device: WgpuDevice,
+    adapter: Adapter,
+    wgpu: wgpu::Device,
+}
+
+static STARTED: Mutex<Vec<Started>> = Mutex::new(Vec::new());
 
 impl Gpu {
     /// Starts a device, or takes the one that was started before.
@@ -73,43 +81,17 @@ impl Gpu {
     /// # Errors
     /// There is none of the kind.
     pub fn new(choice: Choice) -> Result<Gpu, GpuError> {
-        let (kinds, wanted): (&[WgpuDeviceKind], _) = match choice {
-            Choice::Vulkan => (&[WgpuDeviceKind::DiscreteGpu(0), WgpuDeviceKind::IntegratedGpu(0)], "Vulkan"),
-            Choice::Software => (&[WgpuDeviceKind::Cpu], "software Vulkan"),
-        };
-        let mut started = STARTED.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut reason = String::new();
-        for kind in kinds {
-            let device = WgpuDevice::new(kind.clone());
-            let known = started.iter().find(|(of, ..)| *of == choice);
-            let (adapter, wgpu) = match known {
-                Some((_, adapter, wgpu)) => (adapter.clone(), wgpu.clone()),
-                None => match try_init_setup::<Vulkan>(&device, RuntimeOptions::default()) {
-                    Ok(setup) => {
-                        let adapter = Adapter::of(&setup.adapter.get_info());
-                        started.push((choice, adapter.clone(), setup.device.clone()));
-                        (adapter, setup.device)
-                    }
-                    Err(error) => {
-                        reason = error.to_string();
-                        continue;
-                    }
-                },
-            };
-            let client = client(&device);
-            let host = Cpu::new(1)?;
-            return Ok(Gpu {
-                client,
-                adapter,
-                wgpu,
-                host,
-                waits: AtomicU64::new(0),
-                fault: Mutex::new(None),
-                #[cfg(feature = "emit")]
-                watch: None,
-            });
-        }
-        Err(GpuError::None { wanted, reason })
+        let Started { device, adapter, wgpu, .. } = start(choice)?;
+        Ok(Gpu {
+            client: client(&device),
+            adapter,
+            wgpu,
+            host: Cpu::new(1)?,
+            waits: AtomicU64::new(0),
+            fault: Mutex::new(None),
+            #[cfg(feature = "emit")]
+            watch: None,
+        })
     }
 
     /// The device in use.
@@ -161,6 +143,32 @@ impl Adapter {
             software: info.device_type == wgpu::DeviceType::Cpu,
         }
     }
+}
+
+/// The first device of a choice: the one that was started before, if any was.
+fn start(choice: Choice) -> Result<Started, GpuError> {
+    let (kinds, wanted): (&[WgpuDeviceKind], _) = match choice {
+        Choice::Vulkan => (&[WgpuDeviceKind::DiscreteGpu(0), WgpuDeviceKind::IntegratedGpu(0)], "Vulkan"),
+        Choice::Software => (&[WgpuDeviceKind::Cpu], "software Vulkan"),
+    };
+    let mut all = STARTED.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(started) = all.iter().find(|started| started.choice == choice) {
+        return Ok(started.clone());
+    }
+    let mut reason = String::new();
+    for kind in kinds {
+        let device = WgpuDevice::new(kind.clone());
+        match try_init_setup::<Vulkan>(&device, RuntimeOptions::default()) {
+            Ok(setup) => {
+                let adapter = Adapter::of(&setup.adapter.get_info());
+                let started = Started { choice, device, adapter, wgpu: setup.device };
+                all.push(started.clone());
+                return Ok(started);
+            }
+            Err(error) => reason = error.to_string(),
+        }
+    }
+    Err(GpuError::None { wanted, reason })
 }
 
 fn client(device: &WgpuDevice) -> Client {
