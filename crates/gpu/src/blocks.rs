@@ -126,3 +126,16 @@ pub(crate) fn inverse_scale_of(largest: u32, bound: f32) -> f32 {
         bound / f32::reinterpret(largest)
     }
 }
+
+/// Bits that order like the numbers; a NaN whose sign is not set orders above all.
+#[cube]
+pub(crate) fn ordered(x: f32) -> u32 {
+    let bits = u32::reinterpret(x);
+    if bits >> 31u32 == 1u32 { !bits } else { bits | 0x8000_0000u32 }
+}
+
+/// The number of such bits.
+#[cube]
+pub(crate) fn unordered(bits: u32) -> f32 {
+    if bits >> 31u32 == 1u32 { f32::reinterpret(bits & 0x7fff_ffffu32) } else { f32::reinterpret(!bits) }
+}

@@ -14,7 +14,8 @@ use super::{
 use crate::{
     Floats, Gpu, Rows, Tokens,
     blocks::{
-        UNITS, as_byte, cube_max, cube_sum, desk, inverse_scale_of, magnitude, nearest, scale_of, word_desk,
+        UNITS, as_byte, cube_max, cube_sum, desk, inverse_scale_of, magnitude, nearest, ordered, scale_of,
+        unordered, word_desk,
     },
     launch::{arg, cubes, cubes_for, launch, units},
 };
@@ -98,17 +99,18 @@ fn entropy(
     vocab: usize,
     scale: f32,
 ) {
+    let mut words = word_desk();
     let mut desk = desk();
     if CUBE_POS < rows {
         let start = CUBE_POS * vocab;
         let unit = UNIT_POS as usize;
-        let mut largest = f32::reinterpret(0xff80_0000u32.runtime());
+        let mut largest = 0u32;
         let mut i = unit;
         while i < vocab {
-            largest = max(largest, logits[start + i]);
+            largest = max(largest, ordered(logits[start + i]));
             i += UNITS;
         }
-        let largest = cube_largest(largest, &mut desk);
+        let largest = unordered(cube_max(largest, &mut words));
         let gap = largest - logits[start + targets[first + CUBE_POS] as usize];
         sync_cube();
         let mut sum = 0.0f32;
@@ -130,26 +132,6 @@ fn entropy(
             i += UNITS;
         }
     }
-}
-
-/// Largest number of every unit, for all of them.
-#[cube]
-fn cube_largest(value: f32, desk: &mut Shared<[f32]>) -> f32 {
-    let unit = UNIT_POS as usize;
-    desk[unit] = value;
-    sync_cube();
-    let mut half = comptime![UNITS / 2].runtime();
-    while half > 0 {
-        if unit < half {
-            let other = desk[unit + half];
-            desk[unit] = max(desk[unit], other);
-        }
-        sync_cube();
-        half /= 2;
-    }
-    let largest = desk[0];
-    sync_cube();
-    largest
 }
 
 /// `d_hidden[t] -= factor · head[target]`, with the row of the head in int8.

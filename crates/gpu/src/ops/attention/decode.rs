@@ -8,7 +8,7 @@ use crate::{
     Floats, Gpu,
     blocks::{
         UNITS, as_byte, byte, cube_max, cube_sum, desk, inverse_scale, inverse_scale_of, magnitude, nearest,
-        row_scale, scale_of as integer_scale, word_desk,
+        ordered, row_scale, scale_of as integer_scale, unordered, word_desk,
     },
     launch::{Buffer, arg, cubes, cubes_for, launch, units},
 };
@@ -238,18 +238,6 @@ fn attend_kernel(
             col += UNITS;
         }
     }
-}
-
-/// Bits that order like the numbers.
-#[cube]
-fn ordered(x: f32) -> u32 {
-    let bits = u32::reinterpret(x);
-    if bits >> 31u32 == 1u32 { !bits } else { bits | 0x8000_0000u32 }
-}
-
-#[cube]
-fn unordered(bits: u32) -> f32 {
-    if bits >> 31u32 == 1u32 { f32::reinterpret(bits & 0x7fff_ffffu32) } else { f32::reinterpret(!bits) }
 }
 
 pub(crate) fn cache(_: &Gpu) -> Cache {
