@@ -6,11 +6,13 @@
   python3 bench/plans.py CORPUS --plans stratified adaptive --set model.layers=2
 
 Runs of all plans alternate, seed by seed, and keep their folders in OUT: a call that was stopped goes on.
+--jobs N trains N at once, which is for cores that have nothing else to do.
 For each plan it prints the mean validation loss at the end, and the share of the tokens of `stratified` that
 it takes to reach the final loss of that plan with the same seed (linear between evaluations; none where it
 does not). --record writes bench/record/plans-DATE.json and an SVG of the curves, which needs matplotlib.
 """
 import argparse, datetime, json, platform, statistics, subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -80,16 +82,18 @@ def main():
     parser.add_argument("--plans", nargs="+", default=PLANS)
     parser.add_argument("--tokens", type=int, default=3_000_000)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("-k", type=int, default=16)
     parser.add_argument("--set", action="append", default=[])
     parser.add_argument("--record", action="store_true")
     args = parser.parse_args()
     plans = ["stratified", *[plan for plan in args.plans if plan != "stratified"]]
     curves = {plan: [] for plan in plans}
-    for seed in range(1, args.seeds + 1):
-        for plan in plans:
-            curves[plan].append(train(args, plan, seed))
-            print(f"seed {seed} {plan:12} {curves[plan][-1][-1][1]:.4f}", flush=True)
+    runs = [(seed, plan) for seed in range(1, args.seeds + 1) for plan in plans]
+    with ThreadPoolExecutor(args.jobs) as pool:
+        for (seed, plan), curve in zip(runs, pool.map(lambda run: train(args, run[1], run[0]), runs)):
+            curves[plan].append(curve)
+            print(f"seed {seed} {plan:12} {curve[-1][1]:.4f}", flush=True)
     rows = []
     for plan in plans:
         final = [run[-1][1] for run in curves[plan]]
