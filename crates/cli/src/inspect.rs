@@ -233,7 +233,7 @@ fn log(path: &Path) -> Result<Report> {
 /// Weights of a loaded model as they compute: codes and scale of each ternary matrix.
 fn codes_of(loaded: &Loaded) -> Result<Vec<(String, Vec<i8>, f32)>> {
     let backend = Cpu::new(0)?;
-    let model = loaded.model(&backend);
+    let model = loaded.model(&backend)?;
     let codes = model.layout().specs.iter().enumerate().filter_map(|(id, spec)| {
         model.codes(&backend, id).map(|(codes, scale)| (spec.name.clone(), codes, scale))
     });

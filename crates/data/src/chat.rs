@@ -71,6 +71,20 @@ impl ChatTemplate {
         ChatTemplate::new(&path, text, token_name(&entries["bos_token"]), token_name(&entries["eos_token"]))
     }
 
+    /// The template in a `tokenizer_config.json`; `path` is for messages.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::beside`].
+    pub fn in_config(path: &Path, config: &[u8]) -> Result<ChatTemplate> {
+        let entries: Value =
+            serde_json::from_slice(config).map_err(|error| chat(path, "a JSON object", error))?;
+        let text = template_of(&entries["chat_template"]);
+        let text =
+            text.ok_or_else(|| chat(path, "the entry chat_template", "none: this model does not chat"))?;
+        let [bos, eos] = ["bos_token", "eos_token"].map(|name| token_name(&entries[name]));
+        ChatTemplate::new(path, text.to_owned(), bos, eos)
+    }
+
     /// A template with the names of the tokens it calls `bos_token` and `eos_token`; `path` is for messages.
     ///
     /// # Errors

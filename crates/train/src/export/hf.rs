@@ -182,7 +182,7 @@ pub(super) fn write<B: Backend>(
     hf: Hf,
 ) -> Result<()> {
     let mut tensors: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = Vec::new();
-    let latent = (hf == Hf::Online).then(|| loaded.trainable(backend));
+    let latent = (hf == Hf::Online).then(|| loaded.trainable(backend)).transpose()?;
     for piece in pieces(&weights.config, &weights.layout) {
         let rows = weights.rows(&piece);
         match (&rows, hf) {
