@@ -22,12 +22,7 @@ const SHOWN: [Shown; 3] = [
         prefix: "backends-",
         table: backends,
     },
-    Shown {
-        start: "<!-- record: llama -->",
-        end: "<!-- /record: llama -->",
-        prefix: "llama-",
-        table: llama,
-    },
+    Shown { start: "<!-- record: llama -->", end: "<!-- /record: llama -->", prefix: "llama-", table: llama },
 ];
 
 /// Renews the tables in README.md.
