@@ -12,13 +12,13 @@ use tritrain_files::Disk;
 use crate::common::{folder, prose, put};
 
 /// In the way of SmolLM2.
-const CHATML: &str = "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}\
+pub(crate) const CHATML: &str = "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}\
     {{ '<|im_start|>system\\nBe brief.<|im_end|>\\n' }}{% endif %}\
     {{'<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n'}}{% endfor %}\
     {% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
 
 /// With a start, an end, Python methods, blocks on lines of their own, and an order of roles that must be kept.
-const STRICT: &str = "{{ bos_token }}\n\
+pub(crate) const STRICT: &str = "{{ bos_token }}\n\
     {% for message in messages %}\n    \
     {%- if (message.role == 'user') != (loop.index0 is even) %}\n        \
     {{- raise_exception('roles must alternate') }}\n    \
@@ -28,7 +28,7 @@ const STRICT: &str = "{{ bos_token }}\n\
     {%- endif %}\n\
     {%- endfor %}";
 
-fn tokenizer() -> Tokenizer {
+pub(crate) fn tokenizer() -> Tokenizer {
     let base = Tokenizer::train(&[prose(1, 200)], 400).unwrap();
     let mut json: Value = serde_json::from_str(base.json()).unwrap();
     let first = base.vocab_size();
@@ -41,7 +41,7 @@ fn tokenizer() -> Tokenizer {
 }
 
 /// The tokens of texts and special tokens in a row.
-fn by_hand(tokenizer: &Tokenizer, parts: &[&str]) -> Vec<u32> {
+pub(crate) fn by_hand(tokenizer: &Tokenizer, parts: &[&str]) -> Vec<u32> {
     let special = tokenizer.special_tokens();
     let one = |part: &&str| match special.iter().find(|(name, _)| name == part) {
         Some((_, id)) => vec![*id],
@@ -50,7 +50,7 @@ fn by_hand(tokenizer: &Tokenizer, parts: &[&str]) -> Vec<u32> {
     parts.iter().flat_map(one).collect()
 }
 
-fn new(template: &str, bos: &str, eos: &str) -> ChatTemplate {
+pub(crate) fn new(template: &str, bos: &str, eos: &str) -> ChatTemplate {
     ChatTemplate::new(Path::new("t"), template.to_owned(), bos, eos).unwrap()
 }
 
