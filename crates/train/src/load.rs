@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use tritrain_backend::{Backend, Values};
-use tritrain_data::Tokenizer;
+use tritrain_data::{Tokenizer, chat::ChatTemplate};
 use tritrain_files::{
     Storage,
     checkpoint::{self, Identity},
@@ -54,6 +54,15 @@ impl Loaded {
     pub(crate) fn values(&self, name: &str) -> Option<Values<'_>> {
         let id = self.model.layout.specs.iter().position(|spec| spec.name == name)?;
         Some(self.model.values(id))
+    }
+
+    /// How the model sees conversations: the template beside its tokenizer, else a plain one.
+    ///
+    /// # Errors
+    /// [`Error::Data`] where what is there is no template.
+    pub fn chat_template(&self, storage: &dyn Storage) -> Result<ChatTemplate> {
+        let found = ChatTemplate::find(storage, &self.tokenizer_path)?;
+        Ok(found.map_or_else(|| ChatTemplate::plain(&self.tokenizer), Ok)?)
     }
 
     /// The token embedding, `[vocab][dim]`.

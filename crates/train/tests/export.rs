@@ -78,6 +78,7 @@ impl Place {
                 domain: "a".into(),
                 name: "a".into(),
                 text: TEXT.repeat(3),
+                ..Default::default()
             }],
         };
         let tokens = tokens_of(&loaded, &source).unwrap();
