@@ -77,6 +77,7 @@ pub(crate) fn check_turns(messages: &[Message]) -> Result<(), (&'static str, Str
 pub struct ChatTemplate {
     environment: Environment<'static>,
     path: PathBuf,
+    source: String,
     hash: String,
     bos: String,
     eos: String,
@@ -155,11 +156,12 @@ impl ChatTemplate {
         }
         let hash = hash.finalize().to_hex().to_string();
         environment
-            .add_template_owned(NAME, template)
+            .add_template_owned(NAME, template.clone())
             .map_err(|error| chat(path, "a Jinja template", format!("{error:#}")))?;
         Ok(ChatTemplate {
             environment,
             path: path.to_path_buf(),
+            source: template,
             hash,
             bos: bos.to_owned(),
             eos: eos.to_owned(),
@@ -171,14 +173,22 @@ impl ChatTemplate {
         &self.hash
     }
 
+    /// The template as Jinja text.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// The special token that it calls `eos_token`, if there is one.
+    pub fn end(&self, tokenizer: &Tokenizer) -> Option<(String, u32)> {
+        tokenizer.special_tokens().into_iter().find(|(name, _)| *name == self.eos)
+    }
+
     /// Writes the template beside the tokenizer in `dir`.
     ///
     /// # Errors
-    /// [`Error::Files`]; [`Error::Chat`] cannot be: the template is there.
+    /// [`Error::Files`].
     pub fn save(&self, storage: &dyn Storage, dir: &Path) -> Result<()> {
-        let template = self.environment.get_template(NAME);
-        let template = template.map_err(|error| chat(&self.path, "a template", format!("{error:#}")))?;
-        write_atomic(storage, &dir.join(TEMPLATE), template.source().as_bytes())?;
+        write_atomic(storage, &dir.join(TEMPLATE), self.source.as_bytes())?;
         let config = json!({ "bos_token": self.bos, "eos_token": self.eos });
         Ok(write_atomic(storage, &dir.join(TOKENIZER_CONFIG), format!("{config:#}\n").as_bytes())?)
     }
@@ -241,8 +251,7 @@ impl ChatTemplate {
 
     /// Tokens that end a turn: the end of text, and what the model's configuration calls so.
     pub fn ends(&self, tokenizer: &Tokenizer) -> Vec<u32> {
-        let named = tokenizer.special_tokens().into_iter().find(|(name, _)| *name == self.eos);
-        [Some(tokenizer.eos()), named.map(|(_, id)| id)].into_iter().flatten().collect()
+        [Some(tokenizer.eos()), self.end(tokenizer).map(|(_, id)| id)].into_iter().flatten().collect()
     }
 }
 
