@@ -355,13 +355,14 @@ impl Backend for Cpu {
         head: &Floats,
         targets: &Vec<u32>,
         with: (usize, Products),
+        weight: f32,
         losses: &mut Floats,
         d_hidden: &mut Floats,
         d_head: &mut Floats,
     ) {
         let _span = self.span("head_loss_backward");
         let mut scratch = self.loss.lock().unwrap_or_else(PoisonError::into_inner);
-        let gradients = Some((&mut d_hidden[..], &mut d_head[..]));
+        let gradients = Some((weight, &mut d_hidden[..], &mut d_head[..]));
         loss::head_cross_entropy(&self.cx, hidden, head, targets, with, losses, gradients, &mut scratch);
     }
 

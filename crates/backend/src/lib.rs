@@ -24,7 +24,7 @@ pub use tritrain_kernels::{
     update::{Adam, Apply, Average, BLOCK as ADAM_BLOCK, Factored, Momentum, Prodigy},
 };
 use tritrain_trit::ternary::latent;
-pub use tritrain_trit::{format::Format, rng::Stream};
+pub use tritrain_trit::{NO_TARGET, format::Format, rng::Stream};
 pub use weight::{Sides, Stored, Values, Weight, by_row, digits_room};
 
 /// Memory of a device. A [`Backend`] has it; a [`Tally`] only counts how much it would be.
@@ -311,7 +311,7 @@ pub trait Backend: Memory {
     );
 
     /// Cross entropy of `softmax(hidden·headᵀ)` in nats per token, into `losses` `[tokens]`; `with` is the
-    /// width of `hidden` and how the head multiplies.
+    /// width of `hidden` and how the head multiplies. A target is a token, or [`NO_TARGET`]: its loss is 0.
     fn head_loss(
         &self,
         hidden: &Self::Floats,
@@ -320,13 +320,15 @@ pub trait Backend: Memory {
         with: (usize, Products),
         losses: &mut Self::Floats,
     );
-    /// [`Backend::head_loss`], and the gradients of the mean loss: `d_hidden` replaced, `d_head` added to.
+    /// [`Backend::head_loss`], and the gradients of `weight` times the sum of losses: `d_hidden` replaced, `d_head`
+    /// added to. One over the number of targets as `weight` makes it their mean.
     fn head_loss_backward(
         &self,
         hidden: &Self::Floats,
         head: &Self::Floats,
         targets: &Self::Tokens,
         with: (usize, Products),
+        weight: f32,
         losses: &mut Self::Floats,
         d_hidden: &mut Self::Floats,
         d_head: &mut Self::Floats,

@@ -7,7 +7,7 @@ use tritrain_kernels::{
     Context, ContextError, Store, Tier, attention, elementwise, gate, kmeans, loss, norm, outer,
     packed::Packed, rows, ternary, update,
 };
-use tritrain_trit::{format::Format, rng::Stream};
+use tritrain_trit::{NO_TARGET, format::Format, rng::Stream};
 
 /// How one kernel of one tier did.
 #[derive(Clone, Debug, Serialize)]
@@ -236,10 +236,12 @@ fn head_operands(random: &Random, most: usize) -> (usize, Vec<f32>, Vec<f32>, Ve
 }
 
 fn head(cx: &Context, random: &Random) -> Vec<u32> {
-    let (dim, hidden, head, targets) = head_operands(random, 30);
+    let (dim, hidden, head, mut targets) = head_operands(random, 30);
+    targets[0] = NO_TARGET;
     let (mut losses, mut d_hidden) = (vec![0.0; targets.len()], vec![0.0; hidden.len()]);
     let mut d_head = random.floats(5, head.len());
-    let (with, gradients) = ((dim, loss::Products::Int16), Some((&mut d_hidden[..], &mut d_head[..])));
+    let with = (dim, loss::Products::Int16);
+    let gradients = Some((1.0 / targets.len() as f32, &mut d_hidden[..], &mut d_head[..]));
     let mut scratch = loss::Scratch::default();
     loss::head_cross_entropy(cx, &hidden, &head, &targets, with, &mut losses, gradients, &mut scratch);
     bits(&losses).chain(bits(&d_hidden)).chain(bits(&d_head)).collect()

@@ -98,8 +98,9 @@ pub fn signal(
         Activations::new(backend, &loaded.config, (tokens.len() - 1) / context, context, Keep::Everything);
     let mut gradients: Vec<_> = layout.specs.iter().map(|spec| backend.floats(spec.len())).collect();
     let (inputs, targets) = (&tokens[..tokens.len() - 1], &tokens[1..]);
+    let weight = 1.0 / targets.len() as f32;
     backend.run(|| {
-        model.head_gradients(backend, &mut a, inputs, targets, &mut gradients[..]);
+        model.head_gradients(backend, &mut a, inputs, (targets, weight), &mut gradients[..]);
         model.block_gradients(backend, &mut a, &mut gradients[..]);
     });
     let mut names: Vec<&str> = Vec::new();

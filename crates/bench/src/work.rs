@@ -289,8 +289,8 @@ fn head_loss_backward<'a>(cpu: &'a Cpu, shape: &'a ModelShape) -> Work<'a> {
     let (mut d_hidden, mut d_head) = (cpu.floats(tokens * dim), cpu.floats(vocab * dim));
     let bytes = f32s(2 * tokens * dim + 3 * vocab * dim + 2 * tokens);
     Work::new(&[(Kind::Int16, 3 * tokens * dim * vocab)], bytes, move || {
-        let with = (dim, Products::Int16);
-        cpu.head_loss_backward(&hidden, &head, &targets, with, &mut losses, &mut d_hidden, &mut d_head);
+        let (with, mean, hidden) = ((dim, Products::Int16), 1.0 / tokens as f32, &hidden);
+        cpu.head_loss_backward(hidden, &head, &targets, with, mean, &mut losses, &mut d_hidden, &mut d_head);
     })
 }
 

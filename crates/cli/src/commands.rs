@@ -132,6 +132,10 @@ pub(crate) fn drive<'a, B: Backend + 'a>(
                 progress
                     .note(&format!("step {step} skipped: {what} was not finite; the weights are unchanged"));
             }
+            Event::NoAnswer { step } => {
+                progress
+                    .note(&format!("step {step} skipped: no answer in its batch; the weights are unchanged"));
+            }
             Event::WentBack { from, step, rates } => {
                 progress.note(&format!(
                     "step {from}: too many spikes; back at step {step}, learning rates times {rates}"
@@ -320,9 +324,9 @@ impl devices::Work for Evaluating<'_> {
             let mut a = Activations::new(backend, &loaded.config, batch, context, Keep::Nothing);
             let source = Source::Paths(args.data.clone());
             let topics = topics(loaded)?;
-            let of = (&loaded.tokenizer, topics.as_ref());
+            let of = (loaded, topics.as_ref());
             let mut single = Single::new(backend, &model, &mut a);
-            let evaluations = evaluate_text(&mut single, of, &source, args.max_tokens)?;
+            let evaluations = evaluate_text(&mut single, of, (&Disk, &source), args.max_tokens)?;
             for evaluation in &evaluations {
                 show::line(&format!("{}: {}", loaded.path.display(), show::evaluation(evaluation)))?;
                 show_parts(evaluation, topics.as_ref())?;

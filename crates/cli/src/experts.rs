@@ -112,8 +112,8 @@ pub(crate) fn eval(args: &args::Eval, mixture: &Mixture, mixing: Mixing) -> Resu
     let clusters = mixture.clusters(&Disk)?;
     let backend = Cpu::new(args.threads)?;
     let mut mixed = Mixed::new(&backend, mixture, mixture.weights(&clusters, mixing))?;
-    let (of, source) = ((&mixture.shared.tokenizer, Some(&clusters)), Source::Paths(args.data.clone()));
-    let evaluations = evaluate_text(&mut mixed.losses(BATCH), of, &source, args.max_tokens)?;
+    let (of, source) = ((&mixture.shared, Some(&clusters)), Source::Paths(args.data.clone()));
+    let evaluations = evaluate_text(&mut mixed.losses(BATCH), of, (&Disk, &source), args.max_tokens)?;
     show_ways(&evaluations, &clusters)?;
     if args.json {
         show::json(&report(&evaluations))?;

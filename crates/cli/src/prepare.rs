@@ -88,7 +88,7 @@ pub(crate) fn corpus(storage: &dyn Storage, config: &Config, dir: &Path, trained
     let source = Source::new(&config.data, EMBEDDED);
     let keep = trained && storage.exists(&dir.join("tokenizer.json"))?;
     let start = if keep { Preparation::resume } else { Preparation::start };
-    let mut preparation = start(storage, &source, &config.data, dir)?;
+    let mut preparation = start(storage, &source, (&config.data, config.model.context), dir)?;
     let mut bar = None;
     while let Some(progress) = preparation.advance()? {
         let (stage, bar) = bar.get_or_insert_with(|| {

@@ -168,8 +168,9 @@ pub(crate) fn short(n: u64) -> String {
 
 /// An evaluation in one line.
 pub(crate) fn evaluation(of: &Evaluation) -> String {
+    let token = if of.answers { "token of answers" } else { "token" };
     format!(
-        "{:.4} nats per token · {:.4} bits per byte · perplexity {:.2}",
+        "{:.4} nats per {token} · {:.4} bits per byte · perplexity {:.2}",
         of.loss, of.bits_per_byte, of.perplexity
     )
 }

@@ -20,7 +20,7 @@ fn main() -> Result<(), tritrain_data::Error> {
         ..default
     };
     let source = Source::new(&config, &[]);
-    let mut work = Preparation::start(&Disk, &source, &config, Path::new(&dir))?;
+    let mut work = Preparation::start(&Disk, &source, (&config, 256), Path::new(&dir))?;
     println!("{:?}", work.skipped());
     let (mut since, mut last) = (Instant::now(), work.progress());
     while let Some(before) = last {

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct DataConfig {
-    /// Files and folders of text (.jsonl, text and source files, each also .gz or .zst); empty takes the text inside the program.
+    /// Files and folders of text (.jsonl with `text` or `messages`, text and source files, each also .gz or .zst); empty takes the text inside the program.
     pub paths: Vec<String>,
     /// A tokenizer.json to use (byte-level BPE); empty trains one on the text.
     pub tokenizer: String,

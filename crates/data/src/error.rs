@@ -103,7 +103,7 @@ pub enum Error {
         hint: &'static str,
     },
     /// A chat template that is missing or cannot be used.
-    #[error("chat template {}: expected {expected}, found {found} (continue plain text without --chat)", path.display())]
+    #[error("chat template {}: expected {expected}, found {found} ({hint})", path.display())]
     Chat {
         /// The file.
         path: PathBuf,
@@ -111,6 +111,18 @@ pub enum Error {
         expected: String,
         /// What there is.
         found: String,
+        /// What to do about it.
+        hint: &'static str,
+    },
+    /// Conversations without an answer to learn or to measure.
+    #[error(
+        "no answer in the {split} split: expected conversations whose first answer begins within one context ({hint})"
+    )]
+    NoAnswer {
+        /// `training` or `validation`.
+        split: &'static str,
+        /// What to do about it.
+        hint: &'static str,
     },
     /// Too little text for the context.
     #[error("the {split} split holds {tokens} tokens, fewer than one context of {context}: {hint}")]

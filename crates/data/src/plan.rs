@@ -5,7 +5,8 @@ mod order;
 
 use std::sync::Arc;
 
-use tritrain_files::tokens::Split;
+use tritrain_files::tokens::{NO_TARGET_MARK, Split};
+use tritrain_trit::NO_TARGET;
 use tritrain_trit::rng::{Permutation, Stream};
 
 pub use mixer::Mixer;
@@ -18,7 +19,8 @@ use crate::{Corpus, Error, Labels, PlanKind, Result};
 const SHIFT: u32 = u32::from_be_bytes(*b"shft");
 
 /// The order of training: windows of `context + 1` tokens that overlap by one, so that in an epoch of
-/// most plans every token but the first is predicted once. Windows run across documents.
+/// most plans every token but the first is predicted once. Windows run across documents: several conversations share
+/// one, and what is behind its end is in the next.
 ///
 /// Each epoch lays its windows from another offset below `context`, so that no two epochs see the same
 /// windows; for that, up to `2·context` tokens are left out at the ends. The adaptive plan and those of one
@@ -277,7 +279,7 @@ impl BatchPlan {
     }
 
     /// Fills in the batch of some windows: `inputs` and `targets`, both `[batch, context]`, targets one
-    /// token ahead.
+    /// token ahead, [`NO_TARGET`] where that token is not learnt.
     ///
     /// # Errors
     /// [`Error::Shape`] when a slice has another length; [`Error::Files`] for a damaged shard.
@@ -296,7 +298,7 @@ impl BatchPlan {
             let mut rest = &mut tokens[..];
             for (start, len) in self.parts(window.start, self.context as u64 + 1) {
                 let (now, later) = rest.split_at_mut(len as usize);
-                corpus.tokens().read(Split::Train, start, now)?;
+                corpus.tokens().read_marked(Split::Train, start, now)?;
                 rest = later;
             }
             copy_window(&tokens, input, target);
@@ -323,10 +325,11 @@ fn stretches(corpus: &Corpus, order: impl Iterator<Item = u32>, dropped: &[u32])
     Ok(stretches)
 }
 
-/// A window of `context + 1` tokens as inputs and targets.
+/// A window of `context + 1` tokens, with marks, as inputs and targets.
 pub(crate) fn copy_window(window: &[u32], input: &mut [u32], target: &mut [u32]) {
-    input.iter_mut().zip(window).for_each(|(to, from)| *to = *from);
-    target.iter_mut().zip(window.iter().skip(1)).for_each(|(to, from)| *to = *from);
+    input.iter_mut().zip(window).for_each(|(to, from)| *to = from & !NO_TARGET_MARK);
+    let target_of = |token: u32| if token < NO_TARGET_MARK { token } else { NO_TARGET };
+    target.iter_mut().zip(window.iter().skip(1)).for_each(|(to, from)| *to = target_of(*from));
 }
 
 pub(crate) fn check_len(what: &'static str, slice: &[u32], expected: usize) -> Result<()> {

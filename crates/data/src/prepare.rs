@@ -6,11 +6,13 @@ use serde::{Deserialize, Serialize};
 use tritrain_files::tokens::CorpusWriter;
 use tritrain_files::{Storage, write_atomic};
 
+use crate::chat::ChatTemplate;
 use crate::corpus::{Corpus, TOKENIZER, TOKENS};
-use crate::encode::Encode;
+use crate::encode::{Chats, Encode};
 use crate::sample::Sample;
 use crate::scan::{Scan, Scanned};
 use crate::source::{Skipped, Source};
+use crate::tokenizer::EOS;
 use crate::{DataConfig, Error, Result, Tokenizer};
 
 /// What the shards were made from, beside them.
@@ -50,6 +52,18 @@ struct Record {
     tokenizer: String,
     /// Share held out.
     validation: f32,
+    /// Where there are conversations, how they became tokens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    chats: Option<ChatRecord>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ChatRecord {
+    /// Hash of the template.
+    template: String,
+    /// Where they are cut.
+    context: usize,
 }
 
 /// The making of a corpus: call [`advance`](Self::advance) until it returns `None`, then
@@ -68,6 +82,9 @@ pub struct Preparation<'a> {
     record: Record,
     old: Option<(Record, Box<Corpus>)>,
     given: Option<Tokenizer>,
+    /// For conversations.
+    template: Option<ChatTemplate>,
+    context: usize,
     skipped: Skipped,
     state: State<'a>,
 }
@@ -81,6 +98,22 @@ enum State<'a> {
     Failed,
 }
 
+impl Record {
+    /// Whether other text would be all that differs.
+    fn same_options(&self, new: &Record) -> bool {
+        let chats = self.chats.is_none() || self.chats == new.chats;
+        self.tokenizer == new.tokenizer && self.validation == new.validation && chats
+    }
+
+    /// In words.
+    fn options(&self) -> String {
+        let chats = self.chats.as_ref().map(|ChatRecord { template, context }| {
+            format!(", chat template {template}, conversations cut at {context}")
+        });
+        format!("tokenizer {}, validation {}{}", self.tokenizer, self.validation, chats.unwrap_or_default())
+    }
+}
+
 impl std::fmt::Debug for Preparation<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Preparation")
@@ -92,17 +125,18 @@ impl std::fmt::Debug for Preparation<'_> {
 
 impl<'a> Preparation<'a> {
     /// Starts to prepare `source` in the run directory `dir`, whose lock the caller holds. A corpus that
-    /// is there and agrees is used again; any other is replaced.
+    /// is there and agrees is used again; any other is replaced. Conversations are cut at `context` tokens; their
+    /// template is the one beside the tokenizer that is given, else a [plain one](ChatTemplate::plain).
     ///
     /// # Errors
-    /// [`Error::Config`], those of [`Source::open`] and of [`Tokenizer::from_file`].
+    /// [`Error::Config`], those of [`Source::open`], of [`Tokenizer::from_file`] and of [`ChatTemplate::find`].
     pub fn start(
         storage: &'a dyn Storage,
         source: &'a Source,
-        config: &DataConfig,
+        (config, context): (&DataConfig, usize),
         dir: &Path,
     ) -> Result<Self> {
-        Self::new(storage, source, config, dir, false)
+        Self::new(storage, source, (config, context), dir, false)
     }
 
     /// The same for a run that goes on: the corpus must be there and agree.
@@ -113,16 +147,16 @@ impl<'a> Preparation<'a> {
     pub fn resume(
         storage: &'a dyn Storage,
         source: &'a Source,
-        config: &DataConfig,
+        (config, context): (&DataConfig, usize),
         dir: &Path,
     ) -> Result<Self> {
-        Self::new(storage, source, config, dir, true)
+        Self::new(storage, source, (config, context), dir, true)
     }
 
     fn new(
         storage: &'a dyn Storage,
         source: &'a Source,
-        config: &DataConfig,
+        (config, context): (&DataConfig, usize),
         dir: &Path,
         strict: bool,
     ) -> Result<Self> {
@@ -135,8 +169,16 @@ impl<'a> Preparation<'a> {
             Some(tokenizer) => format!("file {}", tokenizer.hash()),
             None => format!("trained, vocab {}, sample {} MiB", config.vocab, config.tokenizer_sample),
         };
+        let template = match &given {
+            None => ChatTemplate::plain_with(EOS)?,
+            Some(tokenizer) => match ChatTemplate::find(storage, Path::new(&config.tokenizer))? {
+                Some(template) => template,
+                None => ChatTemplate::plain(tokenizer)?,
+            },
+        };
+        let chats = Some(ChatRecord { template: template.hash().to_owned(), context });
         let (stamp, content) = (source.stamp()?, String::new());
-        let record = Record { stamp, content, tokenizer, validation: config.validation };
+        let record = Record { stamp, content, tokenizer, validation: config.validation, chats };
         let old = match load(storage, dir) {
             Ok(old) => Some(old),
             Err(error) if strict => return Err(error),
@@ -150,12 +192,23 @@ impl<'a> Preparation<'a> {
         let sample = given.is_none().then(|| Sample::new(config.tokenizer_sample << 20));
         let state = State::Scan(Box::new(Scan::new(documents, sample)));
         let (config, dir) = (config.clone(), dir.to_path_buf());
-        let mut new =
-            Preparation { storage, source, config, dir, strict, record, old: None, given, skipped, state };
+        let template = Some(template);
+        let mut new = Preparation {
+            storage,
+            source,
+            config,
+            dir,
+            strict,
+            record,
+            old: None,
+            given,
+            template,
+            context,
+            skipped,
+            state,
+        };
         match old {
-            Some((old, corpus))
-                if old.tokenizer == new.record.tokenizer && old.validation == new.record.validation =>
-            {
+            Some((old, corpus)) if old.same_options(&new.record) => {
                 if old.stamp == new.record.stamp {
                     new.state = State::Done(corpus);
                 } else {
@@ -163,8 +216,7 @@ impl<'a> Preparation<'a> {
                 }
             }
             Some((old, _)) if strict => {
-                let options = |r: &Record| format!("tokenizer {}, validation {}", r.tokenizer, r.validation);
-                return Err(new.changed("the data options", options(&old), options(&new.record)));
+                return Err(new.changed("the data options", old.options(), new.record.options()));
             }
             _ => {}
         }
@@ -238,6 +290,9 @@ impl<'a> Preparation<'a> {
             });
         }
         self.record.content.clone_from(&scanned.content);
+        if scanned.conversations == 0 {
+            self.record.chats = None;
+        }
         if let Some((old, corpus)) = self.old.take() {
             if old.content == scanned.content {
                 self.save_record()?;
@@ -264,8 +319,17 @@ impl<'a> Preparation<'a> {
         self.remove_leftovers()?;
         tokenizer.save(storage, &self.dir.join(TOKENIZER))?;
         let (vocab, eos) = (tokenizer.vocab_size(), tokenizer.eos());
-        let writer = CorpusWriter::create(storage, &tokens, vocab, eos, tokenizer.hash(), &scanned.content)?;
-        let encode = Encode::new(tokenizer, self.source.open()?, writer, scanned.rules)?;
+        let mut writer =
+            CorpusWriter::create(storage, &tokens, vocab, eos, tokenizer.hash(), &scanned.content)?;
+        let chats = match self.template.take().filter(|_| scanned.conversations > 0) {
+            None => None,
+            Some(template) => {
+                writer = writer.with_marks();
+                template.save(storage, &self.dir)?;
+                Some(Chats { template, context: self.context })
+            }
+        };
+        let encode = Encode::new((tokenizer, chats), self.source.open()?, writer, scanned.rules)?;
         Ok(State::Encode(Box::new(encode), scanned.bytes))
     }
 

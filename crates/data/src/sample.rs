@@ -75,7 +75,7 @@ mod tests {
     #[test]
     fn pieces_join_to_the_text_and_the_limit_holds() {
         for text in ["a\n".repeat(100_000), "é".repeat(100_001), "x".repeat(PIECE), String::from("short")] {
-            let document = Document { domain: "d".into(), name: "n".into(), text };
+            let document = Document { domain: "d".into(), name: "n".into(), text, ..Document::default() };
             let (mut rest, mut count) = (document.text.as_str(), 0);
             while !rest.is_empty() {
                 let len = piece_len(rest);
@@ -102,6 +102,7 @@ mod tests {
                 domain: domain.into(),
                 name: i.to_string(),
                 text: format!("{domain} {i} ").repeat(100),
+                ..Document::default()
             }
         };
         let take = |order: &mut dyn Iterator<Item = u64>| {

@@ -51,6 +51,7 @@ pub(crate) struct Scan {
     hash: blake3::Hasher,
     domains: BTreeMap<String, Numbers>,
     bytes: u64,
+    conversations: u64,
 }
 
 /// What the pass found.
@@ -59,6 +60,8 @@ pub(crate) struct Scanned {
     pub(crate) content: String,
     /// Bytes of text.
     pub(crate) bytes: u64,
+    /// Documents that are conversations.
+    pub(crate) conversations: u64,
     /// Rule of the split, by domain.
     pub(crate) rules: BTreeMap<String, Rule>,
     /// Text to train a tokenizer on.
@@ -67,7 +70,14 @@ pub(crate) struct Scanned {
 
 impl Scan {
     pub(crate) fn new(documents: Documents, sample: Option<Sample>) -> Self {
-        Scan { documents, sample, hash: blake3::Hasher::new(), domains: BTreeMap::new(), bytes: 0 }
+        Scan {
+            documents,
+            sample,
+            hash: blake3::Hasher::new(),
+            domains: BTreeMap::new(),
+            bytes: 0,
+            conversations: 0,
+        }
     }
 
     pub(crate) fn documents(&self) -> &Documents {
@@ -88,6 +98,7 @@ impl Scan {
     fn add(&mut self, document: &Document) {
         document.hash(&mut self.hash);
         self.bytes += document.text.len() as u64;
+        self.conversations += u64::from(!document.messages.is_empty());
         let number = document.number();
         if let Some(seen) = self.domains.get_mut(&document.domain) {
             seen.least = seen.least.min(number);
@@ -106,7 +117,7 @@ impl Scan {
         }
         let rules = self.domains.into_iter().map(|(domain, numbers)| (domain, numbers.rule(share))).collect();
         let content = self.hash.finalize().to_hex().to_string();
-        Scanned { content, bytes: self.bytes, rules, sample: self.sample }
+        Scanned { content, bytes: self.bytes, conversations: self.conversations, rules, sample: self.sample }
     }
 }
 

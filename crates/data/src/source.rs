@@ -21,20 +21,23 @@ use text::TextReader;
 
 pub use find::Skipped;
 
+use crate::chat::Message;
 use crate::{Error, Result};
 
 const EMBEDDED: &str = "the text inside the program";
 
 /// One text, with the domain it is counted under.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Document {
     /// The stem of a .jsonl file (or the line's field `domain`); for other files the first folder below
     /// the given path, else the last component of that path.
     pub domain: String,
     /// Title, file name or position. Need not be unique.
     pub name: String,
-    /// The text as it is, not empty.
+    /// The text as it is, not empty; of a conversation, what was said, with blank lines between.
     pub text: String,
+    /// The turns of a conversation, in order; none for a text.
+    pub messages: Vec<Message>,
 }
 
 /// Where text comes from.
@@ -145,6 +148,9 @@ impl Document {
     /// Feeds everything that makes this document to a hash.
     pub(crate) fn hash(&self, hash: &mut blake3::Hasher) {
         hash_parts(hash, &[self.domain.as_bytes(), self.name.as_bytes(), self.text.as_bytes()]);
+        for Message { role, content } in &self.messages {
+            hash_parts(hash, &[role.as_bytes(), content.as_bytes()]);
+        }
     }
 
     /// A number that stays with the document wherever it stands: of its domain, its name and the first

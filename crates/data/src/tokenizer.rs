@@ -29,7 +29,7 @@ pub use vocabulary::{TokenKind, Vocabulary};
 use crate::{Error, Result};
 
 /// The end of text of trained tokenizers, id 0.
-const EOS: &str = "<|endoftext|>";
+pub(crate) const EOS: &str = "<|endoftext|>";
 /// What the end of text is called in other people's tokenizers, the first that is there counts.
 const EOS_NAMES: &[&str] = &[
     EOS,

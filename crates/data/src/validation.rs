@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use tritrain_files::tokens::Split;
+use tritrain_files::tokens::{NO_TARGET_MARK, Split};
 
 use crate::labels::most;
 use crate::plan::{check_len, copy_window};
@@ -13,6 +13,9 @@ use crate::{Corpus, Error, Result};
 ///
 /// The documents of a domain are taken as one stream: a window may run across its documents, never into
 /// another domain. Domains too short for a window are taken together, under the name `(short domains)`.
+///
+/// Of conversations only the answers are measured: windows without a token of one are left out, and tokens and bytes
+/// below are those of answers.
 ///
 /// Counting of bytes: a document's end of text is predicted, so its nats count, and it has no byte. So
 /// bits per byte = mean nats per token / ln 2 / [`bytes_per_token`](Self::bytes_per_token), where tokens
@@ -31,7 +34,9 @@ pub struct Domain {
     pub name: String,
     /// All its validation tokens, the ends of text included.
     pub tokens: u64,
-    /// All its validation bytes.
+    /// Those of them that are targets.
+    pub targets: u64,
+    /// All its validation bytes, of conversations those of the answers.
     pub bytes: u64,
     /// Stretches of the split, in order.
     spans: Vec<Span>,
@@ -55,7 +60,7 @@ struct Window {
 
 impl Domain {
     fn new(name: &str) -> Self {
-        Domain { name: name.to_owned(), tokens: 0, bytes: 0, spans: Vec::new() }
+        Domain { name: name.to_owned(), tokens: 0, targets: 0, bytes: 0, spans: Vec::new() }
     }
 
     fn push(&mut self, start: u64, tokens: u64) {
@@ -79,7 +84,7 @@ impl Domain {
     fn read(&self, corpus: &Corpus, at: u64, mut out: &mut [u32]) -> Result<()> {
         for (start, len) in self.stretches(at, out.len() as u64) {
             let (now, later) = std::mem::take(&mut out).split_at_mut(len as usize);
-            corpus.tokens().read(Split::Validation, start, now)?;
+            corpus.tokens().read_marked(Split::Validation, start, now)?;
             out = later;
         }
         Ok(())
@@ -104,6 +109,7 @@ impl ValidationSet {
             let name = names.get(document.domain).map_or("", String::as_str);
             let domain = by_domain.entry(document.domain).or_insert_with(|| Domain::new(name));
             domain.push(document.start, document.tokens);
+            domain.targets += targets(corpus, document.start, document.tokens)?;
             domain.bytes += document.bytes;
         }
         let step = context as u64;
@@ -113,11 +119,27 @@ impl ValidationSet {
         for domain in short {
             domain.spans.iter().for_each(|span| together.push(span.start, span.tokens));
             together.bytes += domain.bytes;
+            together.targets += domain.targets;
         }
         if together.tokens > step {
             domains.push(together);
         }
-        let windows = choose(&domains, step, max_tokens / step);
+        let mut windows = choose(&domains, step, max_tokens / step);
+        if corpus.tokens().is_marked() {
+            let mut tokens = vec![0; context];
+            let mut measured = Vec::with_capacity(windows.len());
+            for window in windows {
+                if let Some(domain) = domains.get(window.domain) {
+                    domain.read(corpus, window.at + 1, &mut tokens)?;
+                    measured.extend(tokens.iter().any(|token| *token < NO_TARGET_MARK).then_some(window));
+                }
+            }
+            windows = measured;
+        }
+        if windows.is_empty() {
+            let hint = "add conversations, raise run.eval_tokens or data.validation, or raise model.context";
+            return Err(Error::NoAnswer { split: "validation", hint });
+        }
         Ok(ValidationSet { context, domains, windows })
     }
 
@@ -166,7 +188,10 @@ impl ValidationSet {
         Some(most(&counts))
     }
 
-    /// Reads a window: `inputs` and `targets`, `context` tokens each, targets one ahead.
+    /// Reads a window: `inputs` and `targets`, `context` tokens each, targets one ahead, [`NO_TARGET`] where none is
+    /// measured.
+    ///
+    /// [`NO_TARGET`]: tritrain_trit::NO_TARGET
     ///
     /// # Errors
     /// [`Error::Shape`] for a window or a slice that does not fit; [`Error::Files`] for a damaged shard.
@@ -193,7 +218,7 @@ impl ValidationSet {
     /// Bytes of text per token over all domains, to turn nats per token into bits per byte.
     pub fn bytes_per_token(&self) -> f64 {
         let sum = |of: fn(&Domain) -> u64| self.domains.iter().map(of).sum::<u64>() as f64;
-        sum(|domain| domain.bytes) / sum(|domain| domain.tokens)
+        sum(|domain| domain.bytes) / sum(|domain| domain.targets)
     }
 
     /// Bits per byte of a mean loss in nats per token.
@@ -205,8 +230,24 @@ impl ValidationSet {
 impl Domain {
     /// Bytes of text per token.
     pub fn bytes_per_token(&self) -> f64 {
-        self.bytes as f64 / self.tokens as f64
+        self.bytes as f64 / self.targets as f64
     }
+}
+
+/// Targets among tokens of the validation split.
+fn targets(corpus: &Corpus, start: u64, count: u64) -> Result<u64> {
+    if !corpus.tokens().is_marked() {
+        return Ok(count);
+    }
+    let (mut at, end, mut found) = (start, start + count, 0);
+    let mut tokens = [0; 1024];
+    while at < end {
+        let part = &mut tokens[..(end - at).min(1024) as usize];
+        corpus.tokens().read_marked(Split::Validation, at, part)?;
+        found += part.iter().filter(|token| **token < NO_TARGET_MARK).count() as u64;
+        at += part.len() as u64;
+    }
+    Ok(found)
 }
 
 /// `budget` windows over the domains, by their tokens.

@@ -2,8 +2,8 @@
 //!
 //! Files of a corpus directory, all little endian:
 //! - `train-00000.tok`, `validation-00000.tok`, …: token ids, u16 when the vocabulary has at most
-//!   65,536 entries, else u32; documents follow each other, each ended by the eos token, and run on
-//!   from shard to shard;
+//!   65,536 entries, else u32, and where some tokens are no targets always u32, with the highest bit for those;
+//!   documents follow each other, each ended by the eos token, and run on from shard to shard;
 //! - `documents.bin`: one 40-byte record per document, in the order written;
 //! - `names.bin`: the names of the documents, one behind the other;
 //! - `manifest.json`: sizes and checksums of the above, sealed with its own hash, which is the
@@ -58,7 +58,12 @@ pub enum TokenType {
     U16,
     /// Four bytes.
     U32,
+    /// Four bytes, of which the highest bit may be [`NO_TARGET_MARK`].
+    Marked,
 }
+
+/// Set in a token that a model is given and does not learn to predict.
+pub const NO_TARGET_MARK: u32 = 1 << 31;
 
 impl TokenType {
     fn of(vocab: u32) -> Self {
@@ -69,7 +74,7 @@ impl TokenType {
     pub fn width(self) -> usize {
         match self {
             TokenType::U16 => 2,
-            TokenType::U32 => 4,
+            TokenType::U32 | TokenType::Marked => 4,
         }
     }
 }
@@ -280,12 +285,29 @@ impl TokenCorpus {
         }
     }
 
-    /// Reads `out.len()` tokens of a split, from token `start` on.
+    /// Whether some tokens may be no targets.
+    pub fn is_marked(&self) -> bool {
+        self.manifest.dtype == TokenType::Marked
+    }
+
+    /// Reads `out.len()` tokens of a split, from token `start` on, without marks.
+    ///
+    /// # Errors
+    /// As [`TokenCorpus::read_marked`].
+    pub fn read(&self, split: Split, start: u64, out: &mut [u32]) -> Result<()> {
+        self.read_marked(split, start, out)?;
+        if self.is_marked() {
+            out.iter_mut().for_each(|token| *token &= !NO_TARGET_MARK);
+        }
+        Ok(())
+    }
+
+    /// Reads `out.len()` tokens of a split, from token `start` on; those that are no targets have [`NO_TARGET_MARK`].
     ///
     /// # Errors
     /// [`Error::Invalid`] past the end of the split; [`Error::Broken`] for a token outside the
     /// vocabulary.
-    pub fn read(&self, split: Split, start: u64, out: &mut [u32]) -> Result<()> {
+    pub fn read_marked(&self, split: Split, start: u64, out: &mut [u32]) -> Result<()> {
         let end = start.checked_add(out.len() as u64).filter(|&end| end <= self.len(split));
         if end.is_none() {
             let expected = format!("within {} tokens of {}", self.len(split), split.name());
@@ -326,7 +348,7 @@ impl TokenCorpus {
                     *to = u32::from(bytemuck::pod_read_unaligned::<u16>(from));
                 }
             }
-            TokenType::U32 => {
+            TokenType::U32 | TokenType::Marked => {
                 for (to, from) in out.iter_mut().zip(bytes.chunks_exact(4)) {
                     *to = bytemuck::pod_read_unaligned(from);
                 }
@@ -335,7 +357,8 @@ impl TokenCorpus {
         // A window is read once in a long time, and with it the system maps what lies around it.
         let from = start.saturating_sub(AROUND);
         shard.bytes.release(from, (start - from + bytes.len() + AROUND).min(shard.bytes.len() - from));
-        match out.iter().position(|&token| token >= self.manifest.vocab) {
+        let mark = if self.is_marked() { NO_TARGET_MARK } else { 0 };
+        match out.iter().position(|&token| token & !mark >= self.manifest.vocab) {
             None => Ok(()),
             Some(index) => {
                 let what = format!("token {}", at + index as u64);
@@ -410,7 +433,10 @@ fn check_manifest(manifest: &Manifest, path: &Path) -> Result<()> {
     if manifest.eos >= manifest.vocab {
         return fail("eos", format!("less than {}", manifest.vocab), manifest.eos.to_string());
     }
-    if manifest.dtype != TokenType::of(manifest.vocab) {
+    if manifest.dtype == TokenType::Marked && manifest.vocab > NO_TARGET_MARK {
+        return fail("vocab", format!("at most {NO_TARGET_MARK}"), manifest.vocab.to_string());
+    }
+    if manifest.dtype != TokenType::Marked && manifest.dtype != TokenType::of(manifest.vocab) {
         return fail(
             "dtype",
             format!("{:?}", TokenType::of(manifest.vocab)),

@@ -11,6 +11,8 @@
 //! than 1/65534 of the largest that shares its scale becomes zero. Targets are subtracted apart, exactly:
 //! they are so much larger than most probabilities that a common scale would lose those.
 
+use tritrain_trit::NO_TARGET;
+
 use crate::{
     Context, Store, Tier, dots, lanes,
     matmul::{View, matmul},
@@ -172,7 +174,9 @@ impl Integers {
         }
         cx.chunks(d_hidden, ROWS * dim, |index, d_hidden| {
             for (row, target) in d_hidden.chunks_exact_mut(dim).zip(&targets[index * ROWS..]) {
-                subtract_rounded(cx.tier(), &head[*target as usize * dim..][..dim], scale, row);
+                if *target != NO_TARGET {
+                    subtract_rounded(cx.tier(), &head[*target as usize * dim..][..dim], scale, row);
+                }
             }
         });
         let rows = &mut self.hidden_rows;
@@ -227,14 +231,15 @@ pub(crate) fn room(tier: Tier, products: Products, tokens: usize, vocab: usize, 
 ///
 /// `products` says how the head multiplies.
 ///
-/// `hidden` `[n, dim]`, already normalised; `head` `[vocab, dim]`; `targets` `[n]`. Writes `losses`
-/// `[n]`, `ln Σ exp(hidden·head) − hidden·head[target]` of each token.
+/// `hidden` `[n, dim]`, already normalised; `head` `[vocab, dim]`; `targets` `[n]`, of which some may be
+/// [`NO_TARGET`]. Writes `losses` `[n]`, `ln Σ exp(hidden·head) − hidden·head[target]` of each token, 0 without target.
 ///
-/// With `gradients = (d_hidden, d_head)`, `d_hidden` `[n, dim]` is written and `d_head` `[vocab, dim]`
-/// is *added* to. Both belong to the mean loss: `d logits = (softmax − onehot) / n`.
+/// With `gradients = (weight, d_hidden, d_head)`, `d_hidden` `[n, dim]` is written and `d_head` `[vocab, dim]`
+/// is *added* to. Both belong to the sum of losses times `weight`: `d logits = weight · (softmax − onehot)`, 0 without
+/// target.
 ///
 /// # Panics
-/// A slice does not fit the others, `dim` is zero, or a target is not below `vocab`.
+/// A slice does not fit the others, `dim` is zero, or a target is neither below `vocab` nor [`NO_TARGET`].
 pub fn head_cross_entropy(
     cx: &Context,
     hidden: &[f32],
@@ -242,25 +247,26 @@ pub fn head_cross_entropy(
     targets: &[u32],
     (dim, products): (usize, Products),
     losses: &mut [f32],
-    mut gradients: Option<(&mut [f32], &mut [f32])>,
+    mut gradients: Option<(f32, &mut [f32], &mut [f32])>,
     scratch: &mut Scratch,
 ) {
     let (n, vocab) = (targets.len(), head.len() / dim);
     assert_eq!(head.len(), vocab * dim, "head is no whole number of rows");
     assert_eq!(hidden.len(), n * dim, "hidden and targets");
     assert_eq!(losses.len(), n, "losses and targets");
-    if let Some((d_hidden, d_head)) = &gradients {
+    if let Some((_, d_hidden, d_head)) = &gradients {
         assert_eq!(d_hidden.len(), hidden.len(), "d_hidden and hidden");
         assert_eq!(d_head.len(), head.len(), "d_head and head");
     }
     for target in targets {
-        assert!((*target as usize) < vocab, "target {target} in a vocabulary of {vocab}");
+        let known = (*target as usize) < vocab || *target == NO_TARGET;
+        assert!(known, "target {target} in a vocabulary of {vocab}");
     }
     if n == 0 {
         return;
     }
     let Scratch { logits, integers, .. } = scratch;
-    let scale = gradients.is_some().then_some(1.0 / n as f32);
+    let scale = gradients.as_ref().map(|(weight, ..)| *weight);
     let words = words_at_once(n, vocab);
     if products == Products::Int16 {
         integers.set_head(cx, (head, dim), words, gradients.is_some());
@@ -281,21 +287,23 @@ pub fn head_cross_entropy(
             Products::Int16 => integers.logits(cx, hidden, (head_rows, dim), words, logits),
         }
         entropy(cx, logits, targets, losses, vocab, scale);
-        let Some((d_hidden, d_head)) = &mut gradients else {
+        let Some((weight, d_hidden, d_head)) = &mut gradients else {
             continue;
         };
         let d_hidden = &mut d_hidden[span];
         match products {
             Products::F32 => {
                 for (row, target) in logits.chunks_exact_mut(vocab).zip(targets) {
-                    row[*target as usize] -= 1.0 / n as f32;
+                    if *target != NO_TARGET {
+                        row[*target as usize] -= *weight;
+                    }
                 }
                 let d_logits = View::new(logits, rows, vocab);
                 matmul(cx, d_logits, head, 0.0, d_hidden);
                 matmul(cx, d_logits.t(), x, 1.0, d_head);
             }
             Products::Int16 => {
-                let targets = (targets, 1.0 / n as f32);
+                let targets = (targets, *weight);
                 let factors = (hidden, head_rows, dim);
                 integers.backward(cx, logits, targets, factors, words, (d_hidden, d_head));
             }
@@ -303,7 +311,7 @@ pub fn head_cross_entropy(
     }
 }
 
-/// `logits` `[rows, vocab]` become `scale·softmax`; without a scale they are scratch.
+/// `logits` `[rows, vocab]` become `scale·softmax`, 0 in rows without a target; without a scale they are scratch.
 fn entropy(
     cx: &Context,
     logits: &mut [f32],
@@ -329,6 +337,11 @@ tiered! {
         scale: Option<f32>,
     ) {
         for ((row, target), loss) in logits.chunks_exact_mut(vocab).zip(targets).zip(losses) {
+            if *target == NO_TARGET {
+                row.fill(0.0);
+                *loss = 0.0;
+                continue;
+            }
             let target = *target as usize;
             let max = lanes::max(row);
             // Both terms are ≥ 0 and the second is exact for near maxima: no cancellation of large logits.

@@ -3,6 +3,7 @@
 
 use tritrain_kernels::loss::{Products, Scratch, head_cross_entropy, head_logits, head_logits_int8};
 use tritrain_kernels::{Context, Tier, rows::quantize};
+use tritrain_trit::NO_TARGET;
 
 /// Error allowed in losses and logits, relative to the tensor's largest entry.
 const FORWARD: f64 = 1e-5;
@@ -90,7 +91,8 @@ impl Case {
     ) -> Results<f32> {
         let mut losses = vec![f32::NAN; self.targets.len()];
         let mut d_hidden = vec![f32::NAN; self.hidden.len()];
-        let gradients = Some((&mut d_hidden[..], &mut d_head[..]));
+        let targets = self.targets.iter().filter(|target| **target != NO_TARGET).count();
+        let gradients = Some((1.0 / targets as f32, &mut d_hidden[..], &mut d_head[..]));
         let (hidden, head, with) = (&self.hidden, &self.head, (self.dim, products));
         head_cross_entropy(cx, hidden, head, &self.targets, with, &mut losses, gradients, scratch);
         Results { losses, d_hidden, d_head }
@@ -117,7 +119,7 @@ struct Results<T> {
 
 /// One token after the other, in f64.
 fn naive(hidden: &[f64], head: &[f64], targets: &[u32], dim: usize) -> Results<f64> {
-    let n = targets.len() as f64;
+    let n = targets.iter().filter(|target| **target != NO_TARGET).count() as f64;
     let mut losses = Vec::new();
     let (mut d_hidden, mut d_head) = (vec![0.0; hidden.len()], vec![0.0; head.len()]);
     for (t, (x, target)) in hidden.chunks_exact(dim).zip(targets).enumerate() {
@@ -125,6 +127,10 @@ fn naive(hidden: &[f64], head: &[f64], targets: &[u32], dim: usize) -> Results<f
             head.chunks_exact(dim).map(|w| w.iter().zip(x).map(|(w, x)| w * x).sum()).collect();
         let max = logits.iter().fold(f64::NEG_INFINITY, |max, l| max.max(*l));
         let sum: f64 = logits.iter().map(|l| (l - max).exp()).sum();
+        if *target == NO_TARGET {
+            losses.push(0.0);
+            continue;
+        }
         losses.push(sum.ln() + max - logits[*target as usize]);
         for (v, logit) in logits.iter().enumerate() {
             let hot = if v == *target as usize { 1.0 } else { 0.0 };
@@ -161,6 +167,49 @@ fn losses_and_gradients_equal_plain_loops() {
             close(&what("d_head"), &found.d_head, &expected.d_head, gradient);
             assert_eq!(bits(&case.run_forward(&cx, products)), bits(&found.losses), "{}", what("forward"));
         }
+    }
+}
+
+/// Every third position has no target, whole chunks of 512 have none, and the first and the last have none.
+#[test]
+fn positions_without_a_target_count_for_nothing() {
+    for (sizes, seed) in [((40, 300, 9), 1), ((1100, 33, 16), 2), ((5, 70_000, 3), 3)] {
+        let mut case = Case::new(sizes, seed);
+        let n = case.targets.len();
+        for (at, target) in case.targets.iter_mut().enumerate() {
+            if at % 3 == 0 || at == n - 1 || (512..1024).contains(&at) {
+                *target = NO_TARGET;
+            }
+        }
+        for products in BOTH {
+            let what = |part: &str| format!("{sizes:?} {products:?} {part}");
+            let (found, expected) = (case.run(&fastest(), products), case.naive());
+            let (forward, gradient) = match products {
+                Products::F32 => (FORWARD, GRADIENT),
+                Products::Int16 => (1e-3, 1e-2),
+            };
+            close(&what("losses"), &found.losses, &expected.losses, forward);
+            close(&what("d_hidden"), &found.d_hidden, &expected.d_hidden, gradient);
+            close(&what("d_head"), &found.d_head, &expected.d_head, gradient);
+            for (at, _) in case.targets.iter().enumerate().filter(|(_, target)| **target == NO_TARGET) {
+                let row = &found.d_hidden[at * case.dim..][..case.dim];
+                assert!(found.losses[at] == 0.0 && row.iter().all(|d| *d == 0.0), "{at}");
+            }
+            assert_eq!(bits(&case.run_forward(&fastest(), products)), bits(&found.losses));
+            for (tier, threads) in Tier::available().into_iter().flat_map(|tier| [(tier, 1), (tier, 3)]) {
+                let other = case.run(&context(tier, threads), products);
+                assert_eq!(bits(&found.d_head), bits(&other.d_head), "{}, {threads} threads", tier.name());
+                assert_eq!(bits(&found.d_hidden), bits(&other.d_hidden));
+            }
+        }
+    }
+    // Without any target: losses and gradients are zero, and what is added to stays.
+    let mut case = Case::new((9, 20, 4), 4);
+    case.targets.fill(NO_TARGET);
+    for products in BOTH {
+        let found = case.run_with(&fastest(), products, &mut Scratch::default(), vec![3.0; case.head.len()]);
+        assert!(found.losses.iter().chain(&found.d_hidden).all(|v| *v == 0.0));
+        assert!(found.d_head.iter().all(|v| *v == 3.0), "{products:?}");
     }
 }
 

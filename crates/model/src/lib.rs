@@ -17,6 +17,6 @@ pub use config::{ConfigError, Gate, ModelConfig, Precision};
 pub use generate::{Generator, PromptError};
 pub use init::{initial_tensor, initial_weights};
 pub use layout::{BlockIds, Layout, TensorKind, TensorSpec};
-pub use model::{Model, Use};
+pub use model::{Model, Use, counted};
 pub use sample::{Sampling, sample};
 pub use sink::Sink;

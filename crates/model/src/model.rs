@@ -2,9 +2,14 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use tritrain_backend::{Backend, Format, Products, Sides, Store, Values, Weight, rope_table};
+use tritrain_backend::{Backend, Format, NO_TARGET, Products, Sides, Store, Values, Weight, rope_table};
 
 use crate::{Activations, Layout, ModelConfig, Sink, TensorKind, activations::WITHOUT_GRADIENTS};
+
+/// How many targets there are: positions with [`NO_TARGET`] are none.
+pub fn counted(targets: &[u32]) -> usize {
+    targets.iter().filter(|target| **target != NO_TARGET).count()
+}
 
 /// What a model is made for.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -210,7 +215,8 @@ impl<B: Backend> Model<B> {
         self.with_codes(backend, id, Sides::Forward, |codes| backend.download_ternary(codes))
     }
 
-    /// Losses of a batch into [`Activations::losses`]: `inputs` and `targets` `[batch][time]`.
+    /// Losses of a batch into [`Activations::losses`]: `inputs` and `targets` `[batch][time]`; 0 where the target is
+    /// [`NO_TARGET`].
     ///
     /// # Panics
     /// The tokens are not as many as the activations were made for, or outside the vocabulary.
@@ -233,7 +239,8 @@ impl<B: Backend> Model<B> {
         });
     }
 
-    /// Losses as [`Model::evaluate`], and the gradients of their mean, to `sink`: first half, up to the blocks.
+    /// Losses as [`Model::evaluate`], and the gradients of `weight` times their sum, to `sink`: first half, up to the
+    /// blocks.
     ///
     /// # Panics
     /// As [`Model::evaluate`]; and when the activations keep nothing.
@@ -242,7 +249,7 @@ impl<B: Backend> Model<B> {
         backend: &B,
         a: &mut Activations<B>,
         inputs: &[u32],
-        targets: &[u32],
+        (targets, weight): (&[u32], f32),
         sink: &mut S,
     ) {
         self.forward(backend, a, inputs, targets);
@@ -254,7 +261,16 @@ impl<B: Backend> Model<B> {
         }
         let (head, with) = (self.floats(layout.head), self.head_products());
         let d_head = sink.buffer(backend, layout.head);
-        backend.head_loss_backward(&a.hidden, head, &a.targets, with, &mut a.losses, &mut b.d_dim, d_head);
+        backend.head_loss_backward(
+            &a.hidden,
+            head,
+            &a.targets,
+            with,
+            weight,
+            &mut a.losses,
+            &mut b.d_dim,
+            d_head,
+        );
         let of = (&a.stream[self.config.layers], &a.rstd);
         let d_gain = sink.buffer(backend, layout.norm);
         self.normalise_backward(backend, &b.d_dim, of, layout.norm, Store::Replace, &mut b.dx, d_gain);
@@ -279,7 +295,7 @@ impl<B: Backend> Model<B> {
         backend.embed_backward(&a.inputs, &b.dx.floats, self.config.dim, d_embedding);
     }
 
-    /// Both halves.
+    /// Both halves, of the mean loss over all targets.
     ///
     /// # Panics
     /// As they do.
@@ -291,7 +307,8 @@ impl<B: Backend> Model<B> {
         targets: &[u32],
         sink: &mut S,
     ) {
-        self.head_gradients(backend, a, inputs, targets, sink);
+        let weight = 1.0 / counted(targets).max(1) as f32;
+        self.head_gradients(backend, a, inputs, (targets, weight), sink);
         self.block_gradients(backend, a, sink);
     }
 

@@ -9,8 +9,10 @@
 //! takes the gradient of the output (`d…`), returns the gradient of the input, and *adds* gradients of
 //! parameters into the buffer it is given.
 
+use tritrain_backend::NO_TARGET;
+
 use crate::layout::BlockIds;
-use crate::{Gate, Layout, ModelConfig};
+use crate::{Gate, Layout, ModelConfig, counted};
 
 /// How the linear layers inside the blocks compute. Norms, attention, embedding and head are plain f64
 /// either way. Chosen by the caller, whatever `config.precision` says.
@@ -375,11 +377,15 @@ pub fn gated_backward(dout: &[f64], gate_up: &[f64], gate: Gate, ffn: usize) -> 
     dgate_up
 }
 
-/// Mean over tokens of `-ln softmax(logits)[target]`, in nats: logits `[n, vocab]`, targets `[n]`.
+/// Mean over targets of `-ln softmax(logits)[target]`, in nats: logits `[n, vocab]`, targets `[n]`, of which
+/// [`NO_TARGET`] are left out; 0 without any.
 pub fn cross_entropy(logits: &[f64], targets: &[u32]) -> f64 {
-    let n = targets.len();
+    let n = counted(targets);
     let mut loss = 0.0;
-    for (row, &target) in logits.chunks(logits.len() / n).zip(targets) {
+    for (row, &target) in logits.chunks(logits.len() / targets.len()).zip(targets) {
+        if target == NO_TARGET {
+            continue;
+        }
         let max = row.iter().fold(f64::NEG_INFINITY, |max, &v| max.max(v));
         let sum: f64 = row.iter().map(|v| (v - max).exp()).sum();
         loss += (sum.ln() + max - row[target as usize]) / n as f64;
@@ -387,11 +393,15 @@ pub fn cross_entropy(logits: &[f64], targets: &[u32]) -> f64 {
     loss
 }
 
-/// dlogits `[n, vocab]`: `(softmax(logits) - [j = target]) / n`.
+/// dlogits `[n, vocab]`: `(softmax(logits) - [j = target]) / targets`, 0 without a target.
 pub fn cross_entropy_backward(logits: &[f64], targets: &[u32]) -> Vec<f64> {
-    let n = targets.len();
+    let n = counted(targets);
     let mut dlogits = logits.to_vec();
-    for (row, &target) in dlogits.chunks_mut(logits.len() / n).zip(targets) {
+    for (row, &target) in dlogits.chunks_mut(logits.len() / targets.len()).zip(targets) {
+        if target == NO_TARGET {
+            row.fill(0.0);
+            continue;
+        }
         softmax(row);
         row[target as usize] -= 1.0;
         for v in row {
@@ -465,7 +475,7 @@ impl Reference<'_> {
         self.forward(params, tokens, batch, time, arithmetic).logits
     }
 
-    /// Mean cross entropy of `targets` `[batch·time]` in nats.
+    /// Mean cross entropy of `targets` `[batch·time]` in nats, as [`cross_entropy`].
     pub fn loss(
         &self,
         params: &[Vec<f64>],

@@ -3,23 +3,27 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
-use tritrain_backend::Backend;
+use tritrain_backend::{Backend, NO_TARGET};
 use tritrain_data::{Corpus, Source, Tokenizer, ValidationSet, clusters::Clusters};
+use tritrain_files::{Storage, tokens::NO_TARGET_MARK};
 use tritrain_model::{Activations, Model};
 
-use crate::Result;
+use crate::{Loaded, Result};
 
 /// Cross entropy over a set of windows.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Evaluation {
-    /// Mean loss in nats per token.
+    /// Mean loss in nats per token, of conversations over the tokens of their answers.
     pub loss: f64,
     /// `e^loss`.
     pub perplexity: f64,
     /// Mean loss in bits per byte of text, at the split's bytes per token.
     pub bits_per_byte: f64,
-    /// Tokens looked at.
+    /// Tokens looked at: those that were to be predicted.
     pub tokens: u64,
+    /// Whether there are conversations, of which only answers count.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub answers: bool,
     /// The same for every domain with at least one window, in order of name.
     pub domains: Vec<DomainLoss>,
     /// The same for every cluster with at least one window, where the text has clusters.
@@ -89,6 +93,7 @@ impl Evaluation {
             perplexity: total.mean().exp(),
             bits_per_byte: total.bits_per_byte(),
             tokens: total.tokens,
+            answers: false,
             domains,
             clusters: Vec::new(),
         }
@@ -101,7 +106,7 @@ pub trait Predict {
     fn shape(&self) -> (usize, usize);
 
     /// Losses of every token of a batch, `[batch][time]` for each way, in nats. Those of a token depend on no
-    /// token behind it.
+    /// token behind it; without a target there is none.
     ///
     /// # Errors
     /// [`Error::Data`](crate::Error::Data) where the text cannot be embedded.
@@ -181,10 +186,11 @@ pub fn evaluate(of: &mut impl Predict, corpus: &Corpus, set: &ValidationSet) -> 
         let losses = of.losses(&inputs, &targets)?;
         ways.resize(losses.len(), Sums::default());
         for (sums, losses) in ways.iter_mut().zip(&losses) {
-            for (row, losses) in losses.chunks_exact(time).enumerate().take(count) {
-                let nats = losses.iter().map(|loss| f64::from(*loss)).sum::<f64>();
+            let rows = losses.chunks_exact(time).zip(targets.chunks_exact(time));
+            for (row, (losses, targets)) in rows.enumerate().take(count) {
+                let (nats, tokens) = measured(losses, targets);
                 let place = (set.domain(first + row).unwrap_or_default(), set.cluster(corpus, first + row));
-                sums.add(place, Sum { nats, tokens: time as u64, bytes: 0.0 });
+                sums.add(place, Sum { nats, tokens, bytes: 0.0 });
             }
         }
     }
@@ -194,9 +200,16 @@ pub fn evaluate(of: &mut impl Predict, corpus: &Corpus, set: &ValidationSet) -> 
             let bytes = sum.tokens as f64 * domain.bytes_per_token();
             (domain.name.as_str(), Sum { bytes, ..sum })
         });
-        Evaluation { clusters: by_cluster(clusters), ..Evaluation::of(named) }
+        let answers = corpus.tokens().is_marked();
+        Evaluation { clusters: by_cluster(clusters), answers, ..Evaluation::of(named) }
     });
     Ok(evaluations.collect())
+}
+
+/// Sum of the losses where there is a target, and how many there are.
+pub(crate) fn measured(losses: &[f32], targets: &[u32]) -> (f64, u64) {
+    let counted = losses.iter().zip(targets).filter(|(_, target)| **target != NO_TARGET);
+    counted.fold((0.0, 0), |(nats, tokens), (loss, _)| (nats + f64::from(*loss), tokens + 1))
 }
 
 fn by_cluster(sums: BTreeMap<u32, Sum>) -> Vec<ClusterLoss> {
@@ -206,7 +219,7 @@ fn by_cluster(sums: BTreeMap<u32, Sum>) -> Vec<ClusterLoss> {
 
 /// A text being evaluated: tokens wait here until a batch of windows is full.
 struct Stream {
-    /// Tokens not yet evaluated, the first of which is only an input.
+    /// Tokens not yet evaluated, with marks, the first of which is only an input.
     tokens: Vec<u32>,
     /// Index of the domain, and the cluster, that each of them counts for.
     parts: Vec<(usize, Option<u32>)>,
@@ -217,18 +230,22 @@ struct Stream {
 
 /// Evaluates on every token of `source`: documents one after the other, each behind an end of text, in windows
 /// of the predictor's length. Stops after `max_tokens` tokens, when that is not 0. With clusters every document
-/// counts for the one it belongs to as a whole. An evaluation for each way to predict.
+/// counts for the one it belongs to as a whole. An evaluation for each way to predict. Of conversations, in the chat
+/// template beside the tokenizer or a plain one, only answers are measured.
 ///
 /// Bits per byte are exact: total nats over the bytes of the tokens predicted.
 ///
 /// # Errors
-/// The text cannot be read, or holds nothing; those of [`Predict::losses`].
+/// The text cannot be read, or holds nothing; the template does not take a conversation; those of
+/// [`Predict::losses`].
 pub fn evaluate_text(
     of: &mut impl Predict,
-    (tokenizer, clusters): (&Tokenizer, Option<&Clusters<'_>>),
-    source: &Source,
+    (loaded, clusters): (&Loaded, Option<&Clusters<'_>>),
+    (storage, source): (&dyn Storage, &Source),
     max_tokens: u64,
 ) -> Result<Vec<Evaluation>> {
+    let tokenizer = &loaded.tokenizer;
+    let mut template = None;
     let mut stream =
         Stream { tokens: vec![tokenizer.eos()], parts: vec![(0, None)], names: Vec::new(), ways: Vec::new() };
     let (batch, time) = of.shape();
@@ -241,8 +258,17 @@ pub fn evaluate_text(
             stream.names.push(document.domain.clone());
             stream.names.len() - 1
         });
-        let mut tokens = tokenizer.encode(&document.text)?;
-        tokens.push(tokenizer.eos());
+        let mut tokens = if document.messages.is_empty() {
+            tokenizer.encode(&document.text)?
+        } else {
+            if template.is_none() {
+                template = Some(loaded.chat_template(storage)?);
+            }
+            let tokens = template.as_ref().map(|of| of.conversation(tokenizer, &document.messages));
+            tokens.transpose()?.unwrap_or_default()
+        };
+        // A target where the token before it is one.
+        tokens.push(tokenizer.eos() | (tokens.last().map_or(0, |last| last & NO_TARGET_MARK)));
         if max_tokens > 0 {
             tokens.truncate(usize::try_from(max_tokens - read).unwrap_or(usize::MAX));
         }
@@ -267,8 +293,10 @@ pub fn evaluate_text(
         stream.evaluate(of, tokenizer)?;
     }
     let Stream { names, ways, .. } = stream;
+    let answers = template.is_some();
     let evaluations = ways.into_iter().map(|Sums { domains, clusters }| Evaluation {
         clusters: by_cluster(clusters),
+        answers,
         ..Evaluation::of(names.iter().map(String::as_str).zip(domains))
     });
     Ok(evaluations.collect())
@@ -285,11 +313,15 @@ impl Stream {
             window.resize(batch * time, tokenizer.eos());
             window
         };
-        let (inputs, targets) = (window(0), window(1));
+        let (mut inputs, mut targets) = (window(0), window(1));
+        inputs.iter_mut().for_each(|token| *token &= !NO_TARGET_MARK);
+        let unmeasured = targets.iter_mut().filter(|token| **token >= NO_TARGET_MARK);
+        unmeasured.for_each(|token| *token = NO_TARGET);
         let losses = of.losses(&inputs, &targets)?;
         self.ways.resize(losses.len(), Sums::default());
         for (sums, losses) in self.ways.iter_mut().zip(&losses) {
-            for (at, loss) in losses.iter().enumerate().take(count) {
+            let measured = losses.iter().enumerate().take(count);
+            for (at, loss) in measured.filter(|(at, _)| targets[*at] != NO_TARGET) {
                 let bytes = tokenizer.bytes_of(targets[at]).len() as f64;
                 sums.add(self.parts[at + 1], Sum { nats: f64::from(*loss), tokens: 1, bytes });
             }

@@ -3,7 +3,7 @@
 mod gradients;
 
 use tritrain_backend::{Backend, Values};
-use tritrain_model::{Activations, Keep, Layout, Model, ModelConfig, TensorKind, Use};
+use tritrain_model::{Activations, Keep, Layout, Model, ModelConfig, TensorKind, Use, counted};
 use tritrain_optim::{GradientKind, OptimConfig, Optimizer, Parameter, Rates, Reduction, Report, Role, Skip};
 
 use gradients::{Gathering, finite};
@@ -41,7 +41,7 @@ pub struct Learner<B: Backend> {
 /// What a step measured.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Measured {
-    /// Mean loss of the batch in nats per token.
+    /// Mean loss of the batch in nats per target.
     pub loss: f32,
     /// Norm of the gradient, all tensors together.
     pub gradient_norm: f32,
@@ -100,7 +100,8 @@ impl<B: Backend> Learner<B> {
         &self.model
     }
 
-    /// One step on `inputs` and `targets`, `[batch][context]` each. A quantity that is not finite ends it
+    /// One step on `inputs` and `targets`, `[batch][context]` each, some of which may be
+    /// [`NO_TARGET`](tritrain_backend::NO_TARGET); without any target the gradient is zero. A quantity that is not finite ends it
     /// before any weight changes; where matrices are updated during the backward pass, those behind the first
     /// gradient that is not finite have changed by then. With a spike guard, a gradient that is not finite only
     /// leaves its tensor as it is, unless all of them are.
@@ -147,10 +148,13 @@ impl<B: Backend> Learner<B> {
         let tokens = activations.tokens();
         assert_eq!(inputs.len(), tokens * gradients.passes, "tokens of a batch");
         let passes = || inputs.chunks_exact(tokens).zip(targets.chunks_exact(tokens));
+        // The mean over all targets of the batch, wherever they are, as the mean over passes.
+        let counted = counted(targets).max(1) as f32;
+        let weight = gradients.passes as f32 / counted;
         for (pass, (inputs, targets)) in passes().enumerate() {
             let mut gathering =
                 Gathering { gradients: &mut *gradients, optimizer: &mut *optimizer, rates, pass };
-            model.head_gradients(backend, activations, inputs, targets, &mut gathering);
+            model.head_gradients(backend, activations, inputs, (targets, weight), &mut gathering);
             gathering.gradients.add_losses(backend, activations.losses());
             let now = !*late_losses || gradients_watched;
             if let (true, Some(losses)) = (now, losses.chunks_exact_mut(tokens).nth(pass)) {
@@ -167,7 +171,7 @@ impl<B: Backend> Learner<B> {
         let loss = self.gradients.finish(backend, &mut self.optimizer, self.model.weights_mut(), rates);
         // Also where the step is left: some matrices may have moved.
         self.model.refresh(backend);
-        let loss = loss? / inputs.len() as f32;
+        let loss = loss? / counted;
         let late = self.late_losses && !self.gradients.watched;
         let losses = late.then(|| (self.activations.losses(), &mut self.losses[..]));
         self.optimizer.settle(backend, [self.gradients.reading()].into_iter().chain(losses));
@@ -179,7 +183,7 @@ impl<B: Backend> Learner<B> {
                 self.model.evaluate(backend, &mut self.activations, inputs, targets);
                 self.gradients.add_losses(backend, self.activations.losses());
             }
-            let after = self.gradients.loss / inputs.len() as f32;
+            let after = self.gradients.loss / counted;
             Reduction { predicted, actual: f64::from(loss) - f64::from(after) }
         });
         let gradient_norm = self.gradients.norm(self.optimizer.guards());

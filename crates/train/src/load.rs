@@ -133,17 +133,22 @@ impl Loaded {
         }
     }
 
-    /// How the model was taught to see conversations.
+    /// How the model sees conversations: by the template that comes with its tokenizer, else by a plain one.
     ///
     /// # Errors
-    /// It has no chat template, or one that cannot be read.
+    /// [`Error::Data`] where what is there is no template.
     pub fn chat_template(&self, storage: &dyn Storage) -> Result<ChatTemplate> {
+        let found = self.own_template(storage)?;
+        Ok(found.map_or_else(|| ChatTemplate::plain(&self.tokenizer), Ok)?)
+    }
+
+    /// The template that comes with the tokenizer, if any.
+    pub(crate) fn own_template(&self, storage: &dyn Storage) -> Result<Option<ChatTemplate>> {
         match &self.model {
-            Stored::Ours(_, path) => Ok(ChatTemplate::beside(storage, path)?),
+            Stored::Ours(_, path) => Ok(ChatTemplate::find(storage, path)?),
             Stored::Gguf(model) => {
                 let beside = model.beside.iter().find(|(name, _)| *name == TOKENIZER_CONFIG);
-                let config = beside.map_or(&b"{}"[..], |(_, bytes)| bytes);
-                Ok(ChatTemplate::in_config(&self.path, config)?)
+                Ok(beside.map(|(_, bytes)| ChatTemplate::in_config(&self.path, bytes)).transpose()?.flatten())
             }
         }
     }

@@ -6,7 +6,7 @@
 
 use std::path::Path;
 
-use tritrain_backend::{Backend, Stream, Values};
+use tritrain_backend::{Backend, NO_TARGET, Stream, Values};
 use tritrain_data::chat::{TEMPLATE, TOKENIZER_CONFIG};
 use tritrain_files::{
     Storage,
@@ -140,7 +140,7 @@ impl<B: Backend> Teacher<B> {
             let prediction = self.prediction(backend, storage, dir, inputs)?;
             for (at, target) in targets.iter_mut().enumerate() {
                 let number = 2 * (window * time + at) as u64;
-                if draws.uniform(number) < self.share {
+                if *target != NO_TARGET && draws.uniform(number) < self.share {
                     let of = at * KEPT..(at + 1) * KEPT;
                     let (tokens, p) = (&prediction.tokens[of.clone()], &prediction.probabilities[of]);
                     *target = drawn(tokens, p, draws.uniform(number + 1));

@@ -15,7 +15,7 @@ use tritrain_files::{
     metrics::{self, Log},
     write_atomic,
 };
-use tritrain_model::{Layout, Model, Sampling, initial_tensor};
+use tritrain_model::{Layout, Model, Sampling, counted, initial_tensor};
 use tritrain_optim::{Controller, Guard, Skip, Verdict};
 
 use crate::{
@@ -23,7 +23,7 @@ use crate::{
     audit::plan_options,
     error::skip_name,
     evaluate,
-    evaluate::only,
+    evaluate::{measured, only},
     generate::{Continuation, Until, generate},
     origin::{self, Teacher, bring_chat, origin},
     save::{self, State},
@@ -266,15 +266,21 @@ impl<'a, B: Backend> Run<'a, B> {
         let rates = steering::steer(optim, ternary, at, slower, controller, &mut self.learner.optimizer);
         let decision = controller.map(Controller::mean);
         let every = optim.feedback;
-        if every > 0 && step.is_multiple_of(every) {
-            self.learner.watch();
-        }
         let planning = Instant::now();
         let windows = self.plan.windows_of(step - self.part.first, self.state.mixer.as_mut())?;
         self.plan.read(self.corpus, &windows, &mut self.inputs, &mut self.targets)?;
         let mut planned = planning.elapsed();
         self.state.step += 1;
         self.disturb(step)?;
+        if counted(&self.targets) == 0 {
+            // Nothing to learn from, and nothing that says how the run goes.
+            let step = self.state.step;
+            self.metrics.append(&json!({ "step": step, "skipped": "no_answer" }))?;
+            return Ok(Event::NoAnswer { step });
+        }
+        if every > 0 && step.is_multiple_of(every) {
+            self.learner.watch();
+        }
         if let Some(teacher) = &mut self.teacher {
             let place = (self.storage, self.workplace.dir());
             self.backend.run(|| teacher.teach(self.backend, place, step, &self.inputs, &mut self.targets))?;
@@ -328,15 +334,10 @@ impl<'a, B: Backend> Run<'a, B> {
             clusters,
         };
         self.metrics.append(&report)?;
-        let seconds = started.elapsed().as_secs_f64();
-        let tokens_per_s = self.inputs.len() as f64 / seconds;
-        let plan = planned.as_secs_f64();
-        self.timing.append(&json!({
-            "step": report.step,
-            "seconds": seconds,
-            "plan_seconds": plan,
-            "tokens_per_s": tokens_per_s,
-        }))?;
+        let (seconds, plan) = (started.elapsed().as_secs_f64(), planned.as_secs_f64());
+        let rate = self.inputs.len() as f64 / seconds;
+        let took = json!({ "step": step, "seconds": seconds, "plan_seconds": plan, "tokens_per_s": rate });
+        self.timing.append(&took)?;
         let again = self.state.setbacks.step(report.loss, f64::from(report.clipped));
         if again && self.learner.optimizer.guards() {
             return self.go_back();
@@ -365,17 +366,19 @@ impl<'a, B: Backend> Run<'a, B> {
             return (None, BTreeMap::new());
         }
         self.learner.losses(self.backend, &mut self.losses);
-        let context = self.losses.len() / windows.len().max(1);
-        let mut sums: BTreeMap<u32, (f64, u32)> = BTreeMap::new();
-        for (window, losses) in windows.iter().zip(self.losses.chunks_exact(context.max(1))) {
-            let (sum, count) = sums.entry(window.cluster.unwrap_or_default()).or_default();
-            *sum += losses.iter().map(|loss| f64::from(*loss)).sum::<f64>();
-            *count += 1;
+        let context = (self.losses.len() / windows.len().max(1)).max(1);
+        let mut sums: BTreeMap<u32, (f64, u64, u32)> = BTreeMap::new();
+        let rows = self.losses.chunks_exact(context).zip(self.targets.chunks_exact(context));
+        for (window, (losses, targets)) in windows.iter().zip(rows) {
+            let (sum, tokens, count) = sums.entry(window.cluster.unwrap_or_default()).or_default();
+            let (nats, measured) = measured(losses, targets);
+            (*sum, *tokens, *count) = (*sum + nats, *tokens + measured, *count + 1);
         }
-        let most = sums.iter().max_by_key(|(cluster, (_, count))| (*count, std::cmp::Reverse(**cluster)));
+        let most = sums.iter().max_by_key(|(cluster, (.., count))| (*count, std::cmp::Reverse(**cluster)));
         let cluster = most.map(|(cluster, _)| *cluster);
-        let mean = |(sum, count): (f64, u32)| (sum / (f64::from(count) * context as f64)) as f32;
-        (cluster, sums.into_iter().map(|(cluster, sum)| (cluster, mean(sum))).collect())
+        let learnt = sums.into_iter().filter(|(_, (_, tokens, _))| *tokens > 0);
+        let mean = |(sum, tokens, _): (f64, u64, u32)| (sum / tokens as f64) as f32;
+        (cluster, learnt.map(|(cluster, sum)| (cluster, mean(sum))).collect())
     }
 
     /// Logs a step that was not finite; an error when there were too many.
@@ -415,6 +418,9 @@ impl<'a, B: Backend> Run<'a, B> {
             "bits_per_byte": evaluation.bits_per_byte,
             "domains": domains,
         });
+        if evaluation.answers {
+            record["answers"] = true.into();
+        }
         if !evaluation.clusters.is_empty() {
             let by_cluster = evaluation.clusters.iter().map(|c| (c.cluster.to_string(), json!(c.loss)));
             record["clusters"] = by_cluster.collect::<Map<String, Value>>().into();
@@ -511,10 +517,17 @@ mod tests {
         (config.run.batch, config.run.steps, config.run.tokens) = (2, 50, 0);
         (config.run.eval_every, config.run.sample_every, config.run.checkpoint_every) = (0, 0, 0);
         let text = "a text that is repeated and repeated, ".repeat(60);
-        let document =
-            |n: usize| Document { domain: "d".into(), name: n.to_string(), text: format!("{n} {text}") };
+        let document = |n: usize| Document {
+            domain: "d".into(),
+            name: n.to_string(),
+            text: format!("{n} {text}"),
+            ..Document::default()
+        };
         let source = Source::Memory { name: "memory".into(), documents: (0..5).map(document).collect() };
-        let corpus = Preparation::start(&Disk, &source, &config.data, dir).unwrap().finish().unwrap();
+        let corpus = Preparation::start(&Disk, &source, (&config.data, config.model.context), dir)
+            .unwrap()
+            .finish()
+            .unwrap();
         (config, corpus)
     }
 

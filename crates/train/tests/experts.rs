@@ -39,14 +39,21 @@ fn source() -> Source {
             .collect::<Vec<_>>()
             .join(" ")
     };
-    let documents =
-        (0..30).map(|n| Document { domain: "words".into(), name: format!("text {n}"), text: text(n) });
+    let documents = (0..30).map(|n| Document {
+        domain: "words".into(),
+        name: format!("text {n}"),
+        text: text(n),
+        ..Document::default()
+    });
     Source::Memory { name: "words".into(), documents: documents.collect() }
 }
 
 fn corpus(config: &Config, dir: &Path) -> Corpus {
     let backend = Cpu::new(1).unwrap();
-    let corpus = Preparation::start(&Disk, &source(), &config.data, dir).unwrap().finish().unwrap();
+    let corpus = Preparation::start(&Disk, &source(), (&config.data, config.model.context), dir)
+        .unwrap()
+        .finish()
+        .unwrap();
     with_topics(&backend, &Disk, &source(), &config.data, dir, corpus, |_, _, _| ()).unwrap()
 }
 

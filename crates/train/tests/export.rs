@@ -6,13 +6,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use tritrain_backend::Cpu;
-use tritrain_data::{Source, Tokenizer};
+use tritrain_data::{Source, Tokenizer, chat::ChatTemplate};
 use tritrain_files::gguf::{Block, GgufFile};
 use tritrain_files::tensors::{Dtype, TensorFile, TensorView, save};
 use tritrain_files::{Disk, Storage};
 use tritrain_model::{Gate, Layout, ModelConfig, Precision};
 use tritrain_train::{
-    Error, Floats, Hf, LinearClass, Loaded, Target, export, load, logits, tokens_of, verify,
+    Error, Floats, Hf, LinearClass, Loaded, Target, export, import, load, logits, tokens_of, verify,
 };
 
 const TEXT: &str = "the old river runs after the red fish, and the new oven after 12 loaves of bread. ";
@@ -78,6 +78,7 @@ impl Place {
                 domain: "a".into(),
                 name: "a".into(),
                 text: TEXT.repeat(3),
+                ..Default::default()
             }],
         };
         let tokens = tokens_of(&loaded, &source).unwrap();
@@ -341,4 +342,26 @@ fn activations_in_floats_change_logits_a_little() {
     let mean = trained.iter().zip(&floats).map(|(a, b)| (a - b).abs()).sum::<f32>() / trained.len() as f32;
     let size = trained.iter().map(|x| x.abs()).sum::<f32>() / trained.len() as f32;
     assert!(mean > 1e-5 * size && mean < 0.2 * size, "{mean} of {size}");
+}
+
+#[test]
+fn files_of_a_model_that_chats_say_how() {
+    let place = Place::new(&config());
+    let template = ChatTemplate::plain(&place.loaded.tokenizer).unwrap();
+    template.save(&Disk, place.dir.path()).unwrap();
+    place.export(Target::Gguf(Block::F16), "chat.gguf").unwrap();
+    place.export(Target::Hf(Hf::Packed(LinearClass::AutoBitLinear)), "chat").unwrap();
+    for (file, name) in [("chat.gguf", "from-gguf"), ("chat", "from-hf")] {
+        let into = place.dir.path().join(name);
+        import(&Disk, &place.out(file), &into, None).unwrap();
+        let found = load(&Disk, &into).unwrap().chat_template(&Disk).unwrap();
+        assert_eq!(found.source(), template.source(), "{name}");
+        assert_eq!(found.end(&place.loaded.tokenizer), template.end(&place.loaded.tokenizer), "{name}");
+    }
+    // A file of another template is another one.
+    let text = format!("{}!", template.source());
+    let other = ChatTemplate::new(Path::new("t"), text, "", "<|endoftext|>").unwrap();
+    other.save(&Disk, place.dir.path()).unwrap();
+    let error = place.verify(&place.out("chat.gguf")).unwrap_err().to_string();
+    assert!(error.contains("tokenizer.chat_template"), "{error}");
 }

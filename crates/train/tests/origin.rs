@@ -41,9 +41,10 @@ fn corpus(config: &Config, dir: &Path) -> Corpus {
     let text = |seed: usize| {
         (0..400).map(|i| words[(i * i * (seed + 3) + i / 7) % 10]).collect::<Vec<_>>().join(" ")
     };
-    let document = |n| Document { domain: "d".into(), name: format!("text {n}"), text: text(n) };
+    let document =
+        |n| Document { domain: "d".into(), name: format!("text {n}"), text: text(n), ..Document::default() };
     let source = Source::Memory { name: "words".into(), documents: (0..10).map(document).collect() };
-    Preparation::start(&Disk, &source, &config.data, dir).unwrap().finish().unwrap()
+    Preparation::start(&Disk, &source, (&config.data, config.model.context), dir).unwrap().finish().unwrap()
 }
 
 /// Losses of the steps, and the validation loss at the end.

@@ -1,7 +1,7 @@
 //! Batches that go through the model in several passes: gradients add up to those of one pass. And what gradients
 //! predict of a step.
 
-use tritrain_backend::{Cpu, Values};
+use tritrain_backend::{Cpu, NO_TARGET, Values};
 use tritrain_model::{Layout, ModelConfig, Precision, initial_tensor};
 use tritrain_optim::{DirectionKind, GradientKind, OptimConfig, Rates, Reduction, StorageKind};
 use tritrain_train::{Learner, Measured, Setup};
@@ -17,6 +17,17 @@ fn run(
     gradient: GradientKind,
     passes: usize,
 ) -> (Vec<Measured>, Vec<f32>) {
+    run_on(precision, direction, gradient, passes, |_| true)
+}
+
+/// The same with targets where `counts` says so.
+fn run_on(
+    precision: Precision,
+    direction: DirectionKind,
+    gradient: GradientKind,
+    passes: usize,
+    counts: impl Fn(usize) -> bool,
+) -> (Vec<Measured>, Vec<f32>) {
     let shape =
         ModelConfig { layers: 2, heads: 4, kv_heads: 4, ffn: 256, context: 32, ..ModelConfig::default() };
     let model = ModelConfig { precision, ..shape };
@@ -30,8 +41,10 @@ fn run(
     let token = |at: usize| ((at * at * 7 + at / 3) % VOCAB) as u32;
     let rates = Rates { matrices: 0.01, embedding: 0.01, radius: f32::INFINITY };
     let step = |step: usize| {
-        let [inputs, targets] = [0, 1]
+        let [inputs, mut targets] = [0, 1]
             .map(|ahead| (0..count).map(|at| token(at + ahead + step % 3 * count)).collect::<Vec<u32>>());
+        let left_out = targets.iter_mut().enumerate().filter(|(at, _)| !counts(*at));
+        left_out.for_each(|(_, target)| *target = NO_TARGET);
         learner.step(&backend, &inputs, &targets, rates).unwrap()
     };
     let measured = (0..STEPS).map(step).collect();
@@ -59,6 +72,36 @@ fn passes_of_the_twin_are_one_pass_but_for_rounding() {
         let mean = |losses: &[f32]| losses.iter().sum::<f32>() / losses.len() as f32;
         close(mean(&losses), mean(&by_token), 0.02, "losses by token");
         close(mean(&by_token), found[STEPS - 1].loss, 1e-5, "their mean");
+    }
+}
+
+/// Of the first of eight sequences every fourth position counts, of the second none, of the others more and more: the
+/// mean is over all that count, in whatever pass they are.
+#[test]
+fn targets_count_alike_in_any_pass() {
+    let (precision, gradient) = (Precision::F32, GradientKind::F32);
+    let counts = |at: usize| match at / 32 {
+        0 => at.is_multiple_of(4),
+        1 => false,
+        sequence => at % 8 < sequence,
+    };
+    let (whole, losses) = run_on(precision, DirectionKind::Adamw, gradient, 1, counts);
+    let targets = (0..losses.len()).filter(|at| counts(*at)).count() as f32;
+    close(losses.iter().sum::<f32>() / targets, whole[STEPS - 1].loss, 1e-5, "the mean of what counts");
+    assert!(losses.iter().enumerate().all(|(at, loss)| counts(at) || *loss == 0.0));
+    for passes in [2, 8] {
+        let (found, _) = run_on(precision, DirectionKind::Adamw, gradient, passes, counts);
+        for (step, (a, b)) in whole.iter().zip(&found).take(5).enumerate() {
+            let what = format!("step {step}, {passes} passes");
+            close(a.loss, b.loss, if step == 0 { 1e-6 } else { 1e-4 }, &what);
+            close(a.gradient_norm, b.gradient_norm, 2e-3, &what);
+            close(a.direction_norm, b.direction_norm, 2e-3, &what);
+        }
+    }
+    // A batch without any target moves nothing that a gradient moves, and breaks nothing.
+    for gradient in [GradientKind::F32, GradientKind::Trits] {
+        let (empty, _) = run_on(Precision::Ternary, DirectionKind::Factored, gradient, 2, |_| false);
+        assert!(empty.iter().all(|step| step.loss == 0.0 && step.gradient_norm == 0.0), "{gradient:?}");
     }
 }
 

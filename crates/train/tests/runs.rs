@@ -50,13 +50,18 @@ fn source() -> Source {
         (0..400).map(|i| words[(i * i * (seed + 3) + i / 7) % words.len()]).collect::<Vec<_>>().join(" ")
     };
     let documents = (0..10)
-        .map(|n| Document { domain: format!("domain-{}", n % 2), name: format!("text {n}"), text: text(n) })
+        .map(|n| Document {
+            domain: format!("domain-{}", n % 2),
+            name: format!("text {n}"),
+            text: text(n),
+            ..Document::default()
+        })
         .collect();
     Source::Memory { name: "words".into(), documents }
 }
 
 fn corpus(config: &Config, dir: &Path) -> Corpus {
-    Preparation::start(&Disk, &source(), &config.data, dir).unwrap().finish().unwrap()
+    Preparation::start(&Disk, &source(), (&config.data, config.model.context), dir).unwrap().finish().unwrap()
 }
 
 /// Advances to the end, or to a stop asked for at `stop_at`.

@@ -42,6 +42,12 @@ pub mod ternary;
 
 pub use error::Error;
 
+/// In place of a token that is to be predicted: there is none at this position.
+///
+/// Wherever targets are taken, such a position has loss 0 and gradient 0, and the mean is over the others. What it
+/// is as an input stays what it is.
+pub const NO_TARGET: u32 = u32::MAX;
+
 /// Index of the first NaN or infinity in `x`, if there is one.
 ///
 /// The kernels learn from a sum or a maximum *that* a slice holds such a value; this says *where*.

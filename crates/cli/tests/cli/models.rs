@@ -127,3 +127,79 @@ fn models_go_out_come_back_and_go_on() {
     assert!(on < before + 0.5, "{on} after {before}");
     assert!(stdout(&program.run(&["inspect", "on", "--json"])).contains("qkv"));
 }
+
+/// A line of a conversation: a question about an animal, and its colour.
+fn conversation(n: usize) -> String {
+    let animals = ["cat", "dog", "cow", "fox", "hen", "owl"];
+    let colours = ["red", "grey", "black", "white", "brown", "green"];
+    let many = ["Please say,", "Now,", "So", "Tell me,", "Well,", "And"][n / 6 % 6];
+    let question = format!("{many} which colour has the {} of house {n}?", animals[n % 6]);
+    let answer = format!("It is {}.", colours[n % 6]);
+    let messages = [("user", &question), ("assistant", &answer)]
+        .map(|(role, content)| serde_json::json!({"role": role, "content": content}));
+    serde_json::json!({"messages": messages, "source": format!("chat {n}")}).to_string() + "\n"
+}
+
+#[test]
+fn models_learn_to_answer() {
+    let program = Program::new();
+    program.write("a.txt", prose());
+    // A tokenizer that knows the words of questions too.
+    program.write("chats.jsonl", (0..180).map(conversation).collect::<String>());
+    let sets = ["layers=1", "ffn=256", "context=64"].map(|set| format!("model.{set}"));
+    let more =
+        ["run.batch=4", "run.steps=150", "run.eval_tokens=1024", "data.validation=0.1", "data.vocab=300"];
+    let sets: Vec<&str> = sets.iter().map(String::as_str).chain(more).collect();
+    let train = |args: &[&str]| {
+        let data = ["train", "--data", "chats.jsonl", "--json"];
+        program.run(
+            &data
+                .iter()
+                .chain(args)
+                .copied()
+                .chain(sets.iter().flat_map(|set| ["--set", set]))
+                .collect::<Vec<_>>(),
+        )
+    };
+    let first = train(&["--out", "chat"]);
+    assert!(String::from_utf8_lossy(&first.stderr).contains("nats per token of answers"), "{first:?}");
+    let loss = json(&first)["loss"].as_f64().unwrap();
+    assert!(loss < 1.0, "{loss}");
+    let evaluated = json(&program.run(&["eval", "chat", "--data", "chats.jsonl", "--json"]));
+    assert_eq!(evaluated["answers"], true);
+    // Two words and the token that ends the turn, of some seven in a conversation.
+    let tokens = evaluated["tokens"].as_u64().unwrap();
+    assert!(tokens > 3 * 180 && tokens < 12 * 180, "{tokens}");
+    let text = json(&program.run(&["eval", "chat", "--data", "a.txt", "--json"]));
+    assert_eq!(text["answers"], serde_json::Value::Null);
+    let audited = program.run(&["audit", "chat"]);
+    assert!(audited.status.success(), "{}", stdout(&audited));
+    // Its answers end, and have the form of those it learnt.
+    let prompt = "Well, which colour has the cow of house 7?";
+    let asked = [
+        "generate",
+        "chat",
+        "--chat",
+        "--temperature",
+        "0",
+        "--max-tokens",
+        "40",
+        "--json",
+        "--prompt",
+        prompt,
+    ];
+    let answer = json(&program.run(&asked))["text"].as_str().unwrap().trim().to_owned();
+    assert!(answer.starts_with("It is ") && answer.ends_with('.'), "{answer}");
+    // It goes on with other conversations, in the same template.
+    let on = train(&["--from", "chat", "--out", "on"]);
+    let again = json(&on)["loss"].as_f64().unwrap();
+    assert!(again < loss + 0.1, "{loss}, and from there {again}");
+    let of = |run: &str| fs::read(program.path().join(run).join("chat_template.jinja")).unwrap();
+    assert_eq!(of("on"), of("chat"));
+    program.write("bad.jsonl", r#"{"messages": [{"role": "user", "content": "alone"}]}"#);
+    program.fails(
+        &["train", "--data", "bad.jsonl", "--out", "bad"],
+        2,
+        &["bad.jsonl:1", "a last turn of the assistant", "one of the user"],
+    );
+}

@@ -7,17 +7,20 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::Document;
+use crate::chat::{Message, check_turns};
 use crate::error::short;
 use crate::{Error, Result};
 
 /// The longest line: what is read into memory at once.
 const LINE: u64 = 256 << 20;
+const HINT_CHAT: &str = "in a conversation each message is an object with strings \"role\" and \"content\"; repair or remove the line";
 const HINT: &str = "each line is one object with its text in the field \"text\"; repair or remove the line";
 
 /// The fields that are read. Others are ignored.
 #[derive(Deserialize)]
 struct Line {
     text: Option<String>,
+    messages: Option<Value>,
     domain: Option<Value>,
     title: Option<Value>,
     name: Option<Value>,
@@ -116,12 +119,19 @@ impl<R: BufRead> JsonlReader<R> {
             let found = error.to_string().replace(" at line 1 column ", " at column ");
             self.wrong("a JSON object with a string \"text\"", &found)
         })?;
-        let Some(body) = line.text else {
+        let messages = match line.messages {
+            Some(messages) if messages.is_array() || line.text.is_none() => self.conversation(messages)?,
+            _ => Vec::new(),
+        };
+        let said = |messages: &[Message]| {
+            messages.iter().map(|message| message.content.as_str()).collect::<Vec<_>>().join("\n\n")
+        };
+        let Some(body) = (if messages.is_empty() { line.text } else { Some(said(&messages)) }) else {
             let fields = match serde_json::from_str(text) {
                 Ok(Value::Object(fields)) => fields.keys().cloned().collect::<Vec<_>>().join(", "),
                 _ => String::new(),
             };
-            return Err(self.wrong("a field \"text\"", &format!("the fields [{fields}]")));
+            return Err(self.wrong("a field \"text\" or \"messages\"", &format!("the fields [{fields}]")));
         };
         if body.is_empty() {
             return Ok(None);
@@ -129,7 +139,22 @@ impl<R: BufRead> JsonlReader<R> {
         let name = [line.title, line.name, line.id, line.source].into_iter().find_map(plain);
         let name = name.unwrap_or_else(|| format!("{}:{}", self.name, self.lines));
         let domain = plain(line.domain).unwrap_or_else(|| self.domain.clone());
-        Ok(Some(Document { domain, name, text: body }))
+        Ok(Some(Document { domain, name, text: body, messages }))
+    }
+
+    /// The turns of a conversation, which end with an answer.
+    fn conversation(&self, messages: Value) -> Result<Vec<Message>> {
+        let wrong = |expected: &str, found: &str| match self.wrong(expected, found) {
+            Error::Line { path, line, expected, found, .. } => {
+                Error::Line { path, line, expected, found, hint: HINT_CHAT }
+            }
+            other => other,
+        };
+        let messages: Vec<Message> = serde_json::from_value(messages).map_err(|error| {
+            wrong("messages with a string \"role\" and a string \"content\"", &error.to_string())
+        })?;
+        check_turns(&messages).map_err(|(expected, found)| wrong(expected, &found))?;
+        Ok(messages)
     }
 
     fn wrong(&self, expected: &str, found: &str) -> Error {

@@ -103,7 +103,7 @@ impl<R: Read> TextReader<R> {
                 format!("{}#{count}", self.name)
             }
         };
-        Ok(Some(Document { domain: self.domain.clone(), name, text }))
+        Ok(Some(Document { domain: self.domain.clone(), name, text, messages: Vec::new() }))
     }
 }
 

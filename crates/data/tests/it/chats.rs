@@ -12,13 +12,13 @@ use tritrain_files::Disk;
 use crate::common::{folder, prose, put};
 
 /// In the way of SmolLM2.
-const CHATML: &str = "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}\
+pub(crate) const CHATML: &str = "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}\
     {{ '<|im_start|>system\\nBe brief.<|im_end|>\\n' }}{% endif %}\
     {{'<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n'}}{% endfor %}\
     {% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
 
 /// With a start, an end, Python methods, blocks on lines of their own, and an order of roles that must be kept.
-const STRICT: &str = "{{ bos_token }}\n\
+pub(crate) const STRICT: &str = "{{ bos_token }}\n\
     {% for message in messages %}\n    \
     {%- if (message.role == 'user') != (loop.index0 is even) %}\n        \
     {{- raise_exception('roles must alternate') }}\n    \
@@ -28,7 +28,7 @@ const STRICT: &str = "{{ bos_token }}\n\
     {%- endif %}\n\
     {%- endfor %}";
 
-fn tokenizer() -> Tokenizer {
+pub(crate) fn tokenizer() -> Tokenizer {
     let base = Tokenizer::train(&[prose(1, 200)], 400).unwrap();
     let mut json: Value = serde_json::from_str(base.json()).unwrap();
     let first = base.vocab_size();
@@ -41,7 +41,7 @@ fn tokenizer() -> Tokenizer {
 }
 
 /// The tokens of texts and special tokens in a row.
-fn by_hand(tokenizer: &Tokenizer, parts: &[&str]) -> Vec<u32> {
+pub(crate) fn by_hand(tokenizer: &Tokenizer, parts: &[&str]) -> Vec<u32> {
     let special = tokenizer.special_tokens();
     let one = |part: &&str| match special.iter().find(|(name, _)| name == part) {
         Some((_, id)) => vec![*id],
@@ -50,7 +50,7 @@ fn by_hand(tokenizer: &Tokenizer, parts: &[&str]) -> Vec<u32> {
     parts.iter().flat_map(one).collect()
 }
 
-fn new(template: &str, bos: &str, eos: &str) -> ChatTemplate {
+pub(crate) fn new(template: &str, bos: &str, eos: &str) -> ChatTemplate {
     ChatTemplate::new(Path::new("t"), template.to_owned(), bos, eos).unwrap()
 }
 
@@ -104,18 +104,21 @@ fn templates_come_from_either_file_and_bad_ones_are_errors() {
     let (dir, tokenizer) = (folder(), tokenizer());
     let beside = dir.path().join("tokenizer.json");
     let error = |what: &str| {
-        let error = match ChatTemplate::beside(&Disk, &beside) {
+        let error = match ChatTemplate::find(&Disk, &beside) {
             Err(error) => error,
-            Ok(template) => template.prompt(&tokenizer, &[Message::new("assistant", "x")]).unwrap_err(),
+            Ok(template) => {
+                template.unwrap().prompt(&tokenizer, &[Message::new("assistant", "x")]).unwrap_err()
+            }
         };
         assert_eq!(error.exit_code(), 2);
         let message = error.to_string();
         assert!(message.contains(what) && !message.contains('\n'), "{what:?} in {message:?}");
     };
-    error("does not chat");
+    let none = || ChatTemplate::find(&Disk, &beside).unwrap().is_none();
+    assert!(none());
     let config = |value: Value| put(dir.path(), TOKENIZER_CONFIG, value.to_string());
     config(json!({"eos_token": "<|im_end|>"}));
-    error("does not chat");
+    assert!(none());
     put(dir.path(), TOKENIZER_CONFIG, "{");
     error("a JSON object");
     config(json!({"chat_template": "{% if %}", "eos_token": null}));
@@ -129,11 +132,11 @@ fn templates_come_from_either_file_and_bad_ones_are_errors() {
     let named = json!([{"name": "tools", "template": "no"}, {"name": "default", "template": CHATML}]);
     config(json!({"chat_template": named, "eos_token": {"content": "<|im_end|>", "lstrip": false}}));
     let asked = [Message::new("user", "a")];
-    let from_list = ChatTemplate::beside(&Disk, &beside).unwrap();
+    let from_list = ChatTemplate::find(&Disk, &beside).unwrap().unwrap();
     let expected = new(CHATML, "", "<|im_end|>").prompt(&tokenizer, &asked).unwrap();
     assert_eq!(from_list.prompt(&tokenizer, &asked).unwrap(), expected);
     assert_eq!(from_list.ends(&tokenizer).len(), 2);
     put(dir.path(), TEMPLATE, "{{ messages[0].content }}{{ eos_token }}");
-    let from_file = ChatTemplate::beside(&Disk, &beside).unwrap().prompt(&tokenizer, &asked).unwrap();
+    let from_file = ChatTemplate::find(&Disk, &beside).unwrap().unwrap().prompt(&tokenizer, &asked).unwrap();
     assert_eq!(from_file, by_hand(&tokenizer, &["a", "<|im_end|>"]));
 }

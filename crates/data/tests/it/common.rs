@@ -5,6 +5,9 @@ use std::path::{Path, PathBuf};
 use tritrain_data::{Corpus, DataConfig, Document, Preparation, Source, documents};
 use tritrain_files::Disk;
 
+/// Of conversations that are prepared.
+pub(crate) const CONTEXT: usize = 64;
+
 /// A folder that goes away with the value.
 pub(crate) fn folder() -> tempfile::TempDir {
     tempfile::tempdir().unwrap()
@@ -62,6 +65,7 @@ pub(crate) fn memory(documents: &[(&str, &str, String)]) -> Source {
         domain: (*domain).into(),
         name: (*name).into(),
         text: text.clone(),
+        ..Document::default()
     };
     Source::Memory { name: "test".into(), documents: documents.iter().map(one).collect() }
 }
@@ -76,8 +80,10 @@ pub(crate) fn three_domains() -> Source {
         all.push(("few", format!("f{i}"), prose(100 + i, 30)));
     }
     all.push(("one", "o".into(), prose(1000, 200)));
-    let documents =
-        all.into_iter().map(|(domain, name, text)| Document { domain: domain.into(), name, text }).collect();
+    let documents = all
+        .into_iter()
+        .map(|(domain, name, text)| Document { domain: domain.into(), name, text, ..Document::default() })
+        .collect();
     Source::Memory { name: "test".into(), documents }
 }
 
@@ -86,7 +92,7 @@ pub(crate) fn small() -> DataConfig {
 }
 
 pub(crate) fn prepare(source: &Source, config: &DataConfig, dir: &Path) -> tritrain_data::Result<Corpus> {
-    Preparation::start(&Disk, source, config, dir)?.finish()
+    Preparation::start(&Disk, source, (config, CONTEXT), dir)?.finish()
 }
 
 /// Every file below a folder except `source.json`, by name, with its bytes.

@@ -93,8 +93,12 @@ fn topics_come_apart_and_are_named() {
         let word = |j: usize| topics[i % 2][j % (4 - i / 2 % 2)];
         (0..60).map(|j| format!("{} the of {} ", word(j), ["old", "new", "big"][(i + j) % 3])).collect()
     };
-    let documents =
-        (0..80).map(|i| Document { domain: ["b", "l"][i % 2].into(), name: i.to_string(), text: text(i) });
+    let documents = (0..80).map(|i| Document {
+        domain: ["b", "l"][i % 2].into(),
+        name: i.to_string(),
+        text: text(i),
+        ..Document::default()
+    });
     let source = Source::Memory { name: "test".into(), documents: documents.collect() };
     let fitted = fit(&source);
     let (vectors, passages, domains) = embed(&fitted, &source);

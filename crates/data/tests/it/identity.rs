@@ -6,7 +6,7 @@ use tritrain_data::{Corpus, DataConfig, Error, Preparation, Source, Tokenizer};
 use tritrain_files::faulty::{Failure, PowerLoss};
 use tritrain_files::{Disk, FaultyStorage};
 
-use crate::common::{files, folder, prepare, prose, put, small};
+use crate::common::{CONTEXT, files, folder, prepare, prose, put, small};
 
 /// Whether preparing did nothing at all, did only read, or made shards.
 #[derive(Debug, PartialEq)]
@@ -19,7 +19,7 @@ enum Did {
 fn did(source: &Source, config: &DataConfig, dir: &Path) -> Did {
     let shard = dir.join("tokens/manifest.json");
     let before = std::fs::metadata(&shard).and_then(|meta| meta.modified()).ok();
-    let mut work = Preparation::start(&Disk, source, config, dir).unwrap();
+    let mut work = Preparation::start(&Disk, source, (config, CONTEXT), dir).unwrap();
     if work.progress().is_none() {
         return Did::Nothing;
     }
@@ -30,7 +30,7 @@ fn did(source: &Source, config: &DataConfig, dir: &Path) -> Did {
 }
 
 fn resume(source: &Source, config: &DataConfig, dir: &Path) -> Result<Corpus, Error> {
-    Preparation::resume(&Disk, source, config, dir)?.finish()
+    Preparation::resume(&Disk, source, (config, CONTEXT), dir)?.finish()
 }
 
 fn corpus(text: &Path) -> Source {
@@ -136,7 +136,7 @@ fn leftovers_of_a_killed_preparation_are_removed() {
 fn text_that_changes_between_the_passes() {
     let (dir, text) = (folder(), folder());
     let source = corpus(text.path());
-    let mut work = Preparation::start(&Disk, &source, &small(), dir.path()).unwrap();
+    let mut work = Preparation::start(&Disk, &source, (&small(), CONTEXT), dir.path()).unwrap();
     work.advance().unwrap();
     put(text.path(), "3.txt", prose(99, 40));
     let error = work.finish().unwrap_err();
@@ -151,7 +151,8 @@ fn storage_that_fails_leaves_a_whole_corpus_or_none() {
     let text = folder();
     let source = corpus(text.path());
     let dir = Path::new("/run");
-    let make = |storage: &FaultyStorage| Preparation::start(storage, &source, &small(), dir)?.finish();
+    let make =
+        |storage: &FaultyStorage| Preparation::start(storage, &source, (&small(), CONTEXT), dir)?.finish();
     let whole = FaultyStorage::new();
     let hash = make(&whole).unwrap().hash().to_owned();
     let operations = whole.operations();

@@ -3,6 +3,7 @@
 mod batches;
 mod chats;
 mod common;
+mod conversations;
 mod embedding;
 mod identity;
 mod plans;

@@ -32,6 +32,7 @@ fn source() -> Source {
         domain: about(n).to_string(),
         name: n.to_string(),
         text: text(about(n), n),
+        ..Document::default()
     });
     Source::Memory { name: "three things".into(), documents: documents.collect() }
 }
@@ -304,7 +305,12 @@ fn copied() -> Source {
     let mut documents = Vec::new();
     for n in 0..48 {
         let mut push = |name: String, words: &[String]| {
-            documents.push(Document { domain: "d".into(), name, text: words.join(" ") });
+            documents.push(Document {
+                domain: "d".into(),
+                name,
+                text: words.join(" "),
+                ..Document::default()
+            });
         };
         let mut words = text(n);
         push(n.to_string(), &words);

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use tritrain_data::{Corpus, DataConfig, Preparation, Source, Split, Stage};
 use tritrain_files::Disk;
 
-use crate::common::{files, folder, memory, prepare, prose, put, small, three_domains};
+use crate::common::{CONTEXT, files, folder, memory, prepare, prose, put, small, three_domains};
 
 /// (domain, name) of every document of a split.
 fn names(corpus: &Corpus, split: Split) -> BTreeSet<(String, String)> {
@@ -59,6 +59,7 @@ fn the_split_is_disjoint_complete_and_stable() {
         domain: "new".into(),
         name: format!("n{i}"),
         text: prose(500 + i, 5),
+        ..Default::default()
     }));
     let more = Source::Memory { name: "more".into(), documents: more };
     let dir = folder();
@@ -125,7 +126,7 @@ fn domains_of_files_survive() {
 fn progress_goes_through_the_stages() {
     let dir = folder();
     let source = three_domains();
-    let mut work = Preparation::start(&Disk, &source, &small(), dir.path()).unwrap();
+    let mut work = Preparation::start(&Disk, &source, (&small(), CONTEXT), dir.path()).unwrap();
     let mut stages = vec![work.progress().unwrap()];
     while let Some(progress) = work.advance().unwrap() {
         assert!(progress.done <= progress.total && progress.total > 0);
@@ -144,7 +145,7 @@ fn large_text_streams_through_several_chunks() {
     assert!(long.len() > 18 << 20);
     put(text.path(), "long.txt", &long);
     let source = Source::Paths(vec![text.path().join("long.txt")]);
-    let mut work = Preparation::start(&Disk, &source, &DataConfig::default(), dir.path()).unwrap();
+    let mut work = Preparation::start(&Disk, &source, (&DataConfig::default(), CONTEXT), dir.path()).unwrap();
     let mut steps = 0;
     while work.advance().unwrap().is_some() {
         steps += 1;

@@ -16,7 +16,7 @@ fn zst(text: &[u8]) -> Vec<u8> {
 }
 
 fn document(domain: &str, name: &str, text: &str) -> Document {
-    Document { domain: domain.into(), name: name.into(), text: text.into() }
+    Document { domain: domain.into(), name: name.into(), text: text.into(), ..Document::default() }
 }
 
 const LINES: &str = "{\"text\": \"é\\n\", \"title\": \"T\", \"extra\": [1]}\n\n{\"id\": 7, \"text\": \"b\"}\n{\"text\": \"\"}\r\n\
@@ -169,10 +169,10 @@ fn bad_lines_are_errors_with_their_place() {
         ),
         (
             "{\"title\": \"t\", \"body\": \"b\"}\n",
-            ":1: expected a field \"text\", found the fields [title, body]",
+            ":1: expected a field \"text\" or \"messages\", found the fields [title, body]",
         ),
         ("{\"text\": \"\\ud800\"}\n", ":1: expected a JSON object"),
-        ("{\"text\": null}\n", ":1: expected a field \"text\", found the fields [text]"),
+        ("{\"text\": null}\n", ":1: expected a field \"text\" or \"messages\", found the fields [text]"),
         (
             "{\"text\": \"a\"} {\"text\": \"b\"}\n",
             ":1: expected a JSON object with a string \"text\", found trailing characters",

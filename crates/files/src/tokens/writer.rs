@@ -5,7 +5,9 @@ use std::fmt;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use super::{DOCUMENTS, FORMAT, Manifest, NAMES, Record, Shard, Split, TokenType, Totals, shard_name};
+use super::{
+    DOCUMENTS, FORMAT, Manifest, NAMES, NO_TARGET_MARK, Record, Shard, Split, TokenType, Totals, shard_name,
+};
 use crate::checkpoint::{remove_if_there, write_synced};
 use crate::seal::seal;
 use crate::storage::{fresh, make_dir, parent};
@@ -106,11 +108,20 @@ impl<'s> CorpusWriter<'s> {
         self
     }
 
+    /// Takes tokens that are no targets, with [`NO_TARGET_MARK`]. Call it before the first document.
+    #[must_use]
+    pub fn with_marks(mut self) -> Self {
+        self.manifest.dtype = TokenType::Marked;
+        let bytes = self.shard_bytes;
+        self.with_shard_bytes(bytes)
+    }
+
     fn create_file(&self, name: &str) -> Result<Out> {
         Ok(Summing::new(self.storage.create_new(&self.temp.join(name))?))
     }
 
-    /// Adds a document of `bytes` source bytes, and the eos token behind it. Names need not be unique.
+    /// Adds a document of `bytes` source bytes, and the eos token behind it, which is a target where the token before
+    /// it is one. Names need not be unique.
     ///
     /// # Errors
     /// [`Error::Invalid`] for a token outside the vocabulary or a name of more than 65,535 bytes (the
@@ -124,7 +135,8 @@ impl<'s> CorpusWriter<'s> {
         tokens: &[u32],
     ) -> Result<()> {
         let vocab = self.manifest.vocab;
-        if let Some(token) = tokens.iter().find(|&&token| token >= vocab) {
+        let mark = if self.manifest.dtype == TokenType::Marked { NO_TARGET_MARK } else { 0 };
+        if let Some(token) = tokens.iter().find(|&&token| token & !mark >= vocab) {
             return Err(Error::invalid("token", &self.dir, format!("less than {vocab}"), token, HINT));
         }
         let name_len = u16::try_from(name.len()).map_err(|_| {
@@ -138,7 +150,8 @@ impl<'s> CorpusWriter<'s> {
         let record = Record { split, name_len, domain, start, tokens: count, bytes, name_at };
         put(&mut self.documents, &self.temp.join(DOCUMENTS), &record.encode())?;
         self.tokens(split, tokens)?;
-        self.tokens(split, &[self.manifest.eos])?;
+        let last = tokens.last().map_or(0, |token| token & mark);
+        self.tokens(split, &[self.manifest.eos | last])?;
         let totals = match split {
             Split::Train => &mut self.manifest.train,
             Split::Validation => &mut self.manifest.validation,
@@ -174,7 +187,7 @@ impl<'s> CorpusWriter<'s> {
                 TokenType::U16 => {
                     now.iter().for_each(|&t| buffer.extend_from_slice(&(t as u16).to_le_bytes()))
                 }
-                TokenType::U32 => buffer.extend_from_slice(bytemuck::cast_slice(now)),
+                TokenType::U32 | TokenType::Marked => buffer.extend_from_slice(bytemuck::cast_slice(now)),
             }
             let path = self.temp.join(shard_name(split, self.finished(split)));
             self.open_shard(split)?.write_all(&buffer).map_err(|e| Error::io("write", &path, e))?;

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use proptest::prelude::*;
-use tritrain_files::tokens::{CorpusWriter, Document, Manifest, Split, TokenCorpus};
+use tritrain_files::tokens::{CorpusWriter, Document, Manifest, NO_TARGET_MARK, Split, TokenCorpus};
 use tritrain_files::{Disk, Error, FaultyStorage, Result, Storage};
 
 const EOS: u32 = 2;
@@ -153,6 +153,37 @@ fn every_flipped_bit_is_found_and_none_panics() {
             storage.damage(&path, flip).unwrap();
         }
     }
+}
+
+#[test]
+fn marks_come_back_and_are_no_part_of_tokens() {
+    let storage = FaultyStorage::new();
+    let writer = CorpusWriter::create(&storage, dir(), 300, EOS, "t", "s").unwrap();
+    // Shards of three tokens.
+    let mut writer = writer.with_marks().with_shard_bytes(14);
+    let m = NO_TARGET_MARK;
+    writer.document(Split::Train, "d", "a", 1, &[5 | m, 6, 299 | m]).unwrap();
+    writer.document(Split::Train, "d", "b", 1, &[7 | m, 8]).unwrap();
+    writer.document(Split::Validation, "d", "c", 1, &[9]).unwrap();
+    writer.document(Split::Train, "d", "x", 1, &[300 | m]).unwrap_err();
+    assert_eq!(writer.finish().unwrap().shards.len(), 4);
+    let corpus = TokenCorpus::open(&storage, dir()).unwrap();
+    corpus.verify(&storage).unwrap();
+    assert!(corpus.is_marked());
+    let mut tokens = [0; 7];
+    corpus.read(Split::Train, 0, &mut tokens).unwrap();
+    assert_eq!(tokens, [5, 6, 299, EOS, 7, 8, EOS]);
+    corpus.read_marked(Split::Train, 0, &mut tokens).unwrap();
+    // The end of a document is a target where what is before it is one.
+    assert_eq!(tokens, [5 | m, 6, 299 | m, EOS | m, 7 | m, 8, EOS]);
+    storage
+        .damage(&dir().join("train-00000.tok"), |bytes| {
+            bytes[4..8].copy_from_slice(&(300 | NO_TARGET_MARK).to_le_bytes());
+        })
+        .unwrap();
+    let corpus = TokenCorpus::open(&storage, dir()).unwrap();
+    let error = corpus.read_marked(Split::Train, 0, &mut [0; 3]).unwrap_err();
+    assert!(matches!(&error, Error::Broken { what, .. } if what == "token 1"), "{error}");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //! those of a batch.
 
 use cubecl::{prelude::*, server::Handle};
-use tritrain_backend::Products;
+use tritrain_backend::{NO_TARGET, Products};
 
 use super::{
     embed::link_targets,
@@ -88,7 +88,7 @@ fn row_blocks(
     }
 }
 
-/// One cube a row of logits: its loss, and `scale · softmax` in its place.
+/// One cube a row of logits: its loss, and `scale · softmax` in its place; 0 for both without a target.
 #[cube(launch, create_dummy_kernel)]
 fn entropy(
     logits: &mut [f32],
@@ -111,7 +111,10 @@ fn entropy(
             i += UNITS;
         }
         let largest = unordered(cube_max(largest, &mut words));
-        let gap = largest - logits[start + targets[first + CUBE_POS] as usize];
+        let target = targets[first + CUBE_POS];
+        let counts = target != NO_TARGET;
+        let at = if counts { target as usize } else { 0usize.runtime() };
+        let gap = largest - logits[start + at];
         sync_cube();
         let mut sum = 0.0f32;
         let mut i = unit;
@@ -123,9 +126,9 @@ fn entropy(
         }
         let sum = cube_sum(sum, &mut desk);
         if unit == 0 {
-            losses[first + CUBE_POS] = sum.ln() + gap;
+            losses[first + CUBE_POS] = if counts { sum.ln() + gap } else { 0.0f32.runtime() };
         }
-        let factor = scale / sum;
+        let factor = if counts { scale / sum } else { 0.0f32.runtime() };
         let mut i = unit;
         while i < vocab {
             logits[start + i] *= factor;
@@ -147,10 +150,13 @@ fn subtract_words(
     factor: f32,
 ) {
     if ABSOLUTE_POS < rows * dim {
-        let target = targets[first + ABSOLUTE_POS / dim] as usize;
-        let col = ABSOLUTE_POS % dim;
-        let code = crate::blocks::byte(codes[target * dim.div_ceil(4) + col / 4], (col % 4) as u32);
-        d_hidden[first * dim + ABSOLUTE_POS] -= f32::cast_from(code) * (factor * scales[target]);
+        let target = targets[first + ABSOLUTE_POS / dim];
+        if target != NO_TARGET {
+            let target = target as usize;
+            let col = ABSOLUTE_POS % dim;
+            let code = crate::blocks::byte(codes[target * dim.div_ceil(4) + col / 4], (col % 4) as u32);
+            d_hidden[first * dim + ABSOLUTE_POS] -= f32::cast_from(code) * (factor * scales[target]);
+        }
     }
 }
 
@@ -167,7 +173,7 @@ fn subtract_hidden(
     dim: usize,
     factor: f32,
 ) {
-    if CUBE_POS < rows && links[2 * CUBE_POS] == 0u32 {
+    if CUBE_POS < rows && links[2 * CUBE_POS] == 0u32 && targets[first + CUBE_POS] != NO_TARGET {
         let row = targets[first + CUBE_POS] as usize * dim;
         let mut col = UNIT_POS as usize;
         while col < dim {
@@ -188,7 +194,7 @@ fn subtract_hidden(
 /// `x[t][target] -= factor`.
 #[cube(launch, create_dummy_kernel)]
 fn subtract_targets(x: &mut [f32], targets: &[u32], first: usize, rows: usize, vocab: usize, factor: f32) {
-    if ABSOLUTE_POS < rows {
+    if ABSOLUTE_POS < rows && targets[first + ABSOLUTE_POS] != NO_TARGET {
         x[ABSOLUTE_POS * vocab + targets[first + ABSOLUTE_POS] as usize] -= factor;
     }
 }
@@ -282,11 +288,12 @@ pub(crate) fn head_loss_backward(
     head: &Floats,
     targets: &Tokens,
     with: (usize, Products),
+    weight: f32,
     losses: &mut Floats,
     d_hidden: &mut Floats,
     d_head: &mut Floats,
 ) {
-    cross_entropy(gpu, hidden, head, targets, with, losses, Some((d_hidden, d_head)));
+    cross_entropy(gpu, hidden, head, targets, with, losses, Some((weight, d_hidden, d_head)));
 }
 
 fn cross_entropy(
@@ -296,7 +303,7 @@ fn cross_entropy(
     targets: &Tokens,
     (dim, products): (usize, Products),
     losses: &mut Floats,
-    mut gradients: Option<(&mut Floats, &mut Floats)>,
+    mut gradients: Option<(f32, &mut Floats, &mut Floats)>,
 ) {
     let (n, vocab) = (targets.len, head.len / dim);
     assert!(head.len == vocab * dim && hidden.len == n * dim && losses.len == n, "sizes of a head");
@@ -325,8 +332,7 @@ fn cross_entropy(
             }
             None => gemm(gpu, x, View::new(head, vocab, dim).t(), Onto::Replace, (&mut logits).into()),
         }
-        let mean = 1.0 / n as f32;
-        let scale = if gradients.is_some() { mean } else { 1.0 };
+        let scale = gradients.as_ref().map_or(1.0, |(weight, ..)| *weight);
         launch!(
             gpu,
             entropy,
@@ -340,7 +346,7 @@ fn cross_entropy(
             vocab,
             scale,
         );
-        let Some((d_hidden, d_head)) = &mut gradients else {
+        let Some((weight, d_hidden, d_head)) = &mut gradients else {
             continue;
         };
         let place = Place { of: d_hidden, from: first * dim };
@@ -355,7 +361,7 @@ fn cross_entropy(
                 first,
                 rows,
                 vocab,
-                mean,
+                *weight,
             );
             let d_logits = View::new(&logits, rows, vocab);
             gemm(gpu, d_logits, View::new(head, vocab, dim), Onto::Replace, place);
@@ -378,7 +384,7 @@ fn cross_entropy(
             first,
             rows,
             dim,
-            mean,
+            *weight,
         );
         let x = int8_rows(gpu, (hidden, first * dim), rows, dim);
         let place = Place { of: d_head, from: 0 };
@@ -397,7 +403,7 @@ fn cross_entropy(
             first,
             rows,
             dim,
-            mean,
+            *weight,
         );
     }
 }

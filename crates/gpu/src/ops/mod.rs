@@ -250,11 +250,12 @@ impl Backend for Gpu {
         head: &Floats,
         targets: &Tokens,
         with: (usize, Products),
+        weight: f32,
         losses: &mut Floats,
         d_hidden: &mut Floats,
         d_head: &mut Floats,
     ) {
-        head::head_loss_backward(self, hidden, head, targets, with, losses, d_hidden, d_head)
+        head::head_loss_backward(self, hidden, head, targets, with, weight, losses, d_hidden, d_head)
     }
 
     fn head_logits(&self, hidden: &Floats, head: &Floats, dim: usize, logits: &mut Floats) {

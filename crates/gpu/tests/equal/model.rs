@@ -1,6 +1,6 @@
 //! Operations of the model.
 
-use tritrain_backend::{Backend, Gate, Products, Shape, Store, rope_table};
+use tritrain_backend::{Backend, Gate, NO_TARGET, Products, Shape, Store, rope_table};
 
 use crate::{Case, Found, Random, compare, get, put, put_tokens};
 
@@ -343,7 +343,12 @@ impl Case for Head {
         let hidden = put(b, &random.normal(tokens * dim));
         let weights: Vec<f32> = random.normal(vocab * dim).iter().map(|x| 0.2 * x).collect();
         let head = put(b, &weights);
-        let targets = put_tokens(b, &random.below(tokens, vocab));
+        let mut targets = random.below(tokens, vocab);
+        // Those of every fourth case are no targets here and there.
+        if seed % 4 == 2 {
+            targets.iter_mut().step_by(3).for_each(|target| *target = NO_TARGET);
+        }
+        let targets = put_tokens(b, &targets);
         let mut losses = b.floats(tokens);
         b.head_loss(&hidden, &head, &targets, (dim, products), &mut losses);
         let forward = get(b, &losses);
@@ -353,6 +358,7 @@ impl Case for Head {
             &head,
             &targets,
             (dim, products),
+            1.0 / tokens as f32,
             &mut losses,
             &mut d_hidden,
             &mut d_head,

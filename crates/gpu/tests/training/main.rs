@@ -43,9 +43,14 @@ fn corpus(config: &Config, dir: &Path) -> Corpus {
     let text = |seed: usize| {
         (0..400).map(|i| words[(i * i * (seed + 3) + i / 7) % words.len()]).collect::<Vec<_>>().join(" ")
     };
-    let document = |n| Document { domain: "words".into(), name: format!("text {n}"), text: text(n) };
+    let document = |n| Document {
+        domain: "words".into(),
+        name: format!("text {n}"),
+        text: text(n),
+        ..Document::default()
+    };
     let source = Source::Memory { name: "words".into(), documents: (0..10).map(document).collect() };
-    Preparation::start(&Disk, &source, &config.data, dir).unwrap().finish().unwrap()
+    Preparation::start(&Disk, &source, (&config.data, config.model.context), dir).unwrap().finish().unwrap()
 }
 
 /// Trains to the end, or until `stop` steps are behind; losses of the steps, and latent weights of all matrices.

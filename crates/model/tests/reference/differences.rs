@@ -1,5 +1,6 @@
 //! Every gradient against central differences.
 
+use tritrain_backend::NO_TARGET;
 use tritrain_model::reference::Arithmetic;
 
 use crate::case::*;
@@ -89,6 +90,34 @@ fn every_entry_of_small_models_is_a_central_difference() {
     println!("{} comparisons, {} at kinks, worst {:?}", found.compared, found.kinks, found.worst);
     assert!(found.worst.0 <= BOUND, "{:?}", found.worst);
     assert!(found.compared > 2000 && found.kinks * 10 < found.compared);
+}
+
+/// With a part of the targets left out, gradients are those of the mean over the others; a position without a target
+/// has the same ones whatever its target would have been.
+#[test]
+fn gradients_of_some_targets_are_central_differences() {
+    let mut found = Findings::default();
+    let mut random = Random(2);
+    for seed in 0..40 {
+        let mut case = Case::random(seed);
+        let counts: Vec<bool> = case.targets.iter().map(|_| random.flip()).collect();
+        for (target, counts) in case.targets.iter_mut().zip(counts) {
+            if !counts {
+                *target = NO_TARGET;
+            }
+        }
+        let gradients = case.gradients(Arithmetic::Exact);
+        if case.targets.iter().all(|target| *target == NO_TARGET) {
+            assert!(gradients.iter().flatten().all(|g| *g == 0.0));
+            continue;
+        }
+        for (tensor, gradient) in gradients.iter().enumerate() {
+            found.sample(&case, tensor, gradient, 2, &mut random);
+        }
+    }
+    println!("{} comparisons, {} at kinks, worst {:?}", found.compared, found.kinks, found.worst);
+    assert!(found.worst.0 <= BOUND, "{:?}", found.worst);
+    assert!(found.compared > 1000 && found.kinks * 10 < found.compared);
 }
 
 /// The checker must be able to fail: every tensor's gradient, wrong in one way, is found out.

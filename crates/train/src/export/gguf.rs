@@ -86,7 +86,12 @@ fn format(kind: TensorKind, block: Block) -> Block {
 }
 
 /// Everything of the file but the tensors.
-fn metadata(loaded: &Loaded, weights: &Weights, block: Block) -> Result<Vec<(String, Value<'static>)>> {
+fn metadata(
+    storage: &dyn Storage,
+    loaded: &Loaded,
+    weights: &Weights,
+    block: Block,
+) -> Result<Vec<(String, Value<'static>)>> {
     let config = &weights.config;
     let architecture = architecture(config);
     let mut metadata: Vec<(String, Value<'static>)> = Vec::new();
@@ -111,12 +116,13 @@ fn metadata(loaded: &Loaded, weights: &Weights, block: Block) -> Result<Vec<(Str
     }
     own("attention.layer_norm_rms_epsilon", Value::F32(config.norm_eps));
     own("rope.freq_base", Value::F32(config.rope_theta));
-    metadata.extend(tokenizer(loaded, weights.vocab)?);
+    metadata.extend(tokenizer(storage, loaded, weights.vocab)?);
     Ok(metadata)
 }
 
-/// The vocabulary. Text begins with the end of text, as documents do in training.
-fn tokenizer(loaded: &Loaded, vocab: usize) -> Result<Vec<(String, Value<'static>)>> {
+/// The vocabulary. Text begins with the end of text, as documents do in training. It ends as its answers do where the
+/// model chats.
+fn tokenizer(storage: &dyn Storage, loaded: &Loaded, vocab: usize) -> Result<Vec<(String, Value<'static>)>> {
     let mut vocabulary = loaded.tokenizer.vocabulary()?;
     let Some(cut) = vocabulary.cut else {
         let reason = "llama.cpp cuts text into words by its own list, on which this tokenizer is not";
@@ -144,18 +150,24 @@ fn tokenizer(loaded: &Loaded, vocab: usize) -> Result<Vec<(String, Value<'static
     };
     let kinds: Vec<i32> = vocabulary.tokens.iter().map(|(_, of)| kind(of)).collect();
     let texts = vocabulary.tokens.iter().map(|(token, _)| token);
-    let eos = Value::U32(loaded.tokenizer.eos());
+    let eos = loaded.tokenizer.eos();
+    let template = loaded.own_template(storage)?;
+    let end = template.as_ref().and_then(|template| template.end(&loaded.tokenizer));
     let keys = [
         ("model", Value::from("gpt2")),
         ("pre", Value::from(cut)),
         ("tokens", Value::Array(Array::texts(texts))),
         ("token_type", Value::Array(Array::i32(&kinds))),
         ("merges", Value::Array(Array::texts(&vocabulary.merges))),
-        ("bos_token_id", eos.clone()),
-        ("eos_token_id", eos),
+        ("bos_token_id", Value::U32(eos)),
+        ("eos_token_id", Value::U32(end.map_or(eos, |(_, id)| id))),
         ("add_bos_token", Value::Bool(true)),
     ];
-    Ok(keys.map(|(key, value)| (format!("tokenizer.ggml.{key}"), value)).into())
+    let mut keys = Vec::from(keys.map(|(key, value)| (format!("tokenizer.ggml.{key}"), value)));
+    keys.extend(
+        template.map(|of| ("tokenizer.chat_template".to_owned(), Value::Text(of.source().to_owned().into()))),
+    );
+    Ok(keys)
 }
 
 pub(super) fn write(
@@ -176,7 +188,7 @@ pub(super) fn write(
         },
     };
     let specs: Vec<Spec> = pieces.iter().map(spec).collect();
-    let mut writer = Writer::create(storage, path, &metadata(loaded, weights, block)?, &specs)?;
+    let mut writer = Writer::create(storage, path, &metadata(storage, loaded, weights, block)?, &specs)?;
     for (piece, spec) in pieces.iter().zip(&specs) {
         let rows = turn(weights.rows(piece), piece, order(&weights.config, piece));
         let count = piece.rows.len() * piece.cols;
@@ -238,14 +250,19 @@ pub(super) fn format_of(file: &GgufFile) -> Result<Block> {
 }
 
 /// Compares everything but the tensors with what a file of this model holds.
-pub(super) fn compare_metadata(file: &GgufFile, loaded: &Loaded, weights: &Weights) -> Result<()> {
+pub(super) fn compare_metadata(
+    storage: &dyn Storage,
+    file: &GgufFile,
+    loaded: &Loaded,
+    weights: &Weights,
+) -> Result<()> {
     let differs = |what: String, expected: String, found: String| Error::Differs {
         path: file.path().to_path_buf(),
         what,
         expected,
         found,
     };
-    for (key, expected) in metadata(loaded, weights, format_of(file)?)? {
+    for (key, expected) in metadata(storage, loaded, weights, format_of(file)?)? {
         let found = file.value(&key);
         if found.as_ref() != Some(&expected) {
             let show = |value: Option<&Value<'_>>| match value {

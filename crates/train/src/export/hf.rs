@@ -9,7 +9,7 @@ use std::{borrow::Cow, collections::BTreeMap, path::Path};
 
 use serde_json::{Value, json};
 use tritrain_backend::{Backend, Values};
-use tritrain_data::Tokenizer;
+use tritrain_data::{Tokenizer, chat::TEMPLATE};
 use tritrain_files::{
     Storage,
     tensors::{self, Dtype, TensorFile, TensorView},
@@ -226,17 +226,27 @@ pub(super) fn write<B: Backend>(
     tensors::save(storage, &folder.join(TENSORS), views, &metadata)?;
     write_atomic(storage, &folder.join(TOKENIZER), tokenizer_json(loaded)?.as_bytes())?;
     let eos = loaded.tokenizer.eos();
-    let end = loaded.tokenizer.name_of(eos);
+    let start = loaded.tokenizer.name_of(eos);
+    let template = loaded.own_template(storage)?;
+    if let Some(template) = &template {
+        write_atomic(storage, &folder.join(TEMPLATE), template.source().as_bytes())?;
+    }
+    // Where the model chats, text ends as its answers do.
+    let end = template.and_then(|template| template.end(&loaded.tokenizer));
+    let (end, end_id) = end.unwrap_or_else(|| (start.clone(), eos));
     let parts = [
         (CONFIG, config_json(loaded, weights, hf)),
-        ("generation_config.json", json!({ "bos_token_id": eos, "eos_token_id": eos, "pad_token_id": eos })),
+        (
+            "generation_config.json",
+            json!({ "bos_token_id": eos, "eos_token_id": end_id, "pad_token_id": eos }),
+        ),
         (
             "tokenizer_config.json",
             json!({
                 "tokenizer_class": "PreTrainedTokenizerFast",
-                "bos_token": end,
+                "bos_token": start,
                 "eos_token": end,
-                "pad_token": end,
+                "pad_token": start,
                 "model_max_length": weights.config.context,
                 "clean_up_tokenization_spaces": false,
             }),

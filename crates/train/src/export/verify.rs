@@ -81,7 +81,7 @@ pub(super) fn verify_weights<B: Backend>(
         true => Exported::Hf(Folder::open(storage, path, loaded, weights)?),
         false => {
             let file = GgufFile::open(storage, path)?;
-            gguf::compare_metadata(&file, loaded, weights)?;
+            gguf::compare_metadata(storage, &file, loaded, weights)?;
             Exported::Gguf(Box::new(file))
         }
     };

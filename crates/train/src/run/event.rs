@@ -97,6 +97,11 @@ pub enum Event {
         /// The quantity.
         what: &'static str,
     },
+    /// A step whose batch has no token to learn: conversations go on in it without an answer.
+    NoAnswer {
+        /// The step.
+        step: u64,
+    },
     /// Too many gradients were spikes, or the loss stayed high: the run went back to a checkpoint.
     WentBack {
         /// From this step.
