@@ -5,7 +5,7 @@ use tritrain_backend::{Backend, Shape, Store};
 use crate::{
     Activations, Model, Sink,
     activations::{BlockBuffers, WITHOUT_GRADIENTS},
-    linear::Gated,
+    linear::{Gated, Input},
 };
 
 impl<B: Backend> Model<B> {
@@ -46,6 +46,26 @@ impl<B: Backend> Model<B> {
         self.normalise(backend, &f.mid, Some(ids.ffn_norm), &mut f.ffn_in, &mut f.ffn_rstd);
         self.linear(backend, ids.gate_up, &f.ffn_in, None, &mut f.gate_up);
         self.gate(backend, &f.gate_up, ids.ffn_sub_norm, gated, &mut f.down_in, &mut f.down_rstd);
+    }
+
+    /// Root mean squares of what goes into `o` and into `down` of each block, over the tokens of the last batch of an
+    /// f32 model.
+    ///
+    /// # Panics
+    /// The activations do not keep everything, or are those of a ternary model.
+    pub fn inner_rms(&self, backend: &B, a: &Activations<B>) -> Vec<[f32; 2]> {
+        assert_eq!(a.blocks.len(), self.config.layers, "activations of every block");
+        let lens =
+            [self.config.heads * self.config.head_dim(), self.config.ffn].map(|width| width * a.tokens());
+        let rms = |block: &BlockBuffers<B>| {
+            let Input::Floats(gated) = &block.down_in else { panic!("activations of an f32 model") };
+            let (mut sums, mut here) = (backend.floats(2), [0.0; 2]);
+            backend.add_sum_squares(&block.attended, &mut sums, 0);
+            backend.add_sum_squares(gated, &mut sums, 1);
+            backend.download(&sums, &mut here);
+            [0, 1].map(|at| (here[at] / lens[at] as f32).sqrt())
+        };
+        a.blocks.iter().map(rms).collect()
     }
 
     /// Attention within the sequences of a batch.

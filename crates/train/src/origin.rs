@@ -2,18 +2,23 @@
 //! may be the targets.
 //!
 //! The model of the run has the sizes of the other one. It may be ternary where that one is f32: the f32 weights are
-//! its latent weights. It may have sub-norms where that one has none: their gains are 1 then.
+//! its latent weights. It may have sub-norms where that one has none: their gains are then what that model has there,
+//! in the root mean square over some text, so that what a norm divides by comes back.
 
 use std::path::Path;
 
 use tritrain_backend::{Backend, NO_TARGET, Stream, Values};
-use tritrain_data::chat::{TEMPLATE, TOKENIZER_CONFIG};
+use tritrain_data::{
+    Corpus,
+    chat::{TEMPLATE, TOKENIZER_CONFIG},
+};
 use tritrain_files::{
     Storage,
     tensors::{self, TensorFile, TensorView},
+    tokens::Split,
     write_atomic,
 };
-use tritrain_model::{Activations, Keep, Layout, Model, ModelConfig, TensorKind};
+use tritrain_model::{Activations, Keep, Layout, Model, ModelConfig, Precision};
 
 use crate::{Config, Error, Loaded, Result, load};
 
@@ -50,17 +55,50 @@ pub(crate) fn origin(storage: &dyn Storage, config: &Config, tokenizer: &str) ->
     Ok(Some(loaded))
 }
 
-/// The weights of tensor `id` of `layout`, from another model.
-pub(crate) fn weights<'a>(from: &'a Loaded, layout: &Layout, id: usize) -> Values<'a> {
+/// Contexts of text by which gains are found.
+const WINDOWS: u64 = 4;
+
+/// Gains of the sub-norms that a run with this layout adds to the model it begins with: for attention and the
+/// feed-forward part of each block, none where none are added.
+///
+/// # Errors
+/// The corpus cannot be read.
+pub(crate) fn gains<B: Backend>(
+    backend: &B,
+    from: Option<&Loaded>,
+    config: &ModelConfig,
+    corpus: &Corpus,
+) -> Result<Vec<[f32; 2]>> {
+    let Some(from) = from.filter(|from| config.sub_norm && !from.config.sub_norm) else {
+        return Ok(Vec::new());
+    };
+    let model = match from.config.precision {
+        Precision::F32 => from.model(backend)?,
+        Precision::Ternary => from.in_floats(backend)?,
+    };
+    let context = config.context;
+    let windows = (corpus.len(Split::Train) / context as u64).clamp(1, WINDOWS) as usize;
+    let mut tokens = vec![0; windows * context];
+    corpus.tokens().read(Split::Train, 0, &mut tokens)?;
+    let sizes = ModelConfig { context, ..model.config().clone() };
+    let mut activations = Activations::new(backend, &sizes, windows, context, Keep::Everything);
+    model.evaluate(backend, &mut activations, &tokens, &tokens);
+    Ok(model.inner_rms(backend, &activations))
+}
+
+/// The weights of tensor `id` of `layout`, from another model and the [`gains`] of sub-norms.
+pub(crate) fn weights<'a>(from: &'a Loaded, gains: &[[f32; 2]], layout: &Layout, id: usize) -> Values<'a> {
     let spec = &layout.specs[id];
-    match from.tensor(&spec.name) {
-        Some(values) => values,
-        // A sub-norm that is added.
-        None => {
-            debug_assert!(spec.kind == TensorKind::Norm, "{} is in both models", spec.name);
-            Values::Floats(vec![1.0; spec.len()].into())
-        }
-    }
+    from.tensor(&spec.name).unwrap_or_else(|| {
+        let added =
+            layout.blocks.iter().zip(gains).find_map(|(ids, [attention, feed_forward])| match Some(id) {
+                id if id == ids.attn_sub_norm => Some(*attention),
+                id if id == ids.ffn_sub_norm => Some(*feed_forward),
+                _ => None,
+            });
+        let gain = added.unwrap_or_else(|| unreachable!("{} is in both models", spec.name));
+        Values::Floats(vec![gain; spec.len()].into())
+    })
 }
 
 /// Copies what says how the model chats beside the tokenizer of the run in `dir`.

@@ -7,9 +7,9 @@ use std::{
 
 use tritrain_backend::Cpu;
 use tritrain_data::{Corpus, Document, PlanKind, Preparation, Source};
-use tritrain_files::Disk;
-use tritrain_model::Precision;
-use tritrain_train::{Config, Error, Event, Run, RunConfig, Workplace};
+use tritrain_files::{Disk, Storage, tensors::TensorFile, tokens::Split};
+use tritrain_model::{Activations, Keep, Precision};
+use tritrain_train::{Config, Error, Event, Run, RunConfig, Workplace, load};
 
 const STEPS: u64 = 60;
 
@@ -122,6 +122,26 @@ fn a_run_goes_on_where_the_other_model_ended() {
         place.loss
     );
     assert!(losses[0] + 1.0 < untrained, "{} is no better than {untrained}", losses[0]);
+
+    // Sub-norms that are added give back in the mean what they divide by.
+    let mut normed = place.from();
+    normed.model.sub_norm = true;
+    let (losses, _) = place.run("normed", normed, Some(1));
+    assert!(f64::from(losses[0]) < place.loss + 0.3, "{} with sub-norms, {} without", losses[0], place.loss);
+    let (backend, time) = (Cpu::new(1).unwrap(), config().model.context);
+    let model = load(&Disk, &place.first).unwrap().model(&backend).unwrap();
+    let mut tokens = vec![0; 4 * time];
+    place.corpus.tokens().read(Split::Train, 0, &mut tokens).unwrap();
+    let mut activations = Activations::new(&backend, model.config(), 4, time, Keep::Everything);
+    model.evaluate(&backend, &mut activations, &tokens, &tokens);
+    let saved = place.dir("normed/step-1/model.safetensors");
+    let saved = TensorFile::parse(&saved, Disk.map(&saved).unwrap()).unwrap();
+    let names = [("attn", config().model.dim), ("ffn", config().model.ffn)];
+    for ((name, len), rms) in names.into_iter().zip(model.inner_rms(&backend, &activations)[0]) {
+        let gains = saved.f32(&format!("layers.0.{name}_sub_norm"), &[len]).unwrap();
+        // One step has moved them.
+        assert!(gains.iter().all(|gain| (gain - rms).abs() < 0.002), "{name}: {rms} and {gains:?}");
+    }
 
     // As a ternary model, with sub-norms and without, it begins worse than it was and ahead of one that begins anew.
     for (name, sub_norm) in [("plain", false), ("norms", true)] {
