@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use tritrain_dispatch::{Calibration, Config, Dispatcher};
 use tritrain_files::{Disk, Storage, write_atomic};
 
-use crate::{devices, error::Result, show};
+use crate::{args::Device, devices, error::Result, show};
 
 /// Bytes of a calibration at most.
 const MOST: u64 = 1 << 20;
@@ -20,8 +20,8 @@ pub(crate) fn dispatcher(config: Config) -> Result<(Dispatcher, Option<PathBuf>)
             None
         }
     });
-    let dispatcher =
-        Dispatcher::new(config, devices::gpu(), known).map_err(tritrain_bench::BenchError::from)?;
+    let dispatcher = Dispatcher::new(config, devices::engine(&Device::default())?, known)
+        .map_err(tritrain_bench::BenchError::from)?;
     let kept = path.filter(|_| dispatcher.is_renewed());
     if let Some(path) = &kept
         && let Err(error) = write(path, &dispatcher.calibration())

@@ -91,8 +91,9 @@ fn name_of(device: DeviceName) -> &'static str {
 mod gpu {
     //! GPUs of a program that knows them.
 
+    use tritrain_dispatch::Engine;
     pub(super) use tritrain_gpu::Gpu;
-    use tritrain_gpu::{Choice, GpuError};
+    use tritrain_gpu::{Choice, GpuEngine, GpuError};
 
     use super::{Error, Result, name_of};
     use crate::args::DeviceName;
@@ -116,9 +117,16 @@ mod gpu {
 
     /// A device in a few words.
     pub(super) fn describe(gpu: &Gpu) -> String {
-        let of = gpu.adapter();
-        let kind = if of.software { ", software, for tests" } else { "" };
-        format!("{} ({}, {}{kind})", of.name, of.api, of.driver)
+        gpu.adapter().to_string()
+    }
+
+    /// The engine of a GPU.
+    pub(super) fn engine(device: DeviceName) -> Result<Result<Box<dyn Engine>, String>> {
+        Ok(match open(device)? {
+            Some(gpu) => Ok(Box::new(GpuEngine::new(gpu))),
+            None if device == DeviceName::Cpu => Err("--device cpu".to_owned()),
+            None => survey(DeviceName::Gpu).and_then(|name| Err(format!("{name} does not start"))),
+        })
     }
 
     /// What there is of a kind, or why there is none.
@@ -137,6 +145,7 @@ mod gpu {
     //! GPUs of a program that knows none.
 
     pub(super) use tritrain_backend::Cpu as Gpu;
+    use tritrain_dispatch::Engine;
 
     use super::{Error, Result, name_of};
     use crate::args::DeviceName;
@@ -156,15 +165,19 @@ mod gpu {
         super::On::from(backend).name
     }
 
+    pub(super) fn engine(device: DeviceName) -> Result<Result<Box<dyn Engine>, String>> {
+        open(device).map(|_| Err(BUILD.to_owned()))
+    }
+
     pub(super) fn survey(_: DeviceName) -> Result<String, String> {
         Err(BUILD.to_owned())
     }
 }
 
-/// The engine of a GPU for single operations, or why there is none.
-pub(crate) fn gpu() -> Result<Box<dyn Engine>, String> {
-    gpu::survey(DeviceName::Gpu)
-        .and_then(|name| Err(format!("{name} trains, but has no single operations yet")))
+/// The engine for single operations besides those of the processor, or why there is none; what is asked for by name is
+/// there or an error.
+pub(crate) fn engine(args: &Device) -> Result<Result<Box<dyn Engine>, String>> {
+    gpu::engine(args.device)
 }
 
 pub(crate) fn run(args: &Devices) -> Result<ExitCode> {

@@ -1,11 +1,15 @@
 //! Which device there is, and what goes wrong with it.
 
-use std::sync::{
-    Mutex, PoisonError,
-    atomic::{AtomicU64, Ordering::Relaxed},
+use std::{
+    fmt,
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
 };
 
 use cubecl::{
+    MemoryPoolReport, MemoryScope,
     bytes::Bytes,
     client::Client,
     server::Handle,
@@ -31,8 +35,19 @@ pub struct Adapter {
     pub driver: String,
     /// Programming interface, "Vulkan" for one.
     pub api: String,
-    /// Whether it is a program rather than a device.
-    pub software: bool,
+    /// What kind of device it is.
+    pub class: Class,
+}
+
+/// Kinds of devices, which differ in what is fast on them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Class {
+    /// A graphics processor with memory of its own.
+    Discrete,
+    /// One that shares the memory of the processor.
+    Integrated,
+    /// A program that computes on the processor.
+    Software,
 }
 
 /// Why there is no GPU to compute on, or none any more.
@@ -59,10 +74,25 @@ pub struct Gpu {
     /// Conversions that happen once in a while, on the host.
     pub(crate) host: Cpu,
     waits: AtomicU64,
-    fault: Mutex<Option<String>>,
+    fault: Arc<First>,
     #[cfg(feature = "emit")]
     pub(crate) watch: Option<crate::emit::Watch>,
 }
+
+/// What went wrong.
+#[derive(Clone)]
+enum Fault {
+    /// There is no memory for what was asked for.
+    Memory,
+    /// In words.
+    Other(String),
+}
+
+/// The first thing that went wrong, if anything did.
+type First = Mutex<Option<Fault>>;
+
+/// Those of all backends on a device.
+type Firsts = Arc<Mutex<Vec<Weak<First>>>>;
 
 /// A device that has been started, which happens once in a process.
 #[derive(Clone)]
@@ -71,6 +101,7 @@ struct Started {
     device: WgpuDevice,
     adapter: Adapter,
     wgpu: wgpu::Device,
+    faults: Firsts,
 }
 
 static STARTED: Mutex<Vec<Started>> = Mutex::new(Vec::new());
@@ -81,14 +112,18 @@ impl Gpu {
     /// # Errors
     /// There is none of the kind.
     pub fn new(choice: Choice) -> Result<Gpu, GpuError> {
-        let Started { device, adapter, wgpu, .. } = start(choice)?;
+        let Started { device, adapter, wgpu, faults, .. } = start(choice)?;
+        let fault = Arc::<First>::default();
+        let mut faults = faults.lock().unwrap_or_else(PoisonError::into_inner);
+        faults.retain(|fault| fault.strong_count() > 0);
+        faults.push(Arc::downgrade(&fault));
         Ok(Gpu {
             client: client(&device),
             adapter,
             wgpu,
             host: Cpu::new(1)?,
             waits: AtomicU64::new(0),
-            fault: Mutex::new(None),
+            fault,
             #[cfg(feature = "emit")]
             watch: None,
         })
@@ -103,6 +138,19 @@ impl Gpu {
     #[doc(hidden)]
     pub fn lose(&self) {
         self.wgpu.destroy();
+    }
+
+    /// Takes all memory of the device until what is returned is dropped, as another program may: likewise.
+    #[doc(hidden)]
+    pub fn fill(&self) -> Vec<crate::Floats> {
+        const WORDS: usize = 30 << 20;
+        let mut all = Vec::new();
+        while self.first_fault().is_none() {
+            all.push(self.unset(WORDS));
+            // The driver is asked when this arrives.
+            self.client.flush().unwrap_or_else(|error| self.note(Fault::Other(error.to_string())));
+        }
+        all
     }
 
     /// How often the host waited for the device.
@@ -122,16 +170,85 @@ impl Gpu {
     pub(crate) fn read_all(&self, handles: Vec<Handle>) -> Vec<Bytes> {
         self.waits.fetch_add(1, Relaxed);
         self.client.read(handles).unwrap_or_else(|error| {
-            let mut fault = self.fault.lock().unwrap_or_else(PoisonError::into_inner);
-            fault.get_or_insert_with(|| error.to_string());
+            self.note(Fault::Other(error.to_string()));
             Vec::new()
         })
     }
 
+    /// Bytes of the largest buffer that kernels may be given.
+    pub(crate) fn largest_buffer(&self) -> u64 {
+        self.client.properties().memory.max_page_size
+    }
+
+    /// Whether the device takes a buffer of so many words. That it does not is a fault: nothing that would be
+    /// computed with it is to be used.
+    pub(crate) fn holds(&self, words: usize) -> bool {
+        let (bytes, most) = (4 * words as u64, self.largest_buffer());
+        if bytes > most {
+            let what =
+                format!("a buffer of {bytes} bytes, of which this device takes at most {most}; {SMALLER}");
+            self.note(Fault::Other(what));
+        }
+        bytes <= most
+    }
+
+    /// Keeps the first thing that goes wrong.
+    fn note(&self, fault: Fault) {
+        note(&self.fault, fault);
+    }
+
     /// What went wrong on the device, if anything did.
     pub(crate) fn first_fault(&self) -> Option<String> {
-        self.fault.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let fault = self.fault.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        Some(self.words(fault?))
     }
+
+    /// The same, and forgets it.
+    pub(crate) fn take_fault(&self) -> Option<String> {
+        let fault = self.fault.lock().unwrap_or_else(PoisonError::into_inner).take();
+        Some(self.words(fault?))
+    }
+
+    fn words(&self, fault: Fault) -> String {
+        match fault {
+            Fault::Memory => {
+                let report = self.client.memory_report(MemoryScope::Device);
+                let pools = report.streams.iter().flat_map(|stream| {
+                    let pools = &stream.pools;
+                    pools.dynamic.iter().chain([&pools.persistent, &pools.dedicated])
+                });
+                let asked: u64 = pools.map(|pool: &MemoryPoolReport| pool.usage.bytes_reserved).sum();
+                format!(
+                    "out of device memory: it does not hold the {asked} bytes asked for in all; {SMALLER}"
+                )
+            }
+            Fault::Other(words) => words,
+        }
+    }
+}
+
+fn note(first: &First, fault: Fault) {
+    first.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(fault);
+}
+
+/// What to do where memory is short.
+const SMALLER: &str = "take a smaller run.batch or run.micro_batch, run.recompute = true, or --device cpu";
+
+/// Tells all backends on a device of what goes wrong outside their calls: by default that would be a panic on a
+/// thread of the driver.
+fn watch(device: &wgpu::Device) -> Firsts {
+    let faults = Firsts::default();
+    let of = Arc::clone(&faults);
+    device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
+        let fault = match error {
+            wgpu::Error::OutOfMemory { .. } => Fault::Memory,
+            other => Fault::Other(other.to_string()),
+        };
+        for first in of.lock().unwrap_or_else(PoisonError::into_inner).iter().filter_map(Weak::upgrade) {
+            note(&first, fault.clone());
+        }
+    }));
+    faults
 }
 
 impl Adapter {
@@ -140,8 +257,20 @@ impl Adapter {
             name: info.name.clone(),
             driver: format!("{} {}", info.driver, info.driver_info).trim().into(),
             api: format!("{:?}", info.backend),
-            software: info.device_type == wgpu::DeviceType::Cpu,
+            class: match info.device_type {
+                wgpu::DeviceType::Cpu => Class::Software,
+                wgpu::DeviceType::IntegratedGpu => Class::Integrated,
+                _ => Class::Discrete,
+            },
         }
+    }
+}
+
+impl fmt::Display for Adapter {
+    /// The device in a few words.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({}, {}", self.name, self.api, self.driver)?;
+        f.write_str(if self.class == Class::Software { ", software, for tests)" } else { ")" })
     }
 }
 
@@ -161,7 +290,8 @@ fn start(choice: Choice) -> Result<Started, GpuError> {
         match try_init_setup::<Vulkan>(&device, RuntimeOptions::default()) {
             Ok(setup) => {
                 let adapter = Adapter::of(&setup.adapter.get_info());
-                let started = Started { choice, device, adapter, wgpu: setup.device };
+                let faults = watch(&setup.device);
+                let started = Started { choice, device, adapter, wgpu: setup.device, faults };
                 all.push(started.clone());
                 return Ok(started);
             }

@@ -84,7 +84,14 @@ pub(crate) fn units() -> CubeDim {
 impl Gpu {
     /// New memory for `words` words, whose contents are unknown.
     pub(crate) fn room(&self, words: usize) -> Handle {
+        self.holds(words);
         self.client.empty(4 * words.max(1))
+    }
+
+    /// New memory with these bytes, whole words of them.
+    pub(crate) fn put(&self, bytes: &[u8]) -> Handle {
+        self.holds(bytes.len() / 4);
+        self.client.create_from_slice(bytes)
     }
 }
 

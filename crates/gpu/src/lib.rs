@@ -12,9 +12,11 @@ mod blocks;
 mod device;
 #[cfg(feature = "emit")]
 mod emit;
+mod engine;
 mod launch;
 mod memory;
 mod ops;
 
-pub use device::{Adapter, Choice, Gpu, GpuError};
+pub use device::{Adapter, Choice, Class, Gpu, GpuError};
+pub use engine::GpuEngine;
 pub use memory::{Floats, Packed, Rows, Ternary, Tokens};

@@ -3,6 +3,7 @@
 #![cfg(feature = "wgpu")]
 
 mod clusters;
+mod engine;
 mod model;
 mod optimizer;
 
@@ -17,17 +18,20 @@ const NMSE: f64 = 1e-6;
 /// The software device. Without one these tests fail: they are not left out quietly.
 fn gpu() -> &'static Gpu {
     static GPU: OnceLock<Gpu> = OnceLock::new();
-    GPU.get_or_init(|| {
-        let gpu = Gpu::new(Choice::Software).unwrap();
-        assert_eq!(gpu.adapter().api, "Vulkan", "{:?}", gpu.adapter());
-        // Where CUDA sources of all kernels that these tests launch are to be written.
-        #[cfg(feature = "emit")]
-        if let Some(folder) = std::env::var_os("TRITRAIN_CUDA_SOURCES") {
-            std::fs::create_dir_all(&folder).unwrap();
-            return gpu.emitting(folder);
-        }
-        gpu
-    })
+    GPU.get_or_init(|| gpu_of(Choice::Software))
+}
+
+/// A backend of its own on that device.
+fn gpu_of(choice: Choice) -> Gpu {
+    let gpu = Gpu::new(choice).unwrap();
+    assert_eq!(gpu.adapter().api, "Vulkan", "{:?}", gpu.adapter());
+    // Where CUDA sources of all kernels that these tests launch are to be written.
+    #[cfg(feature = "emit")]
+    if let Some(folder) = std::env::var_os("TRITRAIN_CUDA_SOURCES") {
+        std::fs::create_dir_all(&folder).unwrap();
+        return gpu.emitting(folder);
+    }
+    gpu
 }
 
 /// The processor.
