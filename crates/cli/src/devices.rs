@@ -36,7 +36,10 @@ pub(crate) trait Work {
 /// asked for by name is never replaced by something else.
 pub(crate) fn work<W: Work>(args: &Device, threads: usize, work: W) -> Result<W::Output> {
     match gpu::open(args.device)? {
-        Some(gpu) => work.on(&gpu, &On { name: gpu::describe(&gpu), processor: None }),
+        Some(gpu) => {
+            let gpu = gpu::ready(gpu);
+            work.on(&gpu, &On { name: gpu::describe(&gpu), processor: None })
+        }
         None => {
             let backend = Cpu::new(threads)?;
             work.on(&backend, &On::from(&backend))
@@ -97,6 +100,7 @@ mod gpu {
 
     use super::{Error, Result, name_of};
     use crate::args::DeviceName;
+    pub(super) use crate::tiles::ready;
 
     /// The GPU that was asked for; none where the processor was, or where nothing was and there is no GPU.
     pub(super) fn open(device: DeviceName) -> Result<Option<Gpu>> {
@@ -123,16 +127,19 @@ mod gpu {
     /// The engine of a GPU.
     pub(super) fn engine(device: DeviceName) -> Result<Result<Box<dyn Engine>, String>> {
         Ok(match open(device)? {
-            Some(gpu) => Ok(Box::new(GpuEngine::new(gpu))),
+            Some(gpu) => Ok(Box::new(GpuEngine::new(ready(gpu)))),
             None if device == DeviceName::Cpu => Err("--device cpu".to_owned()),
-            None => survey(DeviceName::Gpu).and_then(|name| Err(format!("{name} does not start"))),
+            None => survey(DeviceName::Gpu).and_then(|(name, _)| Err(format!("{name} does not start"))),
         })
     }
 
-    /// What there is of a kind, or why there is none.
-    pub(super) fn survey(device: DeviceName) -> Result<String, String> {
+    /// What there is of a kind and its tiles, or why there is none.
+    pub(super) fn survey(device: DeviceName) -> Result<(String, String), String> {
         match open(device) {
-            Ok(Some(gpu)) => Ok(describe(&gpu)),
+            Ok(Some(gpu)) => {
+                let gpu = ready(gpu);
+                Ok((describe(&gpu), gpu.tiles().describe()))
+            }
             Ok(None) => Err("not a GPU".into()),
             Err(Error::Device { why, .. }) => Err(why),
             Err(error) => Err(error.to_string()),
@@ -169,7 +176,11 @@ mod gpu {
         open(device).map(|_| Err(BUILD.to_owned()))
     }
 
-    pub(super) fn survey(_: DeviceName) -> Result<String, String> {
+    pub(super) fn ready(backend: Gpu) -> Gpu {
+        backend
+    }
+
+    pub(super) fn survey(_: DeviceName) -> Result<(String, String), String> {
         Err(BUILD.to_owned())
     }
 }
@@ -203,7 +214,10 @@ fn survey(args: &Devices, threads: usize) -> Result<ExitCode> {
     let gpus = GPUS.map(|(device, name)| (name, gpu::survey(device)));
     for (name, found) in &gpus {
         match found {
-            Ok(device) => show::line(&format!("  {name:12} {device}"))?,
+            Ok((device, tiles)) => {
+                show::line(&format!("  {name:12} {device}"))?;
+                show::line(&format!("  {:12} tiles: {tiles}", ""))?;
+            }
             Err(why) => show::line(&format!("  {name:12} not usable: {why}"))?,
         }
     }
@@ -224,7 +238,8 @@ fn survey(args: &Devices, threads: usize) -> Result<ExitCode> {
             .map(|(name, found)| {
                 json!({
                     "name": name,
-                    "device": found.as_ref().ok(),
+                    "device": found.as_ref().ok().map(|(device, _)| device),
+                    "tiles": found.as_ref().ok().map(|(_, tiles)| tiles),
                     "unusable": found.as_ref().err(),
                 })
             })

@@ -17,6 +17,8 @@ use cubecl::{
 };
 use tritrain_backend::{Cpu, CpuError};
 
+use crate::Tiles;
+
 /// A kind of device to compute on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Choice {
@@ -70,6 +72,7 @@ pub enum GpuError {
 pub struct Gpu {
     pub(crate) client: Client,
     pub(crate) adapter: Adapter,
+    pub(crate) tiles: Tiles,
     wgpu: wgpu::Device,
     /// Conversions that happen once in a while, on the host.
     pub(crate) host: Cpu,
@@ -119,6 +122,7 @@ impl Gpu {
         faults.push(Arc::downgrade(&fault));
         Ok(Gpu {
             client: client(&device),
+            tiles: Tiles::of(adapter.class),
             adapter,
             wgpu,
             host: Cpu::new(1)?,

@@ -16,7 +16,9 @@ mod engine;
 mod launch;
 mod memory;
 mod ops;
+mod tiles;
 
 pub use device::{Adapter, Choice, Class, Gpu, GpuError};
 pub use engine::GpuEngine;
 pub use memory::{Floats, Packed, Rows, Ternary, Tokens};
+pub use tiles::{Tile, Tiles, Timed, Tuned};

@@ -6,6 +6,7 @@ mod clusters;
 mod engine;
 mod model;
 mod optimizer;
+mod tiles;
 
 use std::sync::OnceLock;
 
@@ -105,7 +106,13 @@ fn get<B: Backend>(backend: &B, floats: &B::Floats) -> Vec<f32> {
 /// Asserts that a case gives the same on both devices.
 #[track_caller]
 fn compare(case: &impl Case) {
-    for (found, expected) in case.run(gpu()).into_iter().zip(case.run(cpu())) {
+    compare_on(gpu(), case);
+}
+
+/// Asserts that a case gives the same on a backend and on the processor.
+#[track_caller]
+fn compare_on(gpu: &Gpu, case: &impl Case) {
+    for (found, expected) in case.run(gpu).into_iter().zip(case.run(cpu())) {
         match (found, expected) {
             (Found::Exact(what, found), Found::Exact(_, expected)) => {
                 assert_eq!(found.len(), expected.len(), "{what} of {case:?}");

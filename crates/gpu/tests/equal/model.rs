@@ -45,11 +45,11 @@ fn norms_are_the_same() {
 
 /// A ternary matrix and its products.
 #[derive(Debug)]
-struct Linear {
-    tokens: usize,
-    outputs: usize,
-    inputs: usize,
-    seed: u64,
+pub(crate) struct Linear {
+    pub(crate) tokens: usize,
+    pub(crate) outputs: usize,
+    pub(crate) inputs: usize,
+    pub(crate) seed: u64,
 }
 
 impl Case for Linear {
@@ -201,11 +201,11 @@ fn gates_are_the_same() {
 
 /// Products of f32 matrices.
 #[derive(Debug)]
-struct Dense {
-    tokens: usize,
-    outputs: usize,
-    inputs: usize,
-    seed: u64,
+pub(crate) struct Dense {
+    pub(crate) tokens: usize,
+    pub(crate) outputs: usize,
+    pub(crate) inputs: usize,
+    pub(crate) seed: u64,
 }
 
 impl Case for Dense {
@@ -242,9 +242,9 @@ fn f32_products_are_the_same() {
 
 /// Attention, forward and backward.
 #[derive(Debug)]
-struct Attention {
-    shape: Shape,
-    seed: u64,
+pub(crate) struct Attention {
+    pub(crate) shape: Shape,
+    pub(crate) seed: u64,
 }
 
 impl Case for Attention {
@@ -328,12 +328,12 @@ fn decoding_is_the_same() {
 
 /// The output head and its cross entropy.
 #[derive(Debug)]
-struct Head {
-    tokens: usize,
-    vocab: usize,
-    dim: usize,
-    products: Products,
-    seed: u64,
+pub(crate) struct Head {
+    pub(crate) tokens: usize,
+    pub(crate) vocab: usize,
+    pub(crate) dim: usize,
+    pub(crate) products: Products,
+    pub(crate) seed: u64,
 }
 
 impl Case for Head {
