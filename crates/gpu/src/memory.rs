@@ -77,7 +77,7 @@ impl Packed {
 impl Gpu {
     /// A buffer of zeros.
     pub(crate) fn zeros(&self, words: usize) -> Handle {
-        match self.holds(words) {
+        match self.holds(words) && !self.is_noting() {
             true => self.put(&vec![0u8; 4 * words.max(1)]),
             false => self.room(words),
         }

@@ -66,7 +66,9 @@ impl Tiles {
     /// one that shares memory has fewer units to keep busy; to a program every barrier costs, so tiles are deep.
     pub fn of(class: Class) -> Tiles {
         match class {
-            Class::Discrete => Tiles { product: PRODUCT[0], planes: PLANES[0], matmul: MATMUL[0], attention: 16 },
+            Class::Discrete => {
+                Tiles { product: PRODUCT[0], planes: PLANES[0], matmul: MATMUL[0], attention: 16 }
+            }
             Class::Integrated => {
                 Tiles { product: tile(2, 8), planes: tile(2, 8), matmul: tile(2, 16), attention: 16 }
             }
@@ -141,24 +143,39 @@ impl Gpu {
         self.quantize_rows(&x, &mut rows);
         self.ternarize(&w, &mut matrix);
         let mut y = self.unset(tokens * 4 * dim);
-        let product = self.fastest(&PRODUCT, name, |tiles, tile| tiles.product = tile, |gpu| {
-            gpu.ternary_matmul(&rows, &matrix, None, &mut y);
-            gpu.wait(&y);
-        });
+        let product = self.fastest(
+            &PRODUCT,
+            name,
+            |tiles, tile| tiles.product = tile,
+            |gpu| {
+                gpu.ternary_matmul(&rows, &matrix, None, &mut y);
+                gpu.wait(&y);
+            },
+        );
         best.product = product.0;
         timed.push(("integers", product.1));
         let targets = self.tokens(tokens);
         let mut losses = self.unset(tokens);
-        let planes = self.fastest(&PLANES, name, |tiles, tile| tiles.planes = tile, |gpu| {
-            gpu.head_loss(&x, &w, &targets, (dim, Products::Int16), &mut losses);
-            gpu.wait(&losses);
-        });
+        let planes = self.fastest(
+            &PLANES,
+            name,
+            |tiles, tile| tiles.planes = tile,
+            |gpu| {
+                gpu.head_loss(&x, &w, &targets, (dim, Products::Int16), &mut losses);
+                gpu.wait(&losses);
+            },
+        );
         best.planes = planes.0;
         timed.push(("twelve bits", planes.1));
-        let matmul = self.fastest(&MATMUL, name, |tiles, tile| tiles.matmul = tile, |gpu| {
-            gpu.matmul(&x, &w, dim, None, &mut y);
-            gpu.wait(&y);
-        });
+        let matmul = self.fastest(
+            &MATMUL,
+            name,
+            |tiles, tile| tiles.matmul = tile,
+            |gpu| {
+                gpu.matmul(&x, &w, dim, None, &mut y);
+                gpu.wait(&y);
+            },
+        );
         best.matmul = matmul.0;
         timed.push(("f32", matmul.1));
         let shape = Shape { batch: 4, time: tokens / 4, heads, kv_heads: heads, head_dim: dim / heads };
@@ -168,11 +185,16 @@ impl Gpu {
         let d_out = ones(self, shape.rows() * dim);
         let mut d_qkv = self.unset(shape.rows() * shape.qkv_width());
         let rows_of = |rows: usize| format!("{rows} rows");
-        let attention = self.fastest(&ATTENTION, rows_of, |tiles, tile| tiles.attention = tile, |gpu| {
-            gpu.attention(&qkv, &table, shape, &mut out, &mut lse);
-            gpu.attention_backward(&qkv, (&out, &lse), &d_out, &table, shape, &mut d_qkv);
-            gpu.wait(&d_qkv);
-        });
+        let attention = self.fastest(
+            &ATTENTION,
+            rows_of,
+            |tiles, tile| tiles.attention = tile,
+            |gpu| {
+                gpu.attention(&qkv, &table, shape, &mut out, &mut lse);
+                gpu.attention_backward(&qkv, (&out, &lse), &d_out, &table, shape, &mut d_qkv);
+                gpu.wait(&d_qkv);
+            },
+        );
         best.attention = attention.0;
         timed.push(("attention", attention.1));
         self.tiles = best;

@@ -1,6 +1,9 @@
 //! Products of integers, exact in i32: `y[m][n] = Σ_k left[m][k] · right[n][k]`, scaled by rows of both factors and
 //! blocks of the inner index, blocks added in f32 in order.
-#![expect(clippy::if_same_then_else, reason = "which of these branches there are is known when a kernel is compiled")]
+#![expect(
+    clippy::if_same_then_else,
+    reason = "which of these branches there are is known when a kernel is compiled"
+)]
 
 use cubecl::{prelude::*, server::Handle};
 

@@ -57,7 +57,8 @@ fn tiles_of_every_class_are_candidates() {
     let mut other = all[0];
     other.product.own = 3;
     assert!(all.iter().all(Tiles::are_known) && !other.are_known());
-    let kinds = |of: fn(&Tiles) -> String| all.iter().map(of).collect::<std::collections::BTreeSet<_>>().len();
+    let kinds =
+        |of: fn(&Tiles) -> String| all.iter().map(of).collect::<std::collections::BTreeSet<_>>().len();
     let found = [
         kinds(|tiles| format!("{:?}", tiles.product)),
         kinds(|tiles| format!("{:?}", tiles.planes)),
