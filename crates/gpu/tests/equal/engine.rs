@@ -40,7 +40,7 @@ fn conversions_are_the_same() {
     let engine = software();
     let mut lengths = vec![0, 1, 3, 4, 16, 17, 4096, 4097, 70_001];
     let mut random = Random::new(1);
-    lengths.extend((0..40).map(|_| random.size(5000)));
+    lengths.extend((0..80).map(|_| random.size(5000)));
     for len in lengths {
         let mut x = random.normal(len);
         // Ties with half the scale, and zeros of both signs.
@@ -86,7 +86,7 @@ fn products_are_the_same() {
     let engine = software();
     let mut sizes = vec![[1, 1, 1], [1, 130, 70], [65, 31, 129], [33, 64, 256]];
     let mut random = Random::new(2);
-    sizes.extend((0..40).map(|_| [random.size(70), random.size(80), random.size(150)]));
+    sizes.extend((0..80).map(|_| [random.size(70), random.size(80), random.size(150)]));
     for [rows, outputs, inputs] in sizes {
         let (x, w) = (random.normal(rows * inputs), random.normal(outputs * inputs));
         let (mut found, mut wanted) = (vec![f32::NAN; rows * outputs], vec![f32::NAN; rows * outputs]);
