@@ -109,11 +109,13 @@ mod gpu {
         };
         match device {
             DeviceName::Cpu => Ok(None),
-            DeviceName::Auto => Ok(Gpu::new(Choice::Vulkan).ok()),
-            DeviceName::Gpu | DeviceName::Vulkan => named(Gpu::new(Choice::Vulkan)),
+            DeviceName::Auto => Ok(Gpu::new(Choice::NATIVE).ok()),
+            DeviceName::Gpu => named(Gpu::new(Choice::NATIVE)),
+            DeviceName::Vulkan => named(Gpu::new(Choice::Vulkan)),
+            DeviceName::Metal => named(Gpu::new(Choice::Metal)),
             DeviceName::Software => named(Gpu::new(Choice::Software)),
-            DeviceName::Cuda | DeviceName::Metal => {
-                let why = "this program reaches GPUs through Vulkan alone".to_owned();
+            DeviceName::Cuda => {
+                let why = "this program reaches GPUs through Vulkan or Metal alone".to_owned();
                 Err(Error::Device { name: name_of(device), why })
             }
         }

@@ -13,7 +13,7 @@ use cubecl::{
     bytes::Bytes,
     client::Client,
     server::Handle,
-    wgpu::{RuntimeOptions, Vulkan, WgpuDevice, WgpuDeviceKind, WgpuRuntime, try_init_setup, wgpu},
+    wgpu::{Metal, RuntimeOptions, Vulkan, WgpuDevice, WgpuDeviceKind, WgpuRuntime, try_init_setup, wgpu},
 };
 use tritrain_backend::{Cpu, CpuError};
 
@@ -24,6 +24,8 @@ use crate::Tiles;
 pub enum Choice {
     /// A graphics processor through Vulkan, one with memory of its own first.
     Vulkan,
+    /// A graphics processor through Metal.
+    Metal,
     /// A software implementation of Vulkan, for tests: it computes on the processor.
     Software,
 }
@@ -110,6 +112,11 @@ struct Started {
 }
 
 static STARTED: Mutex<Vec<Started>> = Mutex::new(Vec::new());
+
+impl Choice {
+    /// The way to graphics processors on this system.
+    pub const NATIVE: Choice = if cfg!(target_vendor = "apple") { Choice::Metal } else { Choice::Vulkan };
+}
 
 impl Gpu {
     /// Starts a device, or takes the one that was started before.
@@ -307,10 +314,19 @@ impl fmt::Display for Adapter {
 
 /// The first device of a choice: the one that was started before, if any was.
 fn start(choice: Choice) -> Result<Started, GpuError> {
-    let (kinds, wanted): (&[WgpuDeviceKind], _) = match choice {
-        Choice::Vulkan => (&[WgpuDeviceKind::DiscreteGpu(0), WgpuDeviceKind::IntegratedGpu(0)], "Vulkan"),
-        Choice::Software => (&[WgpuDeviceKind::Cpu], "software Vulkan"),
+    const GPUS: &[WgpuDeviceKind] = &[WgpuDeviceKind::DiscreteGpu(0), WgpuDeviceKind::IntegratedGpu(0)];
+    let (kinds, wanted) = match choice {
+        Choice::Vulkan => (GPUS, "Vulkan"),
+        Choice::Metal => (GPUS, "Metal"),
+        Choice::Software => (&[WgpuDeviceKind::Cpu][..], "software Vulkan"),
     };
+    if cfg!(feature = "vulkan") && choice == Choice::Software {
+        // Mesa's crashes on what CubeCL's SPIR-V does with shared memory.
+        return Err(GpuError::None {
+            wanted,
+            reason: "this program was built with the feature vulkan".into(),
+        });
+    }
     let mut all = STARTED.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(started) = all.iter().find(|started| started.choice == choice) {
         return Ok(started.clone());
@@ -318,7 +334,11 @@ fn start(choice: Choice) -> Result<Started, GpuError> {
     let mut reason = String::new();
     for kind in kinds {
         let device = WgpuDevice::new(kind.clone());
-        match try_init_setup::<Vulkan>(&device, RuntimeOptions::default()) {
+        let setup = match choice {
+            Choice::Metal => try_init_setup::<Metal>(&device, RuntimeOptions::default()),
+            Choice::Vulkan | Choice::Software => try_init_setup::<Vulkan>(&device, RuntimeOptions::default()),
+        };
+        match setup {
             Ok(setup) => {
                 let adapter = Adapter::of(&setup.adapter.get_info());
                 let faults = watch(&setup.device);

@@ -173,3 +173,24 @@ fn a_device_is_shared_by_threads() {
         }
     });
 }
+
+#[test]
+fn what_a_system_has_no_way_to_is_an_error() {
+    let native = Choice::NATIVE;
+    let other = if native == Choice::Metal { Choice::Vulkan } else { Choice::Metal };
+    for choice in [other, native] {
+        // A machine of tests may have a graphics processor of its own kind.
+        match Gpu::new(choice) {
+            Ok(gpu) => {
+                assert!(choice == native && !gpu.adapter().to_string().contains("software"), "{choice:?}")
+            }
+            Err(error) => {
+                let words = error.to_string();
+                assert!(
+                    words.contains(&format!("no {choice:?} device")) && words.contains("devices"),
+                    "{words}"
+                );
+            }
+        }
+    }
+}
