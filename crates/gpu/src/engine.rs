@@ -8,6 +8,9 @@ use tritrain_dispatch::{Engine, Error, Result, Task, TernaryWeights};
 
 use crate::{Gpu, ops::single};
 
+/// Rows, or columns, of the result of a product: 65535 cubes in each dimension, with the smallest tile of 32.
+const MOST_LINES: usize = 65_535 * 32;
+
 /// A device that does single operations, one after the other.
 pub struct GpuEngine {
     gpu: Gpu,
@@ -43,13 +46,21 @@ impl Engine for GpuEngine {
         };
         let buffers = match *task {
             Task::Quantize { len } | Task::Dequantize { len } => [len; 3],
-            Task::Kmeans { rows, dim, k, .. } => product(rows, k, dim),
+            // Sums are pairs of words.
+            Task::Kmeans { rows, dim, k, .. } => {
+                [rows.saturating_mul(dim), k.saturating_mul(dim).saturating_mul(2), rows]
+            }
             Task::Matmul { rows, outputs, inputs } => product(rows, outputs, inputs),
             // Codes are sixteen to a number.
             Task::TernaryMatmul { rows, outputs, inputs } => {
                 product(rows, outputs.div_ceil(16), inputs).map(|len| len.max(rows.saturating_mul(outputs)))
             }
         };
+        if let Task::Matmul { rows, outputs, .. } | Task::TernaryMatmul { rows, outputs, .. } = *task
+            && rows.max(outputs) > MOST_LINES
+        {
+            return Some(format!("{} rows, of which kernels take at most {MOST_LINES}", rows.max(outputs)));
+        }
         let largest = buffers.into_iter().max().unwrap_or(0).saturating_mul(4);
         let most = self.gpu.largest_buffer();
         (largest as u64 > most)

@@ -133,12 +133,20 @@ fn a_dispatcher_gives_work_to_the_device_and_knows_what_it_cannot_hold() {
     for task in [
         Task::Quantize { len: 1 << 26 },
         Task::Matmul { rows: 1 << 14, outputs: 1 << 14, inputs: 8 },
-        Task::TernaryMatmul { rows: usize::MAX, outputs: 1 << 14, inputs: 8 },
+        Task::TernaryMatmul { rows: 1 << 20, outputs: 1 << 14, inputs: 8 },
     ] {
         let decision = dispatcher.explain(&task);
         assert_ne!(decision.chosen, EngineKind::Gpu);
         let why = decision.weighed[3].excluded.as_ref().unwrap();
         assert!(why.contains("134217728") && why.contains("at most"), "{why}");
+    }
+    for (task, fits) in [
+        (Task::Kmeans { rows: 1 << 20, dim: 8, k: 4096, iterations: 3 }, true),
+        (Task::Kmeans { rows: 1 << 22, dim: 16, k: 4, iterations: 3 }, false),
+        (Task::Matmul { rows: 1 << 21, outputs: 1, inputs: 1 }, false),
+        (Task::Matmul { rows: 1 << 20, outputs: 1, inputs: 1 }, true),
+    ] {
+        assert_eq!(dispatcher.explain(&task).weighed[3].excluded.is_none(), fits, "{task:?}");
     }
     let ternary = Task::TernaryMatmul { rows: 1, outputs: 1 << 14, inputs: 1 << 14 };
     assert!(dispatcher.explain(&ternary).weighed[3].predicted_s > Some(0.0));
