@@ -163,10 +163,10 @@ fn table(page: &mut String, step: &Step) {
         .zip(&all.seconds)
         .map(|(of, (seconds, _))| format!("{} {:.0}", of.name, tokens as f64 / seconds / 1e3))
         .collect();
-    write!(
+    writeln!(
         page,
         "At most so many thousand tokens a second: {}. {} launches take {:.1} ms where the driver needs {:.0} µs for each \
-         (assumed), which is {}; the host waits three times besides.\n",
+         (assumed), which is {}; the host waits three times besides.",
         rates.join(", "),
         all.count,
         all.count as f64 * LAUNCH * 1e3,
