@@ -8,6 +8,7 @@
 Fails where a source does not compile, or where a kernel of a product or of attention spills registers to memory.
 """
 import collections, ctypes, glob, os, re, site, sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ARCHITECTURES = ("sm_80", "sm_90")
@@ -48,9 +49,10 @@ def main():
     if not paths:
         sys.exit(f"nvrtc.py: no sources in {sys.argv[1]}")
     failed, most = [], collections.defaultdict(lambda: [0, 0, 0])
-    for architecture in ARCHITECTURES:
-        for path in paths:
-            status, log = compile_source(lib, includes, path, architecture)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        pairs = [(architecture, path) for architecture in ARCHITECTURES for path in paths]
+        compiled = pool.map(lambda pair: compile_source(lib, includes, pair[1], pair[0]), pairs)
+        for (architecture, path), (status, log) in zip(pairs, compiled):
             if status:
                 failed.append(f"{architecture} {path.name}: {log[:2000]}")
                 continue

@@ -1,9 +1,10 @@
-//! What developers run: `cargo xtask ci|check|test|aarch64|tidy|record|interop`.
+//! What developers run: `cargo xtask ci|check|test|aarch64|tidy|record|roofline|interop`.
 
 mod aarch64;
 mod ci;
 mod interop;
 mod record;
+mod roofline;
 mod tidy;
 
 use std::path::Path;
@@ -18,6 +19,8 @@ usage: cargo xtask COMMAND
   aarch64 the kernels of aarch64, compiled and emulated where the tools are there
   tidy    the rules of ARCHITECTURE.md and CONTRIBUTING.md
   record  renew the speed tables of README.md from the newest files in bench/record
+  roofline
+          write docs/gpu-roofline.md anew (needs software Vulkan)
   interop DATA
           export models trained on DATA and compare them in llama.cpp and transformers (from PyPI, 6 GB)";
 
@@ -34,6 +37,7 @@ fn main() -> ExitCode {
         ["aarch64"] => ci::aarch64(root),
         ["tidy"] => ci::tidy(root),
         ["interop", data] => interop::run(root, data),
+        ["roofline"] => roofline::write(root),
         ["record"] => record::renew(root),
         ["help" | "--help" | "-h"] => {
             println!("{HELP}");

@@ -22,7 +22,7 @@ pub(crate) fn bench(args: &BenchBackends) -> Result<()> {
         "operation", "engine", "", "ms", "throughput", "over scalar", "memory MB"
     ))?;
     let mut shown = Ok(());
-    let report = backends(devices::gpu(), &arrays, (args.threads, args.runs), |of| {
+    let report = backends(devices::engine(&args.device)?, &arrays, (args.threads, args.runs), |of| {
         let line = show::line(&row(of));
         shown = std::mem::replace(&mut shown, Ok(())).and(line);
     })?;
@@ -71,13 +71,16 @@ pub(crate) fn dispatcher(args: &BenchDispatcher) -> Result<()> {
     show::line(&format!("{:36} {:9} {:9} {:>12} {:>14}", head[0], head[1], head[2], head[3], head[4]))?;
     let mut shown = Ok(());
     let what = (args.threads, args.count, args.seed);
-    let report =
-        choices(devices::gpu(), what, |Choice { task, chosen, fastest, over_fastest, over_predicted }| {
+    let report = choices(
+        devices::engine(&args.device)?,
+        what,
+        |Choice { task, chosen, fastest, over_fastest, over_predicted }| {
             let (task, chosen, fastest) = (devices::describe(task), chosen.name(), fastest.name());
             let line =
                 format!("{task:36} {chosen:9} {fastest:9} {over_fastest:>12.2} {over_predicted:>14.2}");
             shown = std::mem::replace(&mut shown, Ok(())).and(show::line(&line));
-        })?;
+        },
+    )?;
     shown?;
     show::line(&format!(
         "{:.1} % of {} choices take at most 1.1 times as long as the fastest engine, {:.3} times on average",

@@ -36,7 +36,10 @@ pub(crate) trait Work {
 /// asked for by name is never replaced by something else.
 pub(crate) fn work<W: Work>(args: &Device, threads: usize, work: W) -> Result<W::Output> {
     match gpu::open(args.device)? {
-        Some(gpu) => work.on(&gpu, &On { name: gpu::describe(&gpu), processor: None }),
+        Some(gpu) => {
+            let gpu = gpu::ready(gpu);
+            work.on(&gpu, &On { name: gpu::describe(&gpu), processor: None })
+        }
         None => {
             let backend = Cpu::new(threads)?;
             work.on(&backend, &On::from(&backend))
@@ -91,11 +94,13 @@ fn name_of(device: DeviceName) -> &'static str {
 mod gpu {
     //! GPUs of a program that knows them.
 
+    use tritrain_dispatch::Engine;
     pub(super) use tritrain_gpu::Gpu;
-    use tritrain_gpu::{Choice, GpuError};
+    use tritrain_gpu::{Choice, GpuEngine, GpuError};
 
     use super::{Error, Result, name_of};
     use crate::args::DeviceName;
+    pub(super) use crate::tiles::ready;
 
     /// The GPU that was asked for; none where the processor was, or where nothing was and there is no GPU.
     pub(super) fn open(device: DeviceName) -> Result<Option<Gpu>> {
@@ -104,11 +109,13 @@ mod gpu {
         };
         match device {
             DeviceName::Cpu => Ok(None),
-            DeviceName::Auto => Ok(Gpu::new(Choice::Vulkan).ok()),
-            DeviceName::Gpu | DeviceName::Vulkan => named(Gpu::new(Choice::Vulkan)),
+            DeviceName::Auto => Ok(Gpu::new(Choice::NATIVE).ok()),
+            DeviceName::Gpu => named(Gpu::new(Choice::NATIVE)),
+            DeviceName::Vulkan => named(Gpu::new(Choice::Vulkan)),
+            DeviceName::Metal => named(Gpu::new(Choice::Metal)),
             DeviceName::Software => named(Gpu::new(Choice::Software)),
-            DeviceName::Cuda | DeviceName::Metal => {
-                let why = "this program reaches GPUs through Vulkan alone".to_owned();
+            DeviceName::Cuda => {
+                let why = "this program reaches GPUs through Vulkan or Metal alone".to_owned();
                 Err(Error::Device { name: name_of(device), why })
             }
         }
@@ -116,15 +123,25 @@ mod gpu {
 
     /// A device in a few words.
     pub(super) fn describe(gpu: &Gpu) -> String {
-        let of = gpu.adapter();
-        let kind = if of.software { ", software, for tests" } else { "" };
-        format!("{} ({}, {}{kind})", of.name, of.api, of.driver)
+        gpu.adapter().to_string()
     }
 
-    /// What there is of a kind, or why there is none.
-    pub(super) fn survey(device: DeviceName) -> Result<String, String> {
+    /// The engine of a GPU.
+    pub(super) fn engine(device: DeviceName) -> Result<Result<Box<dyn Engine>, String>> {
+        Ok(match open(device)? {
+            Some(gpu) => Ok(Box::new(GpuEngine::new(ready(gpu)))),
+            None if device == DeviceName::Cpu => Err("--device cpu".to_owned()),
+            None => survey(DeviceName::Gpu).and_then(|(name, _)| Err(format!("{name} does not start"))),
+        })
+    }
+
+    /// What there is of a kind and its tiles, or why there is none.
+    pub(super) fn survey(device: DeviceName) -> Result<(String, String), String> {
         match open(device) {
-            Ok(Some(gpu)) => Ok(describe(&gpu)),
+            Ok(Some(gpu)) => {
+                let gpu = ready(gpu);
+                Ok((describe(&gpu), gpu.tiles().describe()))
+            }
             Ok(None) => Err("not a GPU".into()),
             Err(Error::Device { why, .. }) => Err(why),
             Err(error) => Err(error.to_string()),
@@ -137,6 +154,7 @@ mod gpu {
     //! GPUs of a program that knows none.
 
     pub(super) use tritrain_backend::Cpu as Gpu;
+    use tritrain_dispatch::Engine;
 
     use super::{Error, Result, name_of};
     use crate::args::DeviceName;
@@ -156,15 +174,23 @@ mod gpu {
         super::On::from(backend).name
     }
 
-    pub(super) fn survey(_: DeviceName) -> Result<String, String> {
+    pub(super) fn engine(device: DeviceName) -> Result<Result<Box<dyn Engine>, String>> {
+        open(device).map(|_| Err(BUILD.to_owned()))
+    }
+
+    pub(super) fn ready(backend: Gpu) -> Gpu {
+        backend
+    }
+
+    pub(super) fn survey(_: DeviceName) -> Result<(String, String), String> {
         Err(BUILD.to_owned())
     }
 }
 
-/// The engine of a GPU for single operations, or why there is none.
-pub(crate) fn gpu() -> Result<Box<dyn Engine>, String> {
-    gpu::survey(DeviceName::Gpu)
-        .and_then(|name| Err(format!("{name} trains, but has no single operations yet")))
+/// The engine for single operations besides those of the processor, or why there is none; what is asked for by name is
+/// there or an error.
+pub(crate) fn engine(args: &Device) -> Result<Result<Box<dyn Engine>, String>> {
+    gpu::engine(args.device)
 }
 
 pub(crate) fn run(args: &Devices) -> Result<ExitCode> {
@@ -190,7 +216,10 @@ fn survey(args: &Devices, threads: usize) -> Result<ExitCode> {
     let gpus = GPUS.map(|(device, name)| (name, gpu::survey(device)));
     for (name, found) in &gpus {
         match found {
-            Ok(device) => show::line(&format!("  {name:12} {device}"))?,
+            Ok((device, tiles)) => {
+                show::line(&format!("  {name:12} {device}"))?;
+                show::line(&format!("  {:12} tiles: {tiles}", ""))?;
+            }
             Err(why) => show::line(&format!("  {name:12} not usable: {why}"))?,
         }
     }
@@ -211,7 +240,8 @@ fn survey(args: &Devices, threads: usize) -> Result<ExitCode> {
             .map(|(name, found)| {
                 json!({
                     "name": name,
-                    "device": found.as_ref().ok(),
+                    "device": found.as_ref().ok().map(|(device, _)| device),
+                    "tiles": found.as_ref().ok().map(|(_, tiles)| tiles),
                     "unusable": found.as_ref().err(),
                 })
             })

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use tritrain_bench::BenchError;
+
 /// Any error of a command.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
@@ -10,7 +12,7 @@ pub(crate) enum Error {
     #[error(transparent)]
     Cpu(#[from] tritrain_backend::CpuError),
     #[error(transparent)]
-    Bench(#[from] tritrain_bench::BenchError),
+    Bench(#[from] BenchError),
     #[error("{}: {source}", path.display())]
     Cluster { path: PathBuf, source: tritrain_cluster::Error },
     #[error("cannot read {}: {source}", path.display())]
@@ -37,7 +39,8 @@ impl Error {
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
             Error::Train(error) => u8::try_from(error.exit_code()).unwrap_or(1),
-            Error::Bench(tritrain_bench::BenchError::Step { .. }) | Error::SelfTest(_) => 3,
+            Error::Bench(BenchError::Dispatch(tritrain_dispatch::Error::Engine { .. })) => 6,
+            Error::Bench(BenchError::Step { .. }) | Error::SelfTest(_) => 3,
             Error::Cpu(_)
             | Error::Bench(_)
             | Error::Cluster { .. }

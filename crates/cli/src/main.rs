@@ -4,6 +4,7 @@ mod args;
 mod backends;
 mod bars;
 mod bench;
+mod cache;
 mod calibration;
 mod cluster;
 mod clusters;
@@ -24,6 +25,8 @@ mod quality;
 mod runs;
 mod show;
 mod spikes;
+#[cfg(feature = "gpu")]
+mod tiles;
 
 use std::{io::IsTerminal, process::ExitCode};
 

@@ -396,9 +396,7 @@ impl Dispatcher {
 
     /// What an engine should take for a task, or why it is not considered.
     fn weigh(&self, task: &Task, kind: EngineKind, costs: &Costs) -> Result<f64, Why> {
-        if self.engines[kind.index()].is_err() {
-            return Err(Why::Absent);
-        }
+        let Ok(engine) = &self.engines[kind.index()] else { return Err(Why::Absent) };
         let (allowed, option) = match kind {
             EngineKind::Scalar => (true, ""),
             EngineKind::Simd => (self.config.simd, "simd"),
@@ -411,6 +409,9 @@ impl Dispatcher {
         if kind == EngineKind::Gpu && task.size() < self.config.min_size_for_gpu {
             return Err(Why::Small(task.size()));
         }
+        if let Some(reason) = engine.refuses(task) {
+            return Err(Why::Refused(reason));
+        }
         costs[kind.index()].map(|cost| cost.predict(task)).ok_or(Why::Unmeasured)
     }
 
@@ -421,6 +422,7 @@ impl Dispatcher {
             Why::Small(size) => {
                 format!("{size} numbers, fewer than min_size_for_gpu ({})", self.config.min_size_for_gpu)
             }
+            Why::Refused(reason) => reason,
             Why::Unmeasured => "it has not been measured".into(),
         }
     }
@@ -489,11 +491,12 @@ impl Dispatcher {
 }
 
 /// Why an engine is not considered.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 enum Why {
     Absent,
     Configured(&'static str),
     Small(usize),
+    Refused(String),
     Unmeasured,
 }
 

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use tritrain_cluster::{Fit, Options, Start};
 
-use crate::{Result, TernaryWeights};
+use crate::{Result, Task, TernaryWeights};
 
 /// The engines a dispatcher chooses from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -44,6 +44,11 @@ impl EngineKind {
 pub trait Engine: Send + Sync {
     /// What it runs on, in a few words; another text means another machine to a calibration.
     fn describe(&self) -> String;
+
+    /// Why it cannot do a task of such sizes, if it cannot: it is not asked to then.
+    fn refuses(&self, _task: &Task) -> Option<String> {
+        None
+    }
 
     /// Packs the codes of `x` `[n]` into `codes` `[n/4, rounded up]` (`trit::pack::pack2`); returns their scale.
     ///

@@ -28,6 +28,9 @@ impl Clock for Hand {
 
 struct Fake(Shared, EngineKind);
 
+/// Numbers that the GPU has room for.
+const HELD: usize = 1 << 24;
+
 impl Fake {
     fn take(&self, task: Task) {
         let mut world = self.0.lock().unwrap();
@@ -38,6 +41,10 @@ impl Fake {
 impl Engine for Fake {
     fn describe(&self) -> String {
         "told".into()
+    }
+
+    fn refuses(&self, task: &Task) -> Option<String> {
+        (self.1 == EngineKind::Gpu && task.size() > HELD).then(|| "no room".into())
     }
 
     fn quantize(&self, x: &[f32], _: &mut [u8]) -> Result<f32> {
@@ -119,6 +126,17 @@ fn calibration_takes_less_than_a_second_and_finds_what_engines_cost() {
         }
     }
     assert!(dispatcher.is_renewed() && dispatcher.metrics().measuring_seconds > 0.0);
+}
+
+#[test]
+fn an_engine_is_not_asked_for_what_it_refuses() {
+    let (dispatcher, _) = dispatcher(open(), USUAL, None);
+    let decision = |len| dispatcher.explain(&Task::Quantize { len });
+    assert_eq!(decision(HELD).chosen, EngineKind::Gpu);
+    let refused = decision(HELD + 1);
+    assert_eq!(refused.chosen, EngineKind::Parallel);
+    assert_eq!(refused.weighed[3].excluded.as_deref(), Some("no room"));
+    assert_eq!(taken(&dispatcher, HELD + 1), EngineKind::Parallel);
 }
 
 #[test]

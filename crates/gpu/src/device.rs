@@ -1,23 +1,31 @@
 //! Which device there is, and what goes wrong with it.
 
-use std::sync::{
-    Mutex, PoisonError,
-    atomic::{AtomicU64, Ordering::Relaxed},
+use std::{
+    fmt,
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
 };
 
 use cubecl::{
+    MemoryPoolReport, MemoryScope,
     bytes::Bytes,
     client::Client,
     server::Handle,
-    wgpu::{RuntimeOptions, Vulkan, WgpuDevice, WgpuDeviceKind, WgpuRuntime, try_init_setup, wgpu},
+    wgpu::{Metal, RuntimeOptions, Vulkan, WgpuDevice, WgpuDeviceKind, WgpuRuntime, try_init_setup, wgpu},
 };
 use tritrain_backend::{Cpu, CpuError};
+
+use crate::Tiles;
 
 /// A kind of device to compute on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Choice {
     /// A graphics processor through Vulkan, one with memory of its own first.
     Vulkan,
+    /// A graphics processor through Metal.
+    Metal,
     /// A software implementation of Vulkan, for tests: it computes on the processor.
     Software,
 }
@@ -31,8 +39,19 @@ pub struct Adapter {
     pub driver: String,
     /// Programming interface, "Vulkan" for one.
     pub api: String,
-    /// Whether it is a program rather than a device.
-    pub software: bool,
+    /// What kind of device it is.
+    pub class: Class,
+}
+
+/// Kinds of devices, which differ in what is fast on them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Class {
+    /// A graphics processor with memory of its own.
+    Discrete,
+    /// One that shares the memory of the processor.
+    Integrated,
+    /// A program that computes on the processor.
+    Software,
 }
 
 /// Why there is no GPU to compute on, or none any more.
@@ -55,14 +74,32 @@ pub enum GpuError {
 pub struct Gpu {
     pub(crate) client: Client,
     pub(crate) adapter: Adapter,
+    pub(crate) tiles: Tiles,
     wgpu: wgpu::Device,
     /// Conversions that happen once in a while, on the host.
     pub(crate) host: Cpu,
     waits: AtomicU64,
-    fault: Mutex<Option<String>>,
+    fault: Arc<First>,
     #[cfg(feature = "emit")]
     pub(crate) watch: Option<crate::emit::Watch>,
+    #[cfg(feature = "emit")]
+    pub(crate) notes: Option<crate::record::Notes>,
 }
+
+/// What went wrong.
+#[derive(Clone)]
+enum Fault {
+    /// There is no memory for what was asked for.
+    Memory,
+    /// In words.
+    Other(String),
+}
+
+/// The first thing that went wrong, if anything did.
+type First = Mutex<Option<Fault>>;
+
+/// Those of all backends on a device.
+type Firsts = Arc<Mutex<Vec<Weak<First>>>>;
 
 /// A device that has been started, which happens once in a process.
 #[derive(Clone)]
@@ -71,9 +108,15 @@ struct Started {
     device: WgpuDevice,
     adapter: Adapter,
     wgpu: wgpu::Device,
+    faults: Firsts,
 }
 
 static STARTED: Mutex<Vec<Started>> = Mutex::new(Vec::new());
+
+impl Choice {
+    /// The way to graphics processors on this system.
+    pub const NATIVE: Choice = if cfg!(target_vendor = "apple") { Choice::Metal } else { Choice::Vulkan };
+}
 
 impl Gpu {
     /// Starts a device, or takes the one that was started before.
@@ -81,16 +124,23 @@ impl Gpu {
     /// # Errors
     /// There is none of the kind.
     pub fn new(choice: Choice) -> Result<Gpu, GpuError> {
-        let Started { device, adapter, wgpu, .. } = start(choice)?;
+        let Started { device, adapter, wgpu, faults, .. } = start(choice)?;
+        let fault = Arc::<First>::default();
+        let mut faults = faults.lock().unwrap_or_else(PoisonError::into_inner);
+        faults.retain(|fault| fault.strong_count() > 0);
+        faults.push(Arc::downgrade(&fault));
         Ok(Gpu {
             client: client(&device),
+            tiles: Tiles::of(adapter.class),
             adapter,
             wgpu,
             host: Cpu::new(1)?,
             waits: AtomicU64::new(0),
-            fault: Mutex::new(None),
+            fault,
             #[cfg(feature = "emit")]
             watch: None,
+            #[cfg(feature = "emit")]
+            notes: None,
         })
     }
 
@@ -105,6 +155,19 @@ impl Gpu {
         self.wgpu.destroy();
     }
 
+    /// Takes all memory of the device until what is returned is dropped, as another program may: likewise.
+    #[doc(hidden)]
+    pub fn fill(&self) -> Vec<crate::Floats> {
+        const WORDS: usize = 30 << 20;
+        let mut all = Vec::new();
+        while self.first_fault().is_none() {
+            all.push(self.unset(WORDS));
+            // The driver is asked when this arrives.
+            self.client.flush().unwrap_or_else(|error| self.note(Fault::Other(error.to_string())));
+        }
+        all
+    }
+
     /// How often the host waited for the device.
     pub fn waits(&self) -> u64 {
         self.waits.load(Relaxed)
@@ -112,6 +175,10 @@ impl Gpu {
 
     /// Waits, then gives the bytes of a buffer; zeros where the device failed, which is noted.
     pub(crate) fn read(&self, handle: &Handle, len: usize) -> Vec<u8> {
+        #[cfg(feature = "emit")]
+        if let Some(bytes) = self.made_up(len) {
+            return bytes;
+        }
         match self.read_all(vec![handle.clone()]).first() {
             Some(bytes) => bytes[..len].to_vec(),
             None => vec![0; len],
@@ -121,17 +188,105 @@ impl Gpu {
     /// Waits once, then gives the bytes of some buffers; of none where the device failed, which is noted.
     pub(crate) fn read_all(&self, handles: Vec<Handle>) -> Vec<Bytes> {
         self.waits.fetch_add(1, Relaxed);
+        #[cfg(feature = "emit")]
+        if let Some(bytes) = self.made_up(MADE_UP) {
+            return handles.iter().map(|_| Bytes::from_bytes_vec(bytes.clone())).collect();
+        }
         self.client.read(handles).unwrap_or_else(|error| {
-            let mut fault = self.fault.lock().unwrap_or_else(PoisonError::into_inner);
-            fault.get_or_insert_with(|| error.to_string());
+            self.note(Fault::Other(error.to_string()));
             Vec::new()
         })
     }
 
+    /// Bytes of the largest buffer that kernels may be given.
+    pub(crate) fn largest_buffer(&self) -> u64 {
+        self.client.properties().memory.max_page_size
+    }
+
+    /// Whether the device takes a buffer of so many words. That it does not is a fault: nothing that would be
+    /// computed with it is to be used.
+    pub(crate) fn holds(&self, words: usize) -> bool {
+        if self.is_noting() {
+            return true;
+        }
+        let (bytes, most) = (4 * words as u64, self.largest_buffer());
+        if bytes > most {
+            let what =
+                format!("a buffer of {bytes} bytes, of which this device takes at most {most}; {SMALLER}");
+            self.note(Fault::Other(what));
+        }
+        bytes <= most
+    }
+
+    /// Whether launches are noted and nothing is computed, so that no buffer needs memory.
+    pub(crate) fn is_noting(&self) -> bool {
+        #[cfg(feature = "emit")]
+        return self.notes.is_some();
+        #[cfg(not(feature = "emit"))]
+        false
+    }
+
+    /// Keeps the first thing that goes wrong.
+    fn note(&self, fault: Fault) {
+        note(&self.fault, fault);
+    }
+
     /// What went wrong on the device, if anything did.
     pub(crate) fn first_fault(&self) -> Option<String> {
-        self.fault.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let fault = self.fault.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        Some(self.words(fault?))
     }
+
+    /// The same, and forgets it.
+    pub(crate) fn take_fault(&self) -> Option<String> {
+        let fault = self.fault.lock().unwrap_or_else(PoisonError::into_inner).take();
+        Some(self.words(fault?))
+    }
+
+    fn words(&self, fault: Fault) -> String {
+        match fault {
+            Fault::Memory => {
+                let report = self.client.memory_report(MemoryScope::Device);
+                let pools = report.streams.iter().flat_map(|stream| {
+                    let pools = &stream.pools;
+                    pools.dynamic.iter().chain([&pools.persistent, &pools.dedicated])
+                });
+                let asked: u64 = pools.map(|pool: &MemoryPoolReport| pool.usage.bytes_reserved).sum();
+                format!(
+                    "out of device memory: it does not hold the {asked} bytes asked for in all; {SMALLER}"
+                )
+            }
+            Fault::Other(words) => words,
+        }
+    }
+}
+
+fn note(first: &First, fault: Fault) {
+    first.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(fault);
+}
+
+/// Bytes of any buffer that is read where launches are noted.
+#[cfg(feature = "emit")]
+const MADE_UP: usize = 1 << 20;
+
+/// What to do where memory is short.
+const SMALLER: &str = "take a smaller run.batch or run.micro_batch, run.recompute = true, or --device cpu";
+
+/// Tells all backends on a device of what goes wrong outside their calls: by default that would be a panic on a
+/// thread of the driver.
+fn watch(device: &wgpu::Device) -> Firsts {
+    let faults = Firsts::default();
+    let of = Arc::clone(&faults);
+    device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
+        let fault = match error {
+            wgpu::Error::OutOfMemory { .. } => Fault::Memory,
+            other => Fault::Other(other.to_string()),
+        };
+        for first in of.lock().unwrap_or_else(PoisonError::into_inner).iter().filter_map(Weak::upgrade) {
+            note(&first, fault.clone());
+        }
+    }));
+    faults
 }
 
 impl Adapter {
@@ -140,17 +295,38 @@ impl Adapter {
             name: info.name.clone(),
             driver: format!("{} {}", info.driver, info.driver_info).trim().into(),
             api: format!("{:?}", info.backend),
-            software: info.device_type == wgpu::DeviceType::Cpu,
+            class: match info.device_type {
+                wgpu::DeviceType::Cpu => Class::Software,
+                wgpu::DeviceType::IntegratedGpu => Class::Integrated,
+                _ => Class::Discrete,
+            },
         }
+    }
+}
+
+impl fmt::Display for Adapter {
+    /// The device in a few words.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({}, {}", self.name, self.api, self.driver)?;
+        f.write_str(if self.class == Class::Software { ", software, for tests)" } else { ")" })
     }
 }
 
 /// The first device of a choice: the one that was started before, if any was.
 fn start(choice: Choice) -> Result<Started, GpuError> {
-    let (kinds, wanted): (&[WgpuDeviceKind], _) = match choice {
-        Choice::Vulkan => (&[WgpuDeviceKind::DiscreteGpu(0), WgpuDeviceKind::IntegratedGpu(0)], "Vulkan"),
-        Choice::Software => (&[WgpuDeviceKind::Cpu], "software Vulkan"),
+    const GPUS: &[WgpuDeviceKind] = &[WgpuDeviceKind::DiscreteGpu(0), WgpuDeviceKind::IntegratedGpu(0)];
+    let (kinds, wanted) = match choice {
+        Choice::Vulkan => (GPUS, "Vulkan"),
+        Choice::Metal => (GPUS, "Metal"),
+        Choice::Software => (&[WgpuDeviceKind::Cpu][..], "software Vulkan"),
     };
+    if cfg!(feature = "vulkan") && choice == Choice::Software {
+        // Mesa's crashes on what CubeCL's SPIR-V does with shared memory.
+        return Err(GpuError::None {
+            wanted,
+            reason: "this program was built with the feature vulkan".into(),
+        });
+    }
     let mut all = STARTED.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(started) = all.iter().find(|started| started.choice == choice) {
         return Ok(started.clone());
@@ -158,10 +334,15 @@ fn start(choice: Choice) -> Result<Started, GpuError> {
     let mut reason = String::new();
     for kind in kinds {
         let device = WgpuDevice::new(kind.clone());
-        match try_init_setup::<Vulkan>(&device, RuntimeOptions::default()) {
+        let setup = match choice {
+            Choice::Metal => try_init_setup::<Metal>(&device, RuntimeOptions::default()),
+            Choice::Vulkan | Choice::Software => try_init_setup::<Vulkan>(&device, RuntimeOptions::default()),
+        };
+        match setup {
             Ok(setup) => {
                 let adapter = Adapter::of(&setup.adapter.get_info());
-                let started = Started { choice, device, adapter, wgpu: setup.device };
+                let faults = watch(&setup.device);
+                let started = Started { choice, device, adapter, wgpu: setup.device, faults };
                 all.push(started.clone());
                 return Ok(started);
             }

@@ -23,11 +23,13 @@ use cubecl_cpp::{
 
 use crate::Gpu;
 
-/// Writes the CUDA source of every kernel that is launched, once.
+/// Writes the CUDA source of every kernel that is launched, once in a process.
 pub(crate) struct Watch {
     folder: PathBuf,
-    seen: Mutex<HashSet<KernelId>>,
 }
+
+/// Kernels whose source has been written.
+static SEEN: Mutex<Option<HashSet<KernelId>>> = Mutex::new(None);
 
 /// Units that run together on a device that CUDA knows.
 const WARP: usize = 32;
@@ -66,7 +68,8 @@ impl Watch {
     /// # Panics
     /// It has no CUDA source, or the source cannot be written: a test asked for it.
     pub(crate) fn launched<K: CubeKernel>(&self, name: &str, kernel: &K) {
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut seen = SEEN.lock().unwrap_or_else(PoisonError::into_inner);
+        let seen = seen.get_or_insert_default();
         if !seen.insert(kernel.id()) {
             return;
         }
@@ -86,7 +89,7 @@ impl Gpu {
     /// The same backend, which writes the CUDA source of every kernel it launches to a folder.
     #[must_use]
     pub fn emitting(mut self, folder: impl Into<PathBuf>) -> Gpu {
-        self.watch = Some(Watch { folder: folder.into(), seen: Mutex::default() });
+        self.watch = Some(Watch { folder: folder.into() });
         self
     }
 }

@@ -26,6 +26,10 @@ pub(crate) trait Argument {
     type Given;
     /// Gives it.
     fn give(&self) -> Self::Given;
+
+    /// Says what it is, where launches are noted.
+    #[cfg(feature = "emit")]
+    fn tell(&self, _launch: &mut crate::record::Launch) {}
 }
 
 impl Argument for Buffer {
@@ -35,20 +39,30 @@ impl Argument for Buffer {
         // SAFETY: every buffer of this crate is made with the length its owner keeps.
         unsafe { BufferArg::from_raw_parts(self.handle.clone(), self.len) }
     }
+
+    #[cfg(feature = "emit")]
+    fn tell(&self, launch: &mut crate::record::Launch) {
+        launch.bytes.push(4 * self.len as u64);
+    }
 }
 
 macro_rules! numbers {
-    ($($number:ty)*) => {$(
+    ($($number:ty as $step:ty)*) => {$(
         impl Argument for $number {
             type Given = $number;
 
             fn give(&self) -> $number {
                 *self
             }
+
+            #[cfg(feature = "emit")]
+            fn tell(&self, launch: &mut crate::record::Launch) {
+                launch.numbers.push(<$step>::from(*self) as f64);
+            }
         }
     )*};
 }
-numbers!(bool u32 usize f32);
+numbers!(bool as u32 u32 as u32 usize as usize f32 as f32);
 
 impl Floats {
     /// The numbers as an argument.
@@ -84,7 +98,14 @@ pub(crate) fn units() -> CubeDim {
 impl Gpu {
     /// New memory for `words` words, whose contents are unknown.
     pub(crate) fn room(&self, words: usize) -> Handle {
-        self.client.empty(4 * words.max(1))
+        self.holds(words);
+        self.client.empty(4 * if self.is_noting() { 1 } else { words.max(1) })
+    }
+
+    /// New memory with these bytes, whole words of them.
+    pub(crate) fn put(&self, bytes: &[u8]) -> Handle {
+        self.holds(bytes.len() / 4);
+        self.client.create_from_slice(if self.is_noting() { &[0; 4] } else { bytes })
     }
 }
 
@@ -101,7 +122,13 @@ macro_rules! launch {
             let kernel = $kernel::create_dummy_kernel(properties, target, count, $dim $(, $argument.give())*);
             watch.launched(stringify!($kernel), &kernel);
         }
-        $kernel::launch(&$gpu.client, count, $dim $(, $argument.give())*);
+        #[cfg(feature = "emit")]
+        let noted = $gpu.note_launch(stringify!($kernel), &count, |_launch| { $($argument.tell(_launch);)* });
+        #[cfg(not(feature = "emit"))]
+        let noted = false;
+        if !noted {
+            $kernel::launch(&$gpu.client, count, $dim $(, $argument.give())*);
+        }
     }};
 }
 pub(crate) use launch;

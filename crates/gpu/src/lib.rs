@@ -12,9 +12,17 @@ mod blocks;
 mod device;
 #[cfg(feature = "emit")]
 mod emit;
+mod engine;
 mod launch;
 mod memory;
 mod ops;
+#[cfg(feature = "emit")]
+mod record;
+mod tiles;
 
-pub use device::{Adapter, Choice, Gpu, GpuError};
+pub use device::{Adapter, Choice, Class, Gpu, GpuError};
+pub use engine::GpuEngine;
 pub use memory::{Floats, Packed, Rows, Ternary, Tokens};
+#[cfg(feature = "emit")]
+pub use record::{Arithmetic, Launch};
+pub use tiles::{Tile, Tiles, Timed, Tuned};

@@ -77,7 +77,20 @@ impl Packed {
 impl Gpu {
     /// A buffer of zeros.
     pub(crate) fn zeros(&self, words: usize) -> Handle {
-        self.client.create_from_slice(&vec![0u8; 4 * words.max(1)])
+        match self.holds(words) && !self.is_noting() {
+            true => self.put(&vec![0u8; 4 * words.max(1)]),
+            false => self.room(words),
+        }
+    }
+
+    /// Host floats in a buffer of their own.
+    pub(crate) fn given(&self, host: &[f32]) -> Floats {
+        Floats { handle: self.put(bytemuck::cast_slice(host)), len: host.len(), room: host.len() }
+    }
+
+    /// Floats whose values are unknown.
+    pub(crate) fn unset(&self, len: usize) -> Floats {
+        Floats { handle: self.room(len), len, room: len }
     }
 }
 
@@ -120,7 +133,7 @@ impl Memory for Gpu {
         // Of balanced ternary levels the byte of zeros is no zero.
         let zero = if let Format::Trits(_) = format { to_byte([1; PER_BYTE]) } else { 0 };
         Packed {
-            bytes: self.client.create_from_slice(&vec![zero; 4 * len.max(1)]),
+            bytes: self.put(&vec![zero; 4 * len.max(1)]),
             steps: self.zeros(steps),
             places: None,
             len,

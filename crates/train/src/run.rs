@@ -155,7 +155,7 @@ impl<'a, B: Backend> Run<'a, B> {
             losses.resize(batch * context, 0.0);
             learner.read_losses();
         }
-        Ok(Run {
+        let run = Run {
             backend,
             storage,
             corpus,
@@ -175,7 +175,10 @@ impl<'a, B: Backend> Run<'a, B> {
             timing,
             faults: None,
             teacher,
-        })
+        };
+        // Its buffers may be more than the device holds.
+        run.sound()?;
+        Ok(run)
     }
 
     /// The same run with faults in its steps, by the number of the step from 0 and how often the run went back

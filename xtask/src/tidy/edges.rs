@@ -9,7 +9,7 @@ const ALLOWED: [(&str, &[&str]); 13] = [
     ("backend", &["kernels", "trit"]),
     ("cluster", &["backend", "trit"]),
     ("dispatch", &["backend", "cluster", "trit"]),
-    ("gpu", &["backend", "dispatch", "trit"]),
+    ("gpu", &["backend", "cluster", "dispatch", "trit"]),
     ("model", &["backend", "trit"]),
     ("optim", &["backend", "cluster"]),
     ("files", &["trit"]),

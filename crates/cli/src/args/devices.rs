@@ -46,6 +46,8 @@ pub(crate) struct Devices {
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct BenchBackends {
+    #[command(flatten)]
+    pub(crate) device: Device,
     /// Take the arrays from this folder, as bench/peers/backends.py writes them, instead of random ones.
     #[arg(long, value_name = "DIR")]
     pub(crate) arrays: Option<PathBuf>,
@@ -62,6 +64,8 @@ pub(crate) struct BenchBackends {
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct BenchDispatcher {
+    #[command(flatten)]
+    pub(crate) device: Device,
     /// Random operations.
     #[arg(long, default_value_t = 200)]
     pub(crate) count: usize,

@@ -12,6 +12,8 @@ fn a_device_that_is_not_there_is_an_error_before_anything_else() {
         program.fails(&["train", "--data", "absent", "--device", device], 2, &parts);
         program.fails(&["generate", "absent", "--device", device], 2, &parts);
         program.fails(&["eval", "absent", "--data", "absent", "--device", device], 2, &parts);
+        program.fails(&["bench", "backends", "--device", device], 2, &parts);
+        program.fails(&["bench", "dispatcher", "--device", device], 2, &parts);
     }
     for device in ["auto", "cpu"] {
         program.fails(&["train", "--data", "absent.txt", "--device", device], 2, &["absent.txt"]);

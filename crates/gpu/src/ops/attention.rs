@@ -18,13 +18,15 @@ use crate::{
     launch::{arg, cubes_for, launch, units},
 };
 
-/// Rows of a tile for heads of some width: four tiles of floats fit 16 KiB of shared memory.
-fn tile_of(head_dim: usize) -> usize {
-    match head_dim {
+/// Rows of a tile for heads of some width: four tiles of floats fit 16 KiB of shared memory. Widths that are no multiples
+/// of sixteen have one tile alone: of others CUDA's compiler spills registers.
+fn tile_of(gpu: &Gpu, head_dim: usize) -> usize {
+    let most = match head_dim {
         0..=64 => 16,
         65..=128 => 8,
         _ => 4,
-    }
+    };
+    if head_dim.is_multiple_of(16) { most.min(gpu.tiles.attention) } else { most }
 }
 
 /// Column `col` of a head from column `start` of a buffer on, rotated by a row of the table, forward or back.
@@ -457,7 +459,7 @@ pub(crate) fn attention(
     if shape.rows() == 0 {
         return;
     }
-    let tile = tile_of(shape.head_dim);
+    let tile = tile_of(gpu, shape.head_dim);
     launch!(
         gpu,
         forward_kernel,
@@ -491,7 +493,7 @@ pub(crate) fn attention_backward(
     if shape.rows() == 0 {
         return;
     }
-    let (tile, rows) = (tile_of(shape.head_dim), shape.rows() * shape.heads);
+    let (tile, rows) = (tile_of(gpu, shape.head_dim), shape.rows() * shape.heads);
     let deltas = gpu.room(rows);
     let delta = || arg(&deltas, rows);
     launch!(gpu, delta_kernel, cubes_for(rows), units(), out.arg(), d_out.arg(), delta(), shape.head_dim,);

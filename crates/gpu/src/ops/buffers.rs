@@ -66,7 +66,7 @@ pub(crate) fn resize(gpu: &Gpu, buffer: &mut Floats, len: usize) {
 pub(crate) fn upload(gpu: &Gpu, from: &[f32], to: &mut Floats) {
     assert_eq!(from.len(), to.len, "lengths of host and device");
     if !from.is_empty() {
-        to.handle = gpu.client.create_from_slice(bytemuck::cast_slice(from));
+        to.handle = gpu.put(bytemuck::cast_slice(from));
         to.room = from.len();
     }
 }
@@ -74,7 +74,7 @@ pub(crate) fn upload(gpu: &Gpu, from: &[f32], to: &mut Floats) {
 pub(crate) fn upload_tokens(gpu: &Gpu, from: &[u32], to: &mut Tokens) {
     assert_eq!(from.len(), to.len, "lengths of host and device");
     if !from.is_empty() {
-        to.handle = gpu.client.create_from_slice(bytemuck::cast_slice(from));
+        to.handle = gpu.put(bytemuck::cast_slice(from));
     }
 }
 

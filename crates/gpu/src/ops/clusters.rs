@@ -136,7 +136,7 @@ fn read_floats(gpu: &Gpu, handle: &cubecl::server::Handle, len: usize) -> Vec<f3
 
 /// Host words as an argument.
 fn put_words(gpu: &Gpu, words: &[u32]) -> Buffer {
-    arg(&gpu.client.create_from_slice(bytemuck::cast_slice(words)), words.len())
+    arg(&gpu.put(bytemuck::cast_slice(words)), words.len())
 }
 
 pub(crate) fn normalize_rows(gpu: &Gpu, x: &mut Floats, dim: usize) -> bool {
@@ -196,7 +196,7 @@ pub(crate) fn spread(gpu: &Gpu, x: &Floats, clusters: &mut Clusters) -> f64 {
     let mean = means.into_iter().map(|sum| ((sum / rows as f64) as f32).to_bits()).collect::<Vec<u32>>();
     let mean = put_words(gpu, &mean);
     let infinite = vec![f32::INFINITY.to_bits(); rows];
-    let squares = gpu.client.create_from_slice(bytemuck::cast_slice(&infinite));
+    let squares = gpu.put(bytemuck::cast_slice(&infinite));
     launch!(gpu, approach_kernel, cubes_for(rows), units(), x.arg(), mean, arg(&squares, rows), dim);
     read_floats(gpu, &squares, rows).into_iter().map(f64::from).sum()
 }

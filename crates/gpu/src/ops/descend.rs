@@ -95,7 +95,7 @@ pub(super) fn row_table(
         [] => of_row(&paces[0]).into(),
         clusters => clusters.iter().flat_map(|cluster| of_row(&paces[usize::from(*cluster)])).collect(),
     };
-    let paces = gpu.client.create_from_slice(bytemuck::cast_slice(&by_row));
+    let paces = gpu.put(bytemuck::cast_slice(&by_row));
     let room = gpu.room(of.rows * INFO);
     let table = arg(&room, of.rows * INFO);
     launch!(

@@ -2,23 +2,12 @@
 
 use cubecl::prelude::*;
 
-use super::products::{Onto, Place};
+use super::products::{Onto, Place, SIDE};
 use crate::{
-    Floats, Gpu,
+    Floats, Gpu, Tile,
     blocks::UNITS,
     launch::{arg, launch},
 };
-
-/// Rows and columns of the result that a cube computes: 16 × 16 units of 2 × 2.
-const TILE: usize = 32;
-/// Inner indices that a cube reads at once.
-const DEPTH: usize = 16;
-/// Rows, or columns, of a unit.
-const OWN: usize = 2;
-/// Units along a side of a cube.
-const SIDE: usize = 16;
-/// Numbers between rows of a tile in shared memory.
-const PITCH: usize = DEPTH + 1;
 
 /// A matrix in a buffer: where it begins, and what lies between its rows and its columns.
 #[derive(Clone, Copy)]
@@ -67,61 +56,68 @@ fn matmul_kernel(
     b_row: usize,
     b_col: usize,
     y_from: usize,
+    depth: usize,
     #[comptime] base: u32,
+    #[comptime] own: usize,
+    #[comptime] deep: usize,
 ) {
-    let mut l = Shared::<[f32]>::new_slice(comptime![TILE * PITCH]);
-    let mut r = Shared::<[f32]>::new_slice(comptime![TILE * PITCH]);
+    let tile = comptime![own * SIDE];
+    // Between rows of a tile in shared memory.
+    let pitch = comptime![deep + 1];
+    let mut l = Shared::<[f32]>::new_slice(comptime![own * SIDE * (deep + 1)]);
+    let mut r = Shared::<[f32]>::new_slice(comptime![own * SIDE * (deep + 1)]);
     let unit = UNIT_POS as usize;
     let across = unit % SIDE;
     let down = unit / SIDE;
-    let first_row = CUBE_POS_Y as usize * TILE;
-    let first_column = CUBE_POS_X as usize * TILE;
-    let mut sums = Array::<f32>::new(comptime![OWN * OWN]);
+    let first_row = CUBE_POS_Y as usize * tile;
+    let first_column = CUBE_POS_X as usize * tile;
+    let mut sums = Array::<f32>::new(comptime![own * own]);
     #[unroll]
-    for at in 0..OWN * OWN {
+    for at in 0..own * own {
         sums[at] = 0.0f32;
     }
-    for step in 0..inner.div_ceil(DEPTH) {
-        let from = step * DEPTH;
+    for step in 0..inner.div_ceil(deep) {
+        let from = step * deep;
         #[unroll]
-        for part in 0..TILE * DEPTH / UNITS {
+        for part in 0..comptime![own * SIDE * deep / UNITS] {
             let place = unit + part * UNITS;
-            let line = place / DEPTH;
-            let at = place % DEPTH;
+            let line = place / deep;
+            let at = place % deep;
             let inside = from + at < inner;
-            l[line * PITCH + at] = if inside && first_row + line < rows {
+            l[line * pitch + at] = if inside && first_row + line < rows {
                 a[a_from + (first_row + line) * a_row + (from + at) * a_col]
             } else {
                 0.0f32.runtime()
             };
-            r[line * PITCH + at] = if inside && first_column + line < columns {
+            r[line * pitch + at] = if inside && first_column + line < columns {
                 b[b_from + (from + at) * b_row + (first_column + line) * b_col]
             } else {
                 0.0f32.runtime()
             };
         }
         sync_cube();
-        for at in 0..DEPTH {
+        // No constant, or compilers unroll it until registers run out.
+        for at in 0..depth {
             #[unroll]
-            for i in 0..OWN {
-                let left = l[(down + SIDE * i) * PITCH + at];
+            for i in 0..own {
+                let left = l[(down + SIDE * i) * pitch + at];
                 #[unroll]
-                for j in 0..OWN {
-                    sums[comptime![i * OWN + j]] += left * r[(across + SIDE * j) * PITCH + at];
+                for j in 0..own {
+                    sums[comptime![i * own + j]] += left * r[(across + SIDE * j) * pitch + at];
                 }
             }
         }
         sync_cube();
     }
     #[unroll]
-    for i in 0..OWN {
+    for i in 0..own {
         let row = first_row + down + SIDE * i;
         #[unroll]
-        for j in 0..OWN {
+        for j in 0..own {
             let column = first_column + across + SIDE * j;
             if row < rows && column < columns {
                 let place = row * columns + column;
-                let sum = sums[comptime![i * OWN + j]];
+                let sum = sums[comptime![i * own + j]];
                 y[y_from + place] = if comptime![base == 1] {
                     y[y_from + place] + sum
                 } else if comptime![base == 2] {
@@ -146,10 +142,12 @@ pub(super) fn gemm(gpu: &Gpu, a: View<'_>, b: View<'_>, onto: Onto<'_>, y: Place
         Onto::Add => (arg(&spare, 1), 1),
         Onto::Residual(residual) => (arg(residual, a.rows * b.cols), 2),
     };
+    let Tile { own, depth } = gpu.tiles.matmul;
+    let tile = own * SIDE;
     launch!(
         gpu,
         matmul_kernel,
-        CubeCount::Static(b.cols.div_ceil(TILE) as u32, a.rows.div_ceil(TILE) as u32, 1),
+        CubeCount::Static(b.cols.div_ceil(tile) as u32, a.rows.div_ceil(tile) as u32, 1),
         CubeDim::new_1d(UNITS as u32),
         a.of.arg(),
         b.of.arg(),
@@ -165,7 +163,10 @@ pub(super) fn gemm(gpu: &Gpu, a: View<'_>, b: View<'_>, onto: Onto<'_>, y: Place
         b.row_stride,
         b.col_stride,
         y.from,
+        depth,
         base,
+        own,
+        depth,
     );
 }
 

@@ -12,6 +12,7 @@ mod norm;
 mod packed;
 mod products;
 mod reduce;
+pub(crate) mod single;
 mod ternary;
 mod update;
 

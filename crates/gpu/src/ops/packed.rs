@@ -158,11 +158,11 @@ fn take(gpu: &Gpu, from: &Stored<'_>, to: &mut Packed) {
     }
     to.len = words.len() / 4;
     if to.len > 0 {
-        to.bytes = gpu.client.create_from_slice(&words);
+        to.bytes = gpu.put(&words);
     }
-    to.places = (!even).then(|| gpu.client.create_from_slice(bytemuck::cast_slice(&places)));
+    to.places = (!even).then(|| gpu.put(bytemuck::cast_slice(&places)));
     if !from.steps.is_empty() {
-        to.steps = gpu.client.create_from_slice(bytemuck::cast_slice(&from.steps));
+        to.steps = gpu.put(bytemuck::cast_slice(&from.steps));
     }
 }
 

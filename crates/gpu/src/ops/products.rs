@@ -1,22 +1,20 @@
 //! Products of integers, exact in i32: `y[m][n] = Σ_k left[m][k] · right[n][k]`, scaled by rows of both factors and
 //! blocks of the inner index, blocks added in f32 in order.
+#![expect(
+    clippy::if_same_then_else,
+    reason = "which of these branches there are is known when a kernel is compiled"
+)]
 
 use cubecl::{prelude::*, server::Handle};
 
 use crate::{
-    Floats, Gpu,
+    Floats, Gpu, Tile,
     blocks::UNITS,
     launch::{arg, launch},
 };
 
-/// Words of the inner index that a cube reads at once.
-const DEPTH: usize = 8;
-/// Rows, and columns, of the result that a unit computes, at most; a cube computes as many times [`SIDE`].
-const MOST_OWN: usize = 4;
 /// Units along a side of a cube.
-const SIDE: usize = 16;
-/// Words between rows of a tile in shared memory: one more than there are, so that banks differ.
-const PITCH: usize = DEPTH + 1;
+pub(super) const SIDE: usize = 16;
 
 /// Inner indices that share a scale, as on a processor (`kernels::outer::BLOCK`).
 pub(super) const BLOCK: usize = 512;
@@ -134,10 +132,13 @@ fn product_kernel(
     #[comptime] right_scaled: u32,
     #[comptime] base: u32,
     #[comptime] own: usize,
+    #[comptime] deep: usize,
 ) {
+    // Between rows of a tile in shared memory: one more than there are, so that banks differ.
+    let pitch = comptime![deep + 1];
     let tile = comptime![own * SIDE];
-    let mut l = Shared::<[u32]>::new_slice(comptime![left_planes * own * SIDE * PITCH]);
-    let mut r = Shared::<[u32]>::new_slice(comptime![right_planes * own * SIDE * PITCH]);
+    let mut l = Shared::<[u32]>::new_slice(comptime![left_planes * own * SIDE * (deep + 1)]);
+    let mut r = Shared::<[u32]>::new_slice(comptime![right_planes * own * SIDE * (deep + 1)]);
     let unit = UNIT_POS as usize;
     let (across, down) = (unit % SIDE, unit / SIDE);
     let first_row = CUBE_POS_Y as usize * tile;
@@ -151,21 +152,21 @@ fn product_kernel(
         }
         let start = b * block;
         let end = min(start + block, words);
-        let steps = (end - start).div_ceil(DEPTH);
+        let steps = (end - start).div_ceil(deep);
         for s in 0..steps {
-            let from = start + s * DEPTH;
-            // A tile of either factor: 512 words of each plane, two by every unit.
+            let from = start + s * deep;
+            // A tile of either factor, one word of each plane or a few by every unit.
             #[unroll]
-            for half in 0..comptime![own * SIDE * DEPTH / UNITS] {
+            for half in 0..comptime![own * SIDE * deep / UNITS] {
                 let place = unit + half * UNITS;
-                let row = place / DEPTH;
-                let at = place % DEPTH;
+                let row = place / deep;
+                let at = place % deep;
                 let limit = if from + at < end { words } else { 0usize.runtime() };
                 #[unroll]
                 for plane in 0..left_planes {
                     let of = (first_row + row) * left_planes + plane;
                     let inside = if first_row + row < rows { rows * left_planes } else { 0usize.runtime() };
-                    l[plane * own * SIDE * PITCH + row * PITCH + at] = if from + at < limit {
+                    l[plane * own * SIDE * (deep + 1) + row * pitch + at] = if from + at < limit {
                         word_of(left, of, inside, from + at, words, false)
                     } else {
                         0u32.runtime()
@@ -176,7 +177,7 @@ fn product_kernel(
                     let of = (first_column + row) * right_planes + plane;
                     let inside =
                         if first_column + row < columns { columns * right_planes } else { 0usize.runtime() };
-                    r[plane * own * SIDE * PITCH + row * PITCH + at] = if from + at < limit {
+                    r[plane * own * SIDE * (deep + 1) + row * pitch + at] = if from + at < limit {
                         word_of(right, of, inside, from + at, words, ternary)
                     } else {
                         0u32.runtime()
@@ -188,24 +189,24 @@ fn product_kernel(
             for at in 0..depth {
                 #[unroll]
                 for i in 0..own {
-                    let row = (down + SIDE * i) * PITCH + at;
+                    let row = (down + SIDE * i) * pitch + at;
                     let high = i32::reinterpret(l[row]);
                     #[unroll]
                     for j in 0..own {
-                        let column = (across + SIDE * j) * PITCH + at;
+                        let column = (across + SIDE * j) * pitch + at;
                         let other = i32::reinterpret(r[column]);
                         let place = comptime![i * own + j];
                         if comptime![left_planes == 1] {
                             sums[place] = dp4a(high, other, sums[place]);
                         } else {
-                            let low = i32::reinterpret(l[own * SIDE * PITCH + row]);
+                            let low = i32::reinterpret(l[own * SIDE * (deep + 1) + row]);
                             if comptime![right_planes == 1] {
                                 // 256 · high + low + 128.
                                 let ones = dp4a(other, 0x0101_0101i32.runtime(), 0i32.runtime());
                                 let lower = dp4a(low, other, 128i32 * ones);
                                 sums[place] += 256i32 * dp4a(high, other, 0i32.runtime()) + lower;
                             } else {
-                                let other_low = i32::reinterpret(r[own * SIDE * PITCH + column]);
+                                let other_low = i32::reinterpret(r[own * SIDE * (deep + 1) + column]);
                                 let mixed = dp4a(high, other_low, dp4a(low, other, 0i32.runtime()));
                                 let lower = dp4a(low, other_low, 64i32 * mixed);
                                 sums[place] += 4096i32 * dp4a(high, other, 0i32.runtime()) + lower;
@@ -284,8 +285,8 @@ pub(super) fn product(
         Onto::Residual(residual) => (arg(residual, rows * columns), 2),
     };
     let ternary = kind == Kind::Ternary;
-    // Four planes at work leave no registers for more.
-    let own = if kind == Kind::Twelve { 2 } else { MOST_OWN };
+    // Four planes at work leave no registers for as much.
+    let Tile { own, depth } = if kind == Kind::Twelve { gpu.tiles.planes } else { gpu.tiles.product };
     let tile = own * SIDE;
     let right_words = if ternary { words.div_ceil(4) } else { words };
     launch!(
@@ -304,7 +305,7 @@ pub(super) fn product(
         words,
         block,
         y.from,
-        DEPTH,
+        depth,
         ternary,
         left_planes,
         right_planes,
@@ -312,5 +313,6 @@ pub(super) fn product(
         right_scaled,
         base,
         own,
+        depth,
     );
 }

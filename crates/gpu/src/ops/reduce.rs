@@ -68,8 +68,8 @@ fn total(gpu: &Gpu, x: &Floats, y: Option<&Floats>, (out, at): (&mut Floats, usi
     assert!(at < out.len && y.is_none_or(|y| y.len == x.len), "lengths of a sum");
     if x.len == 0 {
         // Shares have something to add.
-        let mut none = Floats { handle: gpu.zeros(1), len: 1, room: 1 };
-        return total(gpu, &mut none, None, (out, at), add);
+        let none = Floats { handle: gpu.zeros(1), len: 1, room: 1 };
+        return total(gpu, &none, None, (out, at), add);
     }
     let shares = x.len.div_ceil(SHARE);
     let sums = gpu.room(shares);

@@ -3,8 +3,10 @@
 #![cfg(feature = "wgpu")]
 
 mod clusters;
+mod engine;
 mod model;
 mod optimizer;
+mod tiles;
 
 use std::sync::OnceLock;
 
@@ -17,17 +19,20 @@ const NMSE: f64 = 1e-6;
 /// The software device. Without one these tests fail: they are not left out quietly.
 fn gpu() -> &'static Gpu {
     static GPU: OnceLock<Gpu> = OnceLock::new();
-    GPU.get_or_init(|| {
-        let gpu = Gpu::new(Choice::Software).unwrap();
-        assert_eq!(gpu.adapter().api, "Vulkan", "{:?}", gpu.adapter());
-        // Where CUDA sources of all kernels that these tests launch are to be written.
-        #[cfg(feature = "emit")]
-        if let Some(folder) = std::env::var_os("TRITRAIN_CUDA_SOURCES") {
-            std::fs::create_dir_all(&folder).unwrap();
-            return gpu.emitting(folder);
-        }
-        gpu
-    })
+    GPU.get_or_init(|| gpu_of(Choice::Software))
+}
+
+/// A backend of its own on that device.
+fn gpu_of(choice: Choice) -> Gpu {
+    let gpu = Gpu::new(choice).unwrap();
+    assert_eq!(gpu.adapter().api, "Vulkan", "{:?}", gpu.adapter());
+    // Where CUDA sources of all kernels that these tests launch are to be written.
+    #[cfg(feature = "emit")]
+    if let Some(folder) = std::env::var_os("TRITRAIN_CUDA_SOURCES") {
+        std::fs::create_dir_all(&folder).unwrap();
+        return gpu.emitting(folder);
+    }
+    gpu
 }
 
 /// The processor.
@@ -101,7 +106,13 @@ fn get<B: Backend>(backend: &B, floats: &B::Floats) -> Vec<f32> {
 /// Asserts that a case gives the same on both devices.
 #[track_caller]
 fn compare(case: &impl Case) {
-    for (found, expected) in case.run(gpu()).into_iter().zip(case.run(cpu())) {
+    compare_on(gpu(), case);
+}
+
+/// Asserts that a case gives the same on a backend and on the processor.
+#[track_caller]
+fn compare_on(gpu: &Gpu, case: &impl Case) {
+    for (found, expected) in case.run(gpu).into_iter().zip(case.run(cpu())) {
         match (found, expected) {
             (Found::Exact(what, found), Found::Exact(_, expected)) => {
                 assert_eq!(found.len(), expected.len(), "{what} of {case:?}");

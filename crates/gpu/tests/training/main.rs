@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use tritrain_backend::{Backend, Cpu};
+use tritrain_backend::{Backend, Cpu, Memory};
 use tritrain_data::{Corpus, Document, Preparation, Source};
 use tritrain_files::Disk;
 use tritrain_gpu::{Choice, Gpu};
@@ -193,27 +193,69 @@ fn a_step_waits_three_times_and_weights_in_few_bits_train_as_well() {
 
 #[test]
 fn a_device_that_goes_away_ends_the_run_with_its_checkpoint_sound() {
-    // A process of its own: the device is lost to all that use it.
-    if std::env::var_os("TRITRAIN_LOSE_DEVICE").is_none() {
-        let this = "a_device_that_goes_away_ends_the_run_with_its_checkpoint_sound";
-        let program = std::env::current_exe().unwrap();
-        let mut child = std::process::Command::new(program);
-        let child = child.args([this, "--exact", "--nocapture"]).env("TRITRAIN_LOSE_DEVICE", "1");
-        let output = child.output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        return;
+    // The device is lost to all that use it.
+    if is_alone("a_device_that_goes_away_ends_the_run_with_its_checkpoint_sound") {
+        fails_and_goes_on(Gpu::lose, "");
     }
+}
+
+#[test]
+fn a_device_without_memory_ends_the_run_with_its_checkpoint_sound() {
+    // Memory is taken from all that use the device.
+    if is_alone("a_device_without_memory_ends_the_run_with_its_checkpoint_sound") {
+        fails_and_goes_on(Gpu::fill, "out of device memory");
+        let (gpu, mut found) = (Gpu::new(Choice::Software).unwrap(), [0.0; 2]);
+        let mut x = gpu.floats(2);
+        gpu.upload(&[1.0, 2.0], &mut x);
+        gpu.download(&x, &mut found);
+        assert_eq!((gpu.fault(), found), (None, [1.0, 2.0]), "memory that was given back is there again");
+    }
+}
+
+#[test]
+fn a_model_that_no_buffer_of_the_device_holds_is_refused_before_its_first_step() {
+    let gpu = Gpu::new(Choice::Software).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let (mut config, dir) = (config(), dir.path().join("run"));
+    // A matrix just beyond 128 MiB.
+    (config.model.ffn, config.model.layers) = (65_600, 1);
+    let corpus = corpus(&config, &dir);
+    let workplace = Workplace::resume(&Disk, &dir, config.clone()).unwrap();
+    let Err(error) = Run::new(&gpu, &Disk, workplace, &corpus) else { panic!("it has no room") };
+    let words = error.to_string();
+    assert!(words.contains("134348800 bytes") && words.contains("at most 134217728"), "{words}");
+    assert_eq!(error.exit_code(), 6);
+}
+
+/// Whether this process has the device for itself: else the test of this name is run in one that has, with 16 GiB of
+/// memory at most.
+fn is_alone(test: &str) -> bool {
+    const ALONE: &str = "TRITRAIN_TEST_ALONE";
+    if std::env::var_os(ALONE).is_some() {
+        return true;
+    }
+    let mut child = std::process::Command::new("sh");
+    child.args(["-c", "ulimit -v 16777216 && exec \"$0\" \"$@\""]);
+    child.arg(std::env::current_exe().unwrap()).args([test, "--exact", "--nocapture"]);
+    let output = child.env(ALONE, "1").output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    false
+}
+
+/// Trains to a checkpoint and on, until something happens to the device; that ends the run with an error that says
+/// `words`, and the processor goes on from the checkpoint.
+fn fails_and_goes_on<R>(happens: impl Fn(&Gpu) -> R, words: &str) {
     let gpu = Gpu::new(Choice::Software).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let (config, dir) = (config(), dir.path().join("run"));
-    train(&gpu, &config, &dir, Some(25));
+    train(&gpu, &config, &dir, Some(5));
     let corpus = corpus(&config, &dir);
     let workplace = Workplace::resume(&Disk, &dir, config.clone()).unwrap();
     let mut run = Run::new(&gpu, &Disk, workplace, &corpus).unwrap();
-    let mut lost = None;
+    let (mut lost, mut kept) = (None, None);
     for step in 0.. {
         if step == 3 {
-            gpu.lose();
+            kept = Some(happens(&gpu));
         }
         match run.advance() {
             Ok(Some(_)) if step < 20 => (),
@@ -224,10 +266,10 @@ fn a_device_that_goes_away_ends_the_run_with_its_checkpoint_sound() {
             }
         }
     }
-    drop(run);
+    drop((run, kept));
     let Some(error @ Error::Device { .. }) = lost else { panic!("{lost:?}") };
-    assert_eq!(error.exit_code(), 6);
+    assert!(error.exit_code() == 6 && error.to_string().contains(words), "{error}");
     let cpu = Cpu::new(1).unwrap();
     let (losses, _) = train(&cpu, &config, &dir, None);
-    assert_eq!(losses.len(), 25, "it goes on from the checkpoint");
+    assert_eq!(losses.len(), 45, "it goes on from the checkpoint");
 }

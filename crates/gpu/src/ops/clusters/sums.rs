@@ -143,7 +143,7 @@ pub(crate) fn sum_clusters(
     let len = 2 * owners.len() * dim;
     let parts = gpu.room(len);
     let (order, starts) = (put_words(gpu, &order), put_words(gpu, &starts));
-    let of_columns = arg(&gpu.client.create_from_slice(bytemuck::cast_slice(grid)), dim);
+    let of_columns = arg(&gpu.put(bytemuck::cast_slice(grid)), dim);
     let (count, to) = (cubes_for(len / 2), arg(&parts, len));
     launch!(gpu, segment_sums, count, units(), x.arg(), order, starts, of_columns, to);
     let parts = read_words(gpu, &parts, len);
