@@ -72,15 +72,57 @@ pub(crate) fn check_turns(messages: &[Message]) -> Result<(), (&'static str, Str
     }
 }
 
+/// A chat template as it is stored, whether or not it can be used here.
+#[derive(Clone, Debug)]
+pub struct TemplateFile {
+    path: PathBuf,
+    source: String,
+    bos: String,
+    eos: String,
+}
+
+impl TemplateFile {
+    /// The one beside a `tokenizer.json`, if there is one.
+    ///
+    /// # Errors
+    /// [`Error::Chat`]: what is there cannot be read as text or JSON; [`Error::Files`].
+    pub fn beside(storage: &dyn Storage, tokenizer: &Path) -> Result<Option<TemplateFile>> {
+        let (template, config) =
+            (tokenizer.with_file_name(TEMPLATE), tokenizer.with_file_name(TOKENIZER_CONFIG));
+        let entries: Value = match storage.exists(&config)? {
+            true => serde_json::from_slice(&storage.read(&config)?)
+                .map_err(|error| chat(&config, "a JSON object", error))?,
+            false => Value::Null,
+        };
+        let (path, source) = if storage.exists(&template)? {
+            let bytes = storage.read(&template)?;
+            let text = String::from_utf8(bytes).map_err(|error| chat(&template, "UTF-8", error))?;
+            (template, text)
+        } else {
+            let Some(text) = template_of(&entries["chat_template"]) else { return Ok(None) };
+            (config, text.to_owned())
+        };
+        let [bos, eos] = ["bos_token", "eos_token"].map(|key| token_name(&entries[key]).to_owned());
+        Ok(Some(TemplateFile { path, source, bos, eos }))
+    }
+
+    /// The template as Jinja text.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// The special token that it calls `eos_token`, if there is one.
+    pub fn end(&self, tokenizer: &Tokenizer) -> Option<(String, u32)> {
+        tokenizer.special_tokens().into_iter().find(|(name, _)| *name == self.eos)
+    }
+}
+
 /// How a model was taught to see conversations.
 #[derive(Debug)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
-    path: PathBuf,
-    source: String,
+    file: TemplateFile,
     hash: String,
-    bos: String,
-    eos: String,
 }
 
 impl ChatTemplate {
@@ -100,23 +142,7 @@ impl ChatTemplate {
     /// # Errors
     /// [`Error::Chat`]: it is no template; [`Error::Files`].
     pub fn find(storage: &dyn Storage, tokenizer: &Path) -> Result<Option<ChatTemplate>> {
-        let (template, config) =
-            (tokenizer.with_file_name(TEMPLATE), tokenizer.with_file_name(TOKENIZER_CONFIG));
-        let entries: Value = match storage.exists(&config)? {
-            true => serde_json::from_slice(&storage.read(&config)?)
-                .map_err(|error| chat(&config, "a JSON object", error))?,
-            false => Value::Null,
-        };
-        let (path, text) = if storage.exists(&template)? {
-            let bytes = storage.read(&template)?;
-            let text = String::from_utf8(bytes).map_err(|error| chat(&template, "UTF-8", error))?;
-            (template, text)
-        } else {
-            let Some(text) = template_of(&entries["chat_template"]) else { return Ok(None) };
-            (config, text.to_owned())
-        };
-        let (bos, eos) = (token_name(&entries["bos_token"]), token_name(&entries["eos_token"]));
-        ChatTemplate::new(&path, text, bos, eos).map(Some)
+        TemplateFile::beside(storage, tokenizer)?.map(ChatTemplate::of).transpose()
     }
 
     /// ChatML for a tokenizer that has no template.
@@ -140,6 +166,12 @@ impl ChatTemplate {
     /// # Errors
     /// [`Error::Chat`]: it is no template.
     pub fn new(path: &Path, template: String, bos: &str, eos: &str) -> Result<ChatTemplate> {
+        let (path, bos, eos) = (path.to_path_buf(), bos.to_owned(), eos.to_owned());
+        ChatTemplate::of(TemplateFile { path, source: template, bos, eos })
+    }
+
+    fn of(file: TemplateFile) -> Result<ChatTemplate> {
+        let TemplateFile { path, source, bos, eos } = &file;
         let mut environment = Environment::new();
         // As transformers sets Jinja up for these templates.
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
@@ -150,22 +182,15 @@ impl ChatTemplate {
             Err(minijinja::Error::new(ErrorKind::InvalidOperation, said))
         });
         let mut hash = blake3::Hasher::new();
-        for part in [&template, bos, eos] {
+        for part in [source, bos, eos] {
             hash.update(&(part.len() as u64).to_le_bytes());
             hash.update(part.as_bytes());
         }
         let hash = hash.finalize().to_hex().to_string();
         environment
-            .add_template_owned(NAME, template.clone())
+            .add_template_owned(NAME, source.clone())
             .map_err(|error| chat(path, "a Jinja template", format!("{error:#}")))?;
-        Ok(ChatTemplate {
-            environment,
-            path: path.to_path_buf(),
-            source: template,
-            hash,
-            bos: bos.to_owned(),
-            eos: eos.to_owned(),
-        })
+        Ok(ChatTemplate { environment, file, hash })
     }
 
     /// BLAKE3 of the template and of the tokens it names, in hexadecimal.
@@ -173,14 +198,9 @@ impl ChatTemplate {
         &self.hash
     }
 
-    /// The template as Jinja text.
-    pub fn source(&self) -> &str {
-        &self.source
-    }
-
-    /// The special token that it calls `eos_token`, if there is one.
-    pub fn end(&self, tokenizer: &Tokenizer) -> Option<(String, u32)> {
-        tokenizer.special_tokens().into_iter().find(|(name, _)| *name == self.eos)
+    /// What it was made from.
+    pub fn file(&self) -> &TemplateFile {
+        &self.file
     }
 
     /// Writes the template beside the tokenizer in `dir`.
@@ -188,8 +208,9 @@ impl ChatTemplate {
     /// # Errors
     /// [`Error::Files`].
     pub fn save(&self, storage: &dyn Storage, dir: &Path) -> Result<()> {
-        write_atomic(storage, &dir.join(TEMPLATE), self.source.as_bytes())?;
-        let config = json!({ "bos_token": self.bos, "eos_token": self.eos });
+        let TemplateFile { source, bos, eos, .. } = &self.file;
+        write_atomic(storage, &dir.join(TEMPLATE), source.as_bytes())?;
+        let config = json!({ "bos_token": bos, "eos_token": eos });
         Ok(write_atomic(storage, &dir.join(TOKENIZER_CONFIG), format!("{config:#}\n").as_bytes())?)
     }
 
@@ -230,7 +251,11 @@ impl ChatTemplate {
             let answer = answered.strip_prefix(&prompt).filter(|_| whole.starts_with(&answered));
             let (Some(answer), Some(header)) = (answer, prompt.get(before..)) else {
                 let expected = "a template that writes every turn behind the ones before";
-                return Err(chat(&self.path, expected, format!("turn {} changed by what follows", at + 1)));
+                return Err(chat(
+                    &self.file.path,
+                    expected,
+                    format!("turn {} changed by what follows", at + 1),
+                ));
             };
             given(&mut tokens, header)?;
             let answer = said.tokens(answer)?;
@@ -238,7 +263,7 @@ impl ChatTemplate {
                 answer.iter().position(|token| ends.contains(token)).map_or(answer.len(), |end| end + 1);
             if end == 0 {
                 let found = format!("nothing for turn {}", at + 1);
-                return Err(chat(&self.path, "a template that writes answers", found));
+                return Err(chat(&self.file.path, "a template that writes answers", found));
             }
             let learnt = answer.iter().enumerate();
             tokens.extend(learnt.map(|(n, token)| if n < end { *token } else { token | NO_TARGET_MARK }));
@@ -251,7 +276,7 @@ impl ChatTemplate {
 
     /// Tokens that end a turn: the end of text, and what the model's configuration calls so.
     pub fn ends(&self, tokenizer: &Tokenizer) -> Vec<u32> {
-        [Some(tokenizer.eos()), self.end(tokenizer).map(|(_, id)| id)].into_iter().flatten().collect()
+        [Some(tokenizer.eos()), self.file.end(tokenizer).map(|(_, id)| id)].into_iter().flatten().collect()
     }
 }
 
@@ -272,8 +297,8 @@ impl<'a> Said<'a> {
         let special = tokenizer.special_tokens();
         let free = |mark: &char| !messages.iter().any(|message| message.content.contains(*mark));
         let mark = ('\u{e000}'..='\u{f8ff}').find(free);
-        let mark =
-            mark.ok_or_else(|| chat(&by.path, "an unused private character", "messages with all of them"))?;
+        let mark = mark
+            .ok_or_else(|| chat(&by.file.path, "an unused private character", "messages with all of them"))?;
         let broken = |message: &Message| {
             let mut content = message.content.clone();
             for (name, _) in &special {
@@ -291,7 +316,8 @@ impl<'a> Said<'a> {
 
     /// What the template makes of the first `turns`, up to where the assistant's `next` one begins.
     fn text(&self, turns: usize, next: bool) -> Result<String> {
-        let ChatTemplate { environment, path, bos: bos_token, eos: eos_token, .. } = self.by;
+        let ChatTemplate { environment, file, .. } = self.by;
+        let TemplateFile { path, bos: bos_token, eos: eos_token, .. } = file;
         let messages = Serde(self.messages.get(..turns).unwrap_or_default());
         let template = environment.get_template(NAME);
         let text = template.and_then(|template| {

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tritrain_backend::{Backend, Values};
 use tritrain_data::{
     Tokenizer,
-    chat::{ChatTemplate, TEMPLATE},
+    chat::{TEMPLATE, TemplateFile},
 };
 use tritrain_files::{
     Storage,
@@ -230,7 +230,7 @@ pub(super) fn write<B: Backend>(
     write_atomic(storage, &folder.join(TOKENIZER), tokenizer_json(loaded)?.as_bytes())?;
     let eos = loaded.tokenizer.eos();
     let start = loaded.tokenizer.name_of(eos);
-    let template = ChatTemplate::find(storage, &loaded.tokenizer_path)?;
+    let template = TemplateFile::beside(storage, &loaded.tokenizer_path)?;
     if let Some(template) = &template {
         write_atomic(storage, &folder.join(TEMPLATE), template.source().as_bytes())?;
     }
