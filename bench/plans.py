@@ -9,7 +9,7 @@ Runs of all plans alternate, seed by seed, and keep their folders in OUT: a call
 --jobs N trains N at once, which is for cores that have nothing else to do.
 For each plan it prints the mean validation loss at the end, and the share of the tokens of `stratified` that
 it takes to reach the final loss of that plan with the same seed (linear between evaluations; none where it
-does not). --record writes bench/record/plans-DATE.json and an SVG of the curves, which needs matplotlib.
+does not), and what part of a step goes by until its batch is chosen and read and its losses are sorted by cluster. --record writes bench/record/plans-DATE.json and an SVG of the curves, which needs matplotlib.
 """
 import argparse, datetime, json, platform, statistics, subprocess
 from concurrent.futures import ThreadPoolExecutor
@@ -47,6 +47,15 @@ def train(args, plan, seed):
     records = [json.loads(line) for line in open(out / "metrics.jsonl")]
     tokens = {record["step"]: record["tokens"] for record in records if "tokens" in record}
     return [(tokens.get(r["step"], 0), r["validation_loss"]) for r in records if "validation_loss" in r]
+
+
+def overhead(args, plan):
+    """The median share of a step that the plan takes, over all runs that say so."""
+    shares = []
+    for path in args.out.glob(f"{args.tokens}-{plan}-*/timing.jsonl"):
+        records = [json.loads(line) for line in open(path)]
+        shares += [r["plan_seconds"] / r["seconds"] for r in records if "plan_seconds" in r]
+    return statistics.median(shares) if shares else None
 
 
 def tokens_to(curve, loss):
@@ -99,8 +108,10 @@ def main():
         final = [run[-1][1] for run in curves[plan]]
         shares = [tokens_to(run, base[-1][1]) for run, base in zip(curves[plan], curves["stratified"])]
         shares = [tokens and tokens / base[-1][0] for tokens, base in zip(shares, curves["stratified"])]
-        rows.append(dict(plan=plan, losses=final, mean=statistics.mean(final), tokens_to_stratified=shares))
+        share = overhead(args, plan)
+        rows.append(dict(plan=plan, losses=final, mean=statistics.mean(final), tokens_to_stratified=shares, overhead=share))
         shown = ", ".join("none" if share is None else f"{share:.3f}" for share in shares)
+        shown += "" if share is None else f"; overhead {100 * share:.3f} %"
         print(f"{plan:12} {rows[-1]['mean']:.4f}  tokens to the loss of stratified: {shown}")
     if args.record:
         day = datetime.date.today().isoformat()

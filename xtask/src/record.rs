@@ -14,7 +14,7 @@ struct Shown {
     table: fn(&Value) -> String,
 }
 
-const SHOWN: [Shown; 2] = [
+const SHOWN: [Shown; 3] = [
     Shown { start: "<!-- record -->", end: "<!-- /record -->", prefix: "", table },
     Shown {
         start: "<!-- record: backends -->",
@@ -22,6 +22,7 @@ const SHOWN: [Shown; 2] = [
         prefix: "backends-",
         table: backends,
     },
+    Shown { start: "<!-- record: llama -->", end: "<!-- /record: llama -->", prefix: "llama-", table: llama },
 ];
 
 /// Renews the tables in README.md.
@@ -90,18 +91,44 @@ fn ratio(value: &Value) -> String {
     format!("{median:.2}x ({lowest:.2}–{highest:.2})")
 }
 
-/// Single operations beside NumPy.
-fn backends(record: &Value) -> String {
-    let mut out = String::new();
-    let rows = record["backends"].as_array().cloned().unwrap_or_default();
-    let _ = writeln!(
-        out,
+/// When, on what and how often a record was measured.
+fn measured(record: &Value) -> String {
+    format!(
         "Measured {} on {}, {} cores, medians of {} alternating pairs (lowest–highest):\n",
         text(&record["date"]),
         text(&record["processor"]),
         record["cores"],
         record["pairs"],
+    )
+}
+
+/// Generation beside llama.cpp.
+fn llama(record: &Value) -> String {
+    let mut out = measured(record);
+    let _ = writeln!(
+        out,
+        "\n| model, file | making, tokens/s | llama.cpp | ratio | reading, tokens/s | llama.cpp | ratio | load, s | llama.cpp | memory, MiB | llama.cpp |"
     );
+    let _ = writeln!(out, "|---|---|---|---|---|---|---|---|---|---|---|");
+    for row in record["rows"].as_array().into_iter().flatten() {
+        let of = |whose: &str, key: &str| number(&row[whose][key]);
+        let _ = write!(out, "| {} {} ", text(&row["size"]), text(&row["type"]));
+        for key in ["tokens_per_s", "prompt_tokens_per_s"] {
+            let ratio = ratio(&row[format!("{key}_ratio")]);
+            let _ = write!(out, "| {:.0} | {:.0} | {ratio} ", of("ours", key), of("llama", key));
+        }
+        for (key, digits) in [("load_seconds", 2), ("peak_mib", 0)] {
+            let _ = write!(out, "| {:.digits$} | {:.digits$} ", of("ours", key), of("llama", key));
+        }
+        let _ = writeln!(out, "|");
+    }
+    out
+}
+
+/// Single operations beside NumPy.
+fn backends(record: &Value) -> String {
+    let mut out = measured(record) + "\n";
+    let rows = record["backends"].as_array().cloned().unwrap_or_default();
     let _ = writeln!(
         out,
         "| operation | engine | ms | over scalar | memory, MB | NumPy, ms | speed over NumPy |"
@@ -229,6 +256,26 @@ mod tests {
             assert_eq!(with_table(&page, shown, "new\n").unwrap(), format!("a\n{start}\nnew\n{end}\nb\n"));
             assert!(with_table("no marks", shown, "new").is_none());
         }
+    }
+
+    #[test]
+    fn the_table_of_llama_shows_what_was_recorded() {
+        let ratio = |ratio: f64| serde_json::json!({"ratio": ratio, "lowest": 1.0, "highest": 9.0});
+        let run = |rate: f64| {
+            serde_json::json!({
+                "tokens_per_s": rate, "prompt_tokens_per_s": 10.0 * rate, "load_seconds": 0.125, "peak_mib": 61.6,
+            })
+        };
+        let record = serde_json::json!({
+            "date": "2026-01-02", "processor": "Abacus", "cores": 2, "pairs": 5,
+            "rows": [{
+                "size": "20M", "type": "tq2_0", "ours": run(300.4), "llama": run(100.0),
+                "tokens_per_s_ratio": ratio(3.004), "prompt_tokens_per_s_ratio": ratio(2.5),
+            }],
+        });
+        let row = "| 20M tq2_0 | 300 | 100 | 3.00x (1.00–9.00) | 3004 | 1000 | 2.50x (1.00–9.00) | 0.12 | 0.12 | 62 | 62 |";
+        let table = llama(&record);
+        assert!(table.contains(row) && table.contains("2026-01-02 on Abacus"), "{table}");
     }
 
     #[test]

@@ -2,15 +2,15 @@
 
 mod memory;
 mod slices;
+mod start;
 
 use std::{
     borrow::Cow,
-    collections::BTreeMap,
     sync::{Mutex, PoisonError},
 };
 
 use tritrain_kernels::{
-    Context, ContextError, Floats, Tier, attention, descent, elementwise, embed, gate, kmeans, loss,
+    Context, Floats, attention, descent, elementwise, embed, gate, kmeans, loss,
     matmul::{self, View},
     norm, outer,
     packed::{Codes, Packed},
@@ -21,14 +21,11 @@ use tritrain_trit::ternary::scale_from_total;
 
 use crate::{
     Adam, Apply, Assigned, Average, Backend, Descent, Factored, Gate, Momentum, Prodigy, Products, Search,
-    Shape, Sides, Spent, Store, Stored, Stream, Weight,
-    profile::{Profile, Span},
+    Shape, Sides, Store, Stored, Stream, Weight, profile::Profile, weight::widen,
 };
 
 pub use memory::{Int8Rows, TernaryMatrix};
-
-/// Why the CPU backend cannot start.
-pub type CpuError = ContextError;
+pub use start::CpuError;
 
 /// CPU kernels of one tier on one pool of threads.
 #[derive(Debug)]
@@ -39,57 +36,6 @@ pub struct Cpu {
     outer: Mutex<outer::Scratch>,
     loss: Mutex<loss::Scratch>,
     descent: Mutex<descent::Scratch>,
-}
-
-impl Cpu {
-    /// The fastest tier of this machine (or the one `TRITRAIN_TIER` names) on `threads` threads, 0 for
-    /// one per core. The number of threads changes no result.
-    ///
-    /// # Errors
-    /// The tier is not available, or the threads cannot be started.
-    pub fn new(threads: usize) -> Result<Cpu, CpuError> {
-        Cpu::with_tier(Tier::detect()?, threads)
-    }
-
-    /// A given tier.
-    ///
-    /// # Errors
-    /// The threads cannot be started.
-    pub fn with_tier(tier: Tier, threads: usize) -> Result<Cpu, CpuError> {
-        Ok(Cpu {
-            cx: Context::new(tier, threads)?,
-            profile: None,
-            ternary: Mutex::default(),
-            outer: Mutex::default(),
-            loss: Mutex::default(),
-            descent: Mutex::default(),
-        })
-    }
-
-    /// The same backend, counting the time of every operation from now on.
-    #[must_use]
-    pub fn profiled(self) -> Cpu {
-        Cpu { profile: Some(Profile::default()), ..self }
-    }
-
-    /// Time by operation since the last call of this function; nothing without [`Cpu::profiled`].
-    pub fn spent(&self) -> BTreeMap<&'static str, Spent> {
-        self.profile.as_ref().map(Profile::take).unwrap_or_default()
-    }
-
-    fn span(&self, name: &'static str) -> Option<Span<'_>> {
-        self.profile.as_ref().map(|profile| profile.span(name))
-    }
-
-    /// The instructions in use.
-    pub fn tier(&self) -> Tier {
-        self.cx.tier()
-    }
-
-    /// The threads in use.
-    pub fn threads(&self) -> usize {
-        self.cx.threads()
-    }
 }
 
 impl Backend for Cpu {
@@ -153,6 +99,14 @@ impl Backend for Cpu {
 
     fn upload(&self, from: &[f32], to: &mut Floats) {
         to.copy_from_slice(from);
+    }
+
+    fn upload_halves(&self, from: &[u8], to: &mut Floats) {
+        widen(from, to);
+    }
+
+    fn upload_ternary(&self, codes: &[i8], scale: f32, to: &mut TernaryMatrix) {
+        to.set(&self.cx, codes, scale);
     }
 
     fn upload_tokens(&self, from: &[u32], to: &mut Vec<u32>) {

@@ -23,6 +23,7 @@ pub use tritrain_kernels::{
     room::{Sizes, training as working_memory},
     update::{Adam, Apply, Average, BLOCK as ADAM_BLOCK, Factored, Momentum, Prodigy},
 };
+use tritrain_trit::ternary::latent;
 pub use tritrain_trit::{NO_TARGET, format::Format, rng::Stream};
 pub use weight::{Sides, Stored, Values, Weight, by_row, digits_room};
 
@@ -109,6 +110,16 @@ pub trait Backend: Memory {
     fn restore(&self, from: &Stored<'_>, to: &mut Self::Packed) -> Result<(), String>;
     /// Copies host floats into a buffer of the same length.
     fn upload(&self, from: &[f32], to: &mut Self::Floats);
+    /// Copies fp16 numbers of the host, little endian, into a buffer of as many floats.
+    fn upload_halves(&self, from: &[u8], to: &mut Self::Floats) {
+        self.upload(&weight::halves(from).collect::<Vec<_>>(), to);
+    }
+    /// Takes ternary codes `[outputs][inputs]` and their scale, an fp16 number, for products forward.
+    fn upload_ternary(&self, codes: &[i8], scale: f32, to: &mut Self::Ternary) {
+        let mut buffer = self.floats(codes.len());
+        self.upload(&latent(codes, scale), &mut buffer);
+        self.ternarize(&buffer, to);
+    }
     /// Copies host token ids into a buffer of the same length.
     fn upload_tokens(&self, from: &[u32], to: &mut Self::Tokens);
     /// Waits, then gives the numbers of a buffer, as they are where the host can read them.

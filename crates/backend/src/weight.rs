@@ -2,8 +2,9 @@
 
 use std::borrow::Cow;
 
+use half::f16;
 use tritrain_kernels::packed::{self, Packed};
-use tritrain_trit::format::Format;
+use tritrain_trit::{format::Format, ternary::latent};
 
 use crate::Backend;
 
@@ -78,8 +79,12 @@ impl Stored<'_> {
 pub enum Values<'a> {
     /// f32, row-major.
     Floats(Cow<'a, [f32]>),
+    /// fp16, row-major, little endian.
+    Halves(Cow<'a, [u8]>),
     /// Latent weights in few bits.
     Packed(Stored<'a>),
+    /// Ternary codes, row-major, and their scale, an fp16 number: all that computes of a matrix.
+    Codes(Cow<'a, [i8]>, f32),
 }
 
 impl<'a> From<&'a Vec<f32>> for Values<'a> {
@@ -90,7 +95,7 @@ impl<'a> From<&'a Vec<f32>> for Values<'a> {
 
 const SHAPE: &str = "whoever reads stored numbers checks them first";
 
-impl Values<'_> {
+impl<'a> Values<'a> {
     /// On a device as f32.
     ///
     /// # Panics
@@ -99,7 +104,10 @@ impl Values<'_> {
         let mut buffer = backend.floats(rows * cols);
         match self {
             Values::Floats(host) => backend.upload(host, &mut buffer),
-            Values::Packed(_) => backend.upload(&self.numbers(backend, rows, cols), &mut buffer),
+            Values::Halves(host) => backend.upload_halves(host, &mut buffer),
+            Values::Packed(_) | Values::Codes(..) => {
+                backend.upload(&self.numbers(backend, rows, cols), &mut buffer);
+            }
         }
         buffer
     }
@@ -126,6 +134,19 @@ impl Values<'_> {
         packed
     }
 
+    /// As f32 numbers that the host can tell: of codes latent weights that have them.
+    ///
+    /// # Panics
+    /// Latent weights are packed: their device unpacks them.
+    pub fn host(self) -> Cow<'a, [f32]> {
+        match self {
+            Values::Floats(host) => host,
+            Values::Halves(host) => halves(&host).collect(),
+            Values::Codes(codes, scale) => latent(&codes, scale).into(),
+            Values::Packed(_) => panic!("{PACKED}"),
+        }
+    }
+
     /// In the place of a tensor of the same shape and format.
     ///
     /// # Panics
@@ -140,13 +161,15 @@ impl Values<'_> {
         }
     }
 
-    /// As f32 numbers.
+    /// As f32 numbers; of codes latent weights that have them.
     ///
     /// # Panics
     /// The shape is another.
     pub fn numbers<B: Backend>(&self, backend: &B, rows: usize, cols: usize) -> Cow<'_, [f32]> {
         match self {
             Values::Floats(host) => Cow::Borrowed(host),
+            Values::Halves(host) => halves(host).collect(),
+            Values::Codes(codes, scale) => latent(codes, *scale).into(),
             Values::Packed(stored) => {
                 let packed = self.packed(backend, (rows, cols), stored.format, 1.0);
                 let mut host = vec![0.0; rows * cols];
@@ -155,6 +178,17 @@ impl Values<'_> {
             }
         }
     }
+}
+
+/// Numbers of fp16 in little endian.
+pub(crate) fn halves(bytes: &[u8]) -> impl Iterator<Item = f32> {
+    bytes.as_chunks().0.iter().map(|half| f16::from_le_bytes(*half).to_f32())
+}
+
+/// The same into floats.
+pub(crate) fn widen(bytes: &[u8], to: &mut [f32]) {
+    assert_eq!(bytes.len(), 2 * to.len(), "bytes of fp16 numbers");
+    to.iter_mut().zip(halves(bytes)).for_each(|(to, from)| *to = from);
 }
 
 /// Whether latent weights of a format have a step for each row: eight bits do, digits share one.

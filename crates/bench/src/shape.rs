@@ -19,6 +19,9 @@ pub enum BenchError {
     /// The backend does not start.
     #[error(transparent)]
     Cpu(#[from] CpuError),
+    /// The model to measure on cannot be read.
+    #[error(transparent)]
+    Model(#[from] tritrain_train::Error),
     /// A single operation cannot be done.
     #[error(transparent)]
     Dispatch(#[from] tritrain_dispatch::Error),

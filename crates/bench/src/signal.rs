@@ -89,7 +89,7 @@ pub fn signal(
     tokens: &[u32],
     range: f32,
 ) -> Result<Vec<LayerSignal>, BenchError> {
-    let mut model = loaded.trainable(backend);
+    let mut model = loaded.trainable(backend)?;
     if !model.layout().ternary {
         return Err(BenchError::NotTernary);
     }

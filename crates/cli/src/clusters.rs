@@ -101,7 +101,7 @@ fn fit<'m>(args: &Cluster, source: &Source, model: Option<&'m Loaded>) -> Result
     let documents = source.open()?;
     let mut fit = match model {
         None => Fit::words(documents, args.seed)?,
-        Some(model) => Fit::tokens(documents, &model.tokenizer, model.embedding(), model.config.dim)?,
+        Some(model) => Fit::tokens(documents, &model.tokenizer, model.embedding()?, model.config.dim)?,
     };
     let bar = show::Progress::new("counting", fit.documents().bytes_total(), 0);
     while fit.advance()? {

@@ -318,7 +318,7 @@ impl devices::Work for Evaluating<'_> {
 
     fn on<B: Backend>(self, backend: &B, _: &On) -> Result<ExitCode> {
         let Evaluating { args, loaded, tasks, context } = self;
-        let model = loaded.model(backend);
+        let model = loaded.model(backend)?;
         if !args.data.is_empty() {
             let batch = (BATCH * 512 / context).clamp(1, BATCH);
             let mut a = Activations::new(backend, &loaded.config, batch, context, Keep::Nothing);

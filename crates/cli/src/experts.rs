@@ -16,7 +16,7 @@ use crate::{
     commands::{self, BATCH},
     devices::On,
     error::{Error, Result},
-    generate::{self, Asked},
+    generate::{self, Asked, Took},
     prepare, show,
 };
 
@@ -57,7 +57,7 @@ pub(crate) fn train(args: &args::Train, dir: &Path, config: Config, signals: &Si
     drop(whole);
     let Some(mixture) = Mixture::load(&Disk, dir)? else { unreachable!("it was saved above") };
     let set = ValidationSet::new(&corpus, config.model.context, config.run.eval_tokens)?;
-    let mut mixed = Mixed::new(&backend, &mixture, mixture.weights(&clusters, Mixing::default()));
+    let mut mixed = Mixed::new(&backend, &mixture, mixture.weights(&clusters, Mixing::default()))?;
     let evaluations = evaluate(&mut mixed.losses(BATCH), &corpus, &set)?;
     show_ways(&evaluations, &clusters)?;
     let (program, dir) = (show::program(), dir.display());
@@ -93,12 +93,14 @@ pub(crate) fn generate(args: &args::Generate, mixture: &Mixture, mixing: Mixing)
     }
     let clusters = mixture.clusters(&Disk)?;
     let backend = Cpu::new(args.threads)?;
-    let asked = Asked::new(args, &mixture.shared)?;
-    let prompt = asked.prompt()?;
-    let mut mixed = Mixed::new(&backend, mixture, mixture.weights(&clusters, mixing));
     let started = Instant::now();
+    let asked = Asked::new(args, &mixture.shared, started)?;
+    let prompt = asked.prompt()?;
+    let mut mixed = Mixed::new(&backend, mixture, mixture.weights(&clusters, mixing))?;
+    let load = started.elapsed();
     let mut next = mixed.continuation(&prompt)?;
-    backend.run_awake(|| generate::write(&asked, Some(&clusters), (&mut next, started)))
+    let took = Took { load, prompt: started.elapsed() - load, tokens: prompt.len() };
+    backend.run_awake(|| generate::write(&asked, Some(&clusters), (&mut next, took)))
 }
 
 pub(crate) fn eval(args: &args::Eval, mixture: &Mixture, mixing: Mixing) -> Result<ExitCode> {
@@ -109,7 +111,7 @@ pub(crate) fn eval(args: &args::Eval, mixture: &Mixture, mixing: Mixing) -> Resu
     }
     let clusters = mixture.clusters(&Disk)?;
     let backend = Cpu::new(args.threads)?;
-    let mut mixed = Mixed::new(&backend, mixture, mixture.weights(&clusters, mixing));
+    let mut mixed = Mixed::new(&backend, mixture, mixture.weights(&clusters, mixing))?;
     let (of, source) = ((&mixture.shared, Some(&clusters)), Source::Paths(args.data.clone()));
     let evaluations = evaluate_text(&mut mixed.losses(BATCH), of, (&Disk, &source), args.max_tokens)?;
     show_ways(&evaluations, &clusters)?;

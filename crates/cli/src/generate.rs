@@ -3,7 +3,7 @@
 use std::{
     io::{self, BufRead, IsTerminal},
     process::ExitCode,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use serde_json::{Value, json};
@@ -30,32 +30,45 @@ pub(crate) fn run(args: &args::Generate) -> Result<ExitCode> {
         devices::only_processor(&args.device)?;
         return experts::generate(args, &mixture, mixing);
     }
+    let started = Instant::now();
     let loaded = load(&Disk, &args.model)?;
-    devices::work(&args.device, args.threads, Asked::new(args, &loaded)?)
+    devices::work(&args.device, args.threads, Asked::new(args, &loaded, started)?)
 }
 
 impl devices::Work for Asked<'_> {
     type Output = ExitCode;
 
     fn on<B: Backend>(self, backend: &B, _: &devices::On) -> Result<ExitCode> {
-        let model = self.of.model(backend);
+        let model = self.of.model(backend)?;
         let code = if self.args.chat && self.args.prompt.is_empty() {
             converse(&self, (backend, &model))?
         } else if self.args.prompt.len() > 1 {
             together(&self, (backend, &model))?
         } else {
             let topics = commands::topics(self.of)?;
-            let started = Instant::now();
-            let mut next = Continuation::new(backend, &model, &self.prompt()?)?;
-            backend.run_awake(|| write(&self, topics.as_ref(), (&mut next, started)))?
+            let (prompt, loaded) = (self.prompt()?, self.started.elapsed());
+            let mut next = Continuation::new(backend, &model, &prompt)?;
+            let took = Took { load: loaded, prompt: self.started.elapsed() - loaded, tokens: prompt.len() };
+            backend.run_awake(|| write(&self, topics.as_ref(), (&mut next, took)))?
         };
         devices::sound(backend)?;
         Ok(code)
     }
 }
 
+/// What it took until the first new token can be chosen.
+pub(crate) struct Took {
+    /// To read the model.
+    pub(crate) load: Duration,
+    /// To read the prompt.
+    pub(crate) prompt: Duration,
+    /// Of the prompt.
+    pub(crate) tokens: usize,
+}
+
 /// What is asked of a model.
 pub(crate) struct Asked<'a> {
+    started: Instant,
     args: &'a args::Generate,
     of: &'a Loaded,
     template: Option<ChatTemplate>,
@@ -63,13 +76,14 @@ pub(crate) struct Asked<'a> {
 }
 
 impl<'a> Asked<'a> {
-    pub(crate) fn new(args: &'a args::Generate, of: &'a Loaded) -> Result<Asked<'a>> {
+    /// `started` is when the model began to be read.
+    pub(crate) fn new(args: &'a args::Generate, of: &'a Loaded, started: Instant) -> Result<Asked<'a>> {
         let template = match args.chat {
-            true => Some(ChatTemplate::beside(&Disk, &of.tokenizer_path)?),
+            true => Some(of.chat_template(&Disk)?),
             false => None,
         };
         let ends = template.as_ref().map(|template| template.ends(&of.tokenizer));
-        Ok(Asked { args, of, template, ends: ends.unwrap_or_default() })
+        Ok(Asked { started, args, of, template, ends: ends.unwrap_or_default() })
     }
 
     /// The tokens of the one prompt.
@@ -105,11 +119,11 @@ impl<'a> Asked<'a> {
     }
 }
 
-/// Continues the one prompt, that was read from `started` on, and shows it.
+/// Continues the one prompt and shows it.
 pub(crate) fn write(
     asked: &Asked<'_>,
     topics: Option<&Clusters<'_>>,
-    (next, started): (&mut impl Next, Instant),
+    (next, took): (&mut impl Next, Took),
 ) -> Result<ExitCode> {
     let prompt = asked.args.prompt.first().map_or("", String::as_str);
     let cluster = match topics.filter(|_| !prompt.is_empty()) {
@@ -121,7 +135,7 @@ pub(crate) fn write(
         }
         None => None,
     };
-    let mut text = String::new();
+    let (mut text, started) = (String::new(), Instant::now());
     if !asked.args.chat {
         show::piece(prompt);
     }
@@ -134,6 +148,9 @@ pub(crate) fn write(
         let tokens_per_s = tokens as f64 / started.elapsed().as_secs_f64();
         let mut result = made(prompt, &text, tokens);
         result["tokens_per_s"] = tokens_per_s.into();
+        result["load_seconds"] = took.load.as_secs_f64().into();
+        result["prompt_tokens"] = took.tokens.into();
+        result["prompt_tokens_per_s"] = (took.tokens as f64 / took.prompt.as_secs_f64()).into();
         if let Some(cluster) = cluster {
             result["cluster"] = cluster;
         }

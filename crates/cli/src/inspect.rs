@@ -8,6 +8,7 @@ use tritrain_data::Tokenizer;
 use tritrain_files::{
     Disk, Storage,
     checkpoint::{self, Checkpoint},
+    gguf::GgufFile,
     tensors::TensorFile,
     tokens::{Split, TokenCorpus},
 };
@@ -54,6 +55,7 @@ fn report(path: &Path) -> Result<Report> {
         "tokenizer.json" => tokenizer(path),
         "config.toml" | "best" => text(path),
         _ if name.ends_with(".safetensors") => tensors(path),
+        _ if name.ends_with(".gguf") => gguf(path),
         _ if name.ends_with(".jsonl") => log(path),
         _ if name.ends_with(".tok") => {
             let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
@@ -215,6 +217,30 @@ fn text(path: &Path) -> Result<Report> {
     Ok(Report { lines: text.trim_end().lines().map(str::to_owned).collect(), json: json!({ "text": text }) })
 }
 
+fn gguf(path: &Path) -> Result<Report> {
+    let file = GgufFile::open(&Disk, path)?;
+    let names: Vec<&str> = file.names().collect();
+    let width = names.iter().map(|name| name.len()).max().unwrap_or(0);
+    let mut lines = vec![format!("{}: {} tensors", path.display(), names.len())];
+    lines.push(format!("  {:width$}  {:>14}  {:>5}  {:>11}", "tensor", "shape", "type", "bits/weight"));
+    let mut entries = Vec::new();
+    for name in names {
+        let tensor = file.tensor(name)?;
+        let shape = tensor.shape.iter().map(ToString::to_string).collect::<Vec<_>>().join("×");
+        let (dtype, bits) =
+            (tensor.block.name(), tensor.data.len() as f64 * 8.0 / tensor.len().max(1) as f64);
+        lines.push(format!("  {name:width$}  {shape:>14}  {dtype:>5}  {bits:>11.2}"));
+        entries.push(json!({ "name": name, "shape": tensor.shape, "dtype": dtype, "bits_per_weight": bits }));
+    }
+    let mut metadata = serde_json::Map::new();
+    for (key, value) in file.metadata() {
+        let text = value.to_string();
+        lines.push(format!("  {key} = {}", text.lines().next().unwrap_or_default()));
+        metadata.insert(key.to_owned(), text.into());
+    }
+    Ok(Report { lines, json: json!({ "tensors": entries, "metadata": metadata }) })
+}
+
 fn log(path: &Path) -> Result<Report> {
     let read = fs::read_to_string(path);
     let text = read.map_err(|source| Error::Read { path: path.to_path_buf(), source })?;
@@ -233,7 +259,7 @@ fn log(path: &Path) -> Result<Report> {
 /// Weights of a loaded model as they compute: codes and scale of each ternary matrix.
 fn codes_of(loaded: &Loaded) -> Result<Vec<(String, Vec<i8>, f32)>> {
     let backend = Cpu::new(0)?;
-    let model = loaded.model(&backend);
+    let model = loaded.model(&backend)?;
     let codes = model.layout().specs.iter().enumerate().filter_map(|(id, spec)| {
         model.codes(&backend, id).map(|(codes, scale)| (spec.name.clone(), codes, scale))
     });

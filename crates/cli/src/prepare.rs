@@ -52,7 +52,7 @@ fn origin(path: &Path) -> Result<Vec<String>> {
     let model = options.as_object().into_iter().flatten().map(|(key, value)| format!("model.{key}={value}"));
     // As TOML, whatever characters they have.
     let text = |path: &Path| serde_json::Value::from(path.display().to_string());
-    let (from, tokenizer) = (text(path), text(&loaded.tokenizer_path));
+    let (from, tokenizer) = (text(path), text(loaded.tokenizer_path()?));
     Ok(model.chain([format!("run.from={from}"), format!("data.tokenizer={tokenizer}")]).collect())
 }
 

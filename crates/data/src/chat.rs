@@ -89,21 +89,28 @@ impl TemplateFile {
     pub fn beside(storage: &dyn Storage, tokenizer: &Path) -> Result<Option<TemplateFile>> {
         let (template, config) =
             (tokenizer.with_file_name(TEMPLATE), tokenizer.with_file_name(TOKENIZER_CONFIG));
-        let entries: Value = match storage.exists(&config)? {
-            true => serde_json::from_slice(&storage.read(&config)?)
-                .map_err(|error| chat(&config, "a JSON object", error))?,
-            false => Value::Null,
-        };
-        let (path, source) = if storage.exists(&template)? {
-            let bytes = storage.read(&template)?;
-            let text = String::from_utf8(bytes).map_err(|error| chat(&template, "UTF-8", error))?;
-            (template, text)
-        } else {
-            let Some(text) = template_of(&entries["chat_template"]) else { return Ok(None) };
-            (config, text.to_owned())
-        };
+        let bytes = if storage.exists(&config)? { &*storage.read(&config)? } else { &b"{}"[..] };
+        if !storage.exists(&template)? {
+            return TemplateFile::in_config(&config, bytes);
+        }
+        let source = String::from_utf8(storage.read(&template)?);
+        let source = source.map_err(|error| chat(&template, "UTF-8", error))?;
+        Ok(Some(TemplateFile::named(template, source, &entries(&config, bytes)?)))
+    }
+
+    /// The one in a `tokenizer_config.json`, if there is one; `path` is for messages.
+    ///
+    /// # Errors
+    /// [`Error::Chat`]: it is no JSON.
+    pub fn in_config(path: &Path, config: &[u8]) -> Result<Option<TemplateFile>> {
+        let entries = entries(path, config)?;
+        let source = template_of(&entries["chat_template"]);
+        Ok(source.map(|source| TemplateFile::named(path.to_path_buf(), source.to_owned(), &entries)))
+    }
+
+    fn named(path: PathBuf, source: String, entries: &Value) -> TemplateFile {
         let [bos, eos] = ["bos_token", "eos_token"].map(|key| token_name(&entries[key]).to_owned());
-        Ok(Some(TemplateFile { path, source, bos, eos }))
+        TemplateFile { path, source, bos, eos }
     }
 
     /// The template as Jinja text.
@@ -131,10 +138,17 @@ impl ChatTemplate {
     /// # Errors
     /// [`Error::Chat`]: there is none, or it is no template; [`Error::Files`].
     pub fn beside(storage: &dyn Storage, tokenizer: &Path) -> Result<ChatTemplate> {
-        let found = "none: this model does not chat";
-        ChatTemplate::find(storage, tokenizer)?.ok_or_else(|| {
-            chat(&tokenizer.with_file_name(TOKENIZER_CONFIG), "the entry chat_template", found)
-        })
+        let place = tokenizer.with_file_name(TOKENIZER_CONFIG);
+        ChatTemplate::needed(TemplateFile::beside(storage, tokenizer)?, &place)
+    }
+
+    /// The template that was looked for at `place`.
+    ///
+    /// # Errors
+    /// [`Error::Chat`]: there is none, or it is no template.
+    pub fn needed(found: Option<TemplateFile>, place: &Path) -> Result<ChatTemplate> {
+        let none = "none: this model does not chat";
+        ChatTemplate::of(found.ok_or_else(|| chat(place, "the entry chat_template", none))?)
     }
 
     /// The same where there may be none.
@@ -170,7 +184,11 @@ impl ChatTemplate {
         ChatTemplate::of(TemplateFile { path, source: template, bos, eos })
     }
 
-    fn of(file: TemplateFile) -> Result<ChatTemplate> {
+    /// A template as it was stored.
+    ///
+    /// # Errors
+    /// [`Error::Chat`]: it is no template.
+    pub fn of(file: TemplateFile) -> Result<ChatTemplate> {
         let TemplateFile { path, source, bos, eos } = &file;
         let mut environment = Environment::new();
         // As transformers sets Jinja up for these templates.
@@ -353,6 +371,11 @@ const NAME: &str = "chat";
 fn chat(path: &Path, expected: impl ToString, found: impl ToString) -> Error {
     let (expected, found) = (expected.to_string(), crate::error::short(&found.to_string()));
     Error::Chat { path: path.to_path_buf(), expected, found, hint: HINT }
+}
+
+/// What a `tokenizer_config.json` says.
+fn entries(path: &Path, config: &[u8]) -> Result<Value> {
+    serde_json::from_slice(config).map_err(|error| chat(path, "a JSON object", error))
 }
 
 /// The template itself, or among several the one called `default`.

@@ -106,11 +106,22 @@ impl Tensor<'_> {
     /// # Errors
     /// [`Error::Broken`] for another format, and for data that stand for no codes.
     pub fn codes(&self) -> Result<(Vec<i8>, Vec<half::f16>)> {
-        let mut codes = vec![0; self.len()];
-        let mut scales = vec![half::f16::ZERO; self.len() / self.block.weights()];
-        blocks::decode_codes(self.block, self.data, &mut codes, &mut scales)
-            .map_err(|error| self.wrong(&error))?;
+        let mut codes = Vec::new();
+        let scales = self.append_codes(&mut codes)?;
         Ok((codes, scales))
+    }
+
+    /// Appends the codes of a ternary format, and gives the scale of every block.
+    ///
+    /// # Errors
+    /// As [`Tensor::codes`].
+    pub fn append_codes(&self, to: &mut Vec<i8>) -> Result<Vec<half::f16>> {
+        let start = to.len();
+        to.resize(start + self.len(), 0);
+        let mut scales = vec![half::f16::ZERO; self.len() / self.block.weights()];
+        blocks::decode_codes(self.block, self.data, &mut to[start..], &mut scales)
+            .map_err(|error| self.wrong(&error))?;
+        Ok(scales)
     }
 
     fn wrong(&self, error: &tritrain_trit::Error) -> Error {

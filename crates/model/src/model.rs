@@ -96,7 +96,10 @@ impl<B: Backend> Model<B> {
                         let packed = values.packed(backend, (rows, cols), stored.format, 1.0);
                         backend.ternarize_packed(&packed, &mut codes, Sides::Forward);
                     }
-                    Values::Floats(_) => backend.ternarize(&values.floats(backend, rows, cols), &mut codes),
+                    Values::Codes(all, scale) => backend.upload_ternary(all, *scale, &mut codes),
+                    Values::Floats(_) | Values::Halves(_) => {
+                        backend.ternarize(&values.floats(backend, rows, cols), &mut codes);
+                    }
                 }
                 (Weight::Floats(backend.floats(0)), Codes::Kept(codes))
             }

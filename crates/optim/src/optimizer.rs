@@ -453,6 +453,6 @@ fn floats(found: Option<Values<'_>>, name: String, expected: usize) -> Result<Co
     match found {
         Some(Values::Floats(host)) if host.len() == expected => Ok(host),
         Some(Values::Floats(host)) => Err(StateError::Length { name, found: host.len(), expected }),
-        Some(Values::Packed(_)) | None => Err(StateError::Missing { name }),
+        Some(_) | None => Err(StateError::Missing { name }),
     }
 }

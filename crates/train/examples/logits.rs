@@ -24,8 +24,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
     let backend = Cpu::new(0)?;
     let model = match rest {
-        [mode] if mode == "floats" => loaded.in_floats(&backend),
-        [] => loaded.model(&backend),
+        [mode] if mode == "floats" => loaded.in_floats(&backend)?,
+        [] => loaded.model(&backend)?,
         _ => return Err(format!("expected floats or nothing, found {rest:?}").into()),
     };
     let mut all = Vec::new();

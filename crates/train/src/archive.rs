@@ -8,7 +8,7 @@ use std::{path::Path, time::Instant};
 
 use half::f16;
 use serde::Serialize;
-use tritrain_backend::Backend;
+use tritrain_backend::{Backend, Values};
 use tritrain_files::{
     Storage,
     tensors::{self, Dtype, TensorFile, TensorView},
@@ -17,7 +17,7 @@ use tritrain_trit::archive;
 
 use crate::{
     Error, Loaded, Result,
-    export::weights::{Rows, Weights, latent},
+    export::weights::{Rows, Weights},
     save::{TOKENIZER, format_key, metadata},
 };
 
@@ -60,7 +60,7 @@ pub fn archive<B: Backend>(
     out: &Path,
 ) -> Result<Archived> {
     let refused = |what: &str| Error::Archive { path: out.to_path_buf(), what: what.to_owned() };
-    let weights = Weights::of(backend, loaded);
+    let weights = Weights::of(backend, loaded)?;
     if !weights.layout.ternary {
         return Err(refused("the model has no ternary matrices: there is nothing to gain"));
     }
@@ -157,9 +157,13 @@ fn read_codes(file: &TensorFile, path: &Path, name: &str, len: usize) -> Result<
     Ok((codes, scale))
 }
 
-/// Latent weights with the codes and the scale of a matrix `[rows, cols]`.
-pub(crate) fn read(file: &TensorFile, path: &Path, name: &str, [rows, cols]: [usize; 2]) -> Result<Vec<f32>> {
-    let len = rows.saturating_mul(cols);
-    let (codes, scale) = read_codes(file, path, name, len)?;
-    Ok(latent(&codes, scale))
+/// Codes and scale of a matrix `[rows, cols]`.
+pub(crate) fn read(
+    file: &TensorFile,
+    path: &Path,
+    name: &str,
+    [rows, cols]: [usize; 2],
+) -> Result<Values<'static>> {
+    let (codes, scale) = read_codes(file, path, name, rows.saturating_mul(cols))?;
+    Ok(Values::Codes(codes.into(), scale))
 }

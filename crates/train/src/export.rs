@@ -68,7 +68,7 @@ pub fn export<B: Backend>(
         Target::Gguf(_) => Draft::file(storage, out)?,
         Target::Hf(_) => Draft::folder(storage, out)?,
     };
-    let weights = Weights::of(backend, loaded);
+    let weights = Weights::of(backend, loaded)?;
     match target {
         Target::Gguf(block) => gguf::write(storage, draft.path(), loaded, &weights, block)?,
         Target::Hf(hf) => hf::write(backend, storage, draft.path(), loaded, &weights, hf)?,

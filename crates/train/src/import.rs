@@ -10,10 +10,13 @@ mod ternary;
 
 use std::{
     collections::BTreeMap,
+    ops::Range,
     path::{Path, PathBuf},
 };
 
+use half::f16;
 use serde_json::Value;
+use tritrain_backend::Values;
 use tritrain_data::{
     Tokenizer,
     chat::{TEMPLATE, TOKENIZER_CONFIG},
@@ -48,7 +51,7 @@ pub struct Imported {
 
 /// A matrix or gain of a block, as other programs divide them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum BlockPart {
+pub(crate) enum BlockPart {
     AttnNorm,
     Q,
     K,
@@ -62,9 +65,25 @@ enum BlockPart {
     Down,
 }
 
+impl BlockPart {
+    const ALL: [BlockPart; 11] = [
+        BlockPart::AttnNorm,
+        BlockPart::Q,
+        BlockPart::K,
+        BlockPart::V,
+        BlockPart::AttnSubNorm,
+        BlockPart::O,
+        BlockPart::FfnNorm,
+        BlockPart::Gate,
+        BlockPart::Up,
+        BlockPart::FfnSubNorm,
+        BlockPart::Down,
+    ];
+}
+
 /// A tensor, as other programs divide them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Part {
+pub(crate) enum Part {
     Embedding,
     Head,
     Norm,
@@ -73,7 +92,7 @@ enum Part {
 
 /// What a file says about a model, before it is known whether ours can be it.
 #[derive(Debug)]
-struct Description {
+pub(crate) struct Description {
     /// Precision is found later.
     config: ModelConfig,
     /// Rows of the embedding.
@@ -84,7 +103,7 @@ struct Description {
 }
 
 /// A file or folder that holds a model.
-trait Origin {
+pub(crate) trait Origin {
     /// What the model is.
     fn description(&self) -> Result<Description>;
 
@@ -92,13 +111,185 @@ trait Origin {
     /// head. Gains have one row.
     fn read(&self, part: Part, shape: [usize; 2]) -> Result<Vec<f32>>;
 
-    /// A tensor that was not read and is a part of the model, if any: it would be lost.
+    /// The bytes of a table that is stored in fp16.
+    fn halves(&self, _: Part, _: [usize; 2]) -> Result<Option<&[u8]>> {
+        Ok(None)
+    }
+
+    /// Says that these bytes will not be read soon.
+    fn release(&self, _: Part) {}
+
+    /// The scale of a matrix that is codes times a scale, 0 where all codes are; `None` for any other one.
+    fn scale(&self, part: Part, shape: [usize; 2]) -> Result<Option<f64>> {
+        Ok(ternary::scale_of(&self.read(part, shape)?))
+    }
+
+    /// Appends the codes of such a matrix.
+    fn codes(&self, part: Part, shape: [usize; 2], to: &mut Vec<i8>) -> Result<()> {
+        to.extend(ternary::codes_of(&self.read(part, shape)?));
+        Ok(())
+    }
+
+    /// A tensor that is no part of the model, if any: it would be lost.
     fn left_over(&self, config: &ModelConfig) -> Option<String>;
 }
 
 /// Why a model cannot be imported; `what` is a whole sentence.
 fn refused(path: &Path, what: impl Into<String>) -> Error {
     Error::Import { path: path.to_path_buf(), what: what.into() }
+}
+
+/// A model in a file of another program, as this one sees it: nothing is read before it is needed.
+#[derive(Debug)]
+pub(crate) struct Foreign<O> {
+    path: PathBuf,
+    pub(crate) config: ModelConfig,
+    pub(crate) vocab: usize,
+    /// Rows of the embedding in the file.
+    rows: usize,
+    pub(crate) layout: Layout,
+    /// What lies beside the tokenizer: names and bytes.
+    pub(crate) beside: Vec<(&'static str, Vec<u8>)>,
+    notes: Vec<String>,
+    /// Of the matrices of each block of a ternary model.
+    scales: Vec<[f32; 4]>,
+    origin: O,
+}
+
+/// A model that is used where it lies.
+pub(crate) type InPlace = Foreign<gguf::File>;
+
+impl InPlace {
+    /// A GGUF file.
+    ///
+    /// # Errors
+    /// As [`import`].
+    pub(crate) fn gguf(storage: &dyn Storage, path: &Path) -> Result<(InPlace, Tokenizer)> {
+        Foreign::new(path, gguf::File::open(storage, path)?, None)
+    }
+}
+
+impl<O: Origin> Foreign<O> {
+    fn new(path: &Path, origin: O, context: Option<usize>) -> Result<(Foreign<O>, Tokenizer)> {
+        let Description { mut config, rows, tokenizer, beside } = origin.description()?;
+        let mut notes = Vec::new();
+        check(path, &mut config, context, &mut notes)?;
+        let vocab = tokenizer.vocab_size() as usize;
+        if vocab > rows {
+            let what = format!(
+                "the tokenizer has {vocab} tokens and the embedding {rows} rows: they belong to different models"
+            );
+            return Err(refused(path, what));
+        }
+        if vocab < rows {
+            notes.push(format!(
+                "the embedding has {rows} rows; those beyond the {vocab} of the tokenizer are left out"
+            ));
+        }
+        let scales = ternary::scales(&config, &origin)?;
+        if scales.is_some() {
+            config.precision = Precision::Ternary;
+        }
+        config.check().map_err(|ConfigError { option, found, expected }| {
+            refused(path, format!("its {option} is {found}, which here {expected}"))
+        })?;
+        if let Some(name) = origin.left_over(&config) {
+            return Err(refused(path, format!("it has a tensor {name}, which has no place in this model")));
+        }
+        let (path, layout) = (path.to_path_buf(), Layout::new(&config, vocab));
+        let scales = scales.unwrap_or_default();
+        Ok((Foreign { path, config, vocab, rows, layout, beside, notes, scales, origin }, tokenizer))
+    }
+
+    /// The weights of a tensor of the layout.
+    ///
+    /// # Errors
+    /// [`Error::Import`] for a tensor of another shape or numbers that are not finite; [`Error::Files`].
+    pub(crate) fn values(&self, id: usize) -> Result<Values<'_>> {
+        let (layout, spec) = (&self.layout, &self.layout.specs[id]);
+        // Pages of the table before leave memory: a model is read once, in order.
+        match id.checked_sub(1) {
+            Some(before) if before == layout.embedding => self.origin.release(Part::Embedding),
+            _ => (),
+        }
+        let values = if id == layout.embedding {
+            self.table(Part::Embedding)?
+        } else if id == layout.head {
+            self.table(Part::Head)?
+        } else if id == layout.norm {
+            Values::Floats(self.origin.read(Part::Norm, [1, spec.cols])?.into())
+        } else {
+            self.of_block(id)?
+        };
+        let bad = match &values {
+            Values::Floats(values) => values.iter().copied().find(|v| !v.is_finite()),
+            Values::Halves(bytes) => {
+                // Finite unless all bits of the exponent are set.
+                let odd = bytes.as_chunks().0.iter().map(|half| f16::from_le_bytes(*half));
+                odd.filter(|half| !half.is_finite()).map(f16::to_f32).next()
+            }
+            Values::Packed(_) | Values::Codes(..) => None,
+        };
+        match bad {
+            Some(bad) => Err(refused(&self.path, format!("its {} holds {bad}", spec.name))),
+            None => Ok(values),
+        }
+    }
+
+    /// The rows of a table that stand for tokens.
+    fn table(&self, part: Part) -> Result<Values<'_>> {
+        let (shape, len) = ([self.rows, self.config.dim], self.vocab * self.config.dim);
+        if let Some(halves) = self.origin.halves(part, shape)? {
+            return Ok(Values::Halves(halves[..2 * len].into()));
+        }
+        let mut table = self.origin.read(part, shape)?;
+        table.truncate(len);
+        Ok(Values::Floats(table.into()))
+    }
+
+    fn of_block(&self, id: usize) -> Result<Values<'_>> {
+        let blocks = self.layout.blocks.iter().enumerate();
+        for (n, ids) in blocks {
+            let gains = [
+                (Some(ids.attn_norm), BlockPart::AttnNorm),
+                (Some(ids.ffn_norm), BlockPart::FfnNorm),
+                (ids.attn_sub_norm, BlockPart::AttnSubNorm),
+                (ids.ffn_sub_norm, BlockPart::FfnSubNorm),
+            ];
+            if let Some((_, part)) = gains.into_iter().find(|(of, _)| *of == Some(id)) {
+                let gain = self.origin.read(Part::Block(n, part), [1, self.layout.specs[id].cols])?;
+                return Ok(Values::Floats(gain.into()));
+            }
+            let matrices = [ids.qkv, ids.o, ids.gate_up, ids.down];
+            if let Some(place) = matrices.into_iter().position(|of| of == id) {
+                return self.matrix(n, place);
+            }
+        }
+        unreachable!("every tensor of a layout is a table, a gain or a matrix of a block")
+    }
+
+    /// A matrix of block `n`, joined from its parts.
+    fn matrix(&self, n: usize, place: usize) -> Result<Values<'_>> {
+        let shapes = shapes(&self.config);
+        let parts = shapes[PARTS[place].clone()].iter().map(|(part, shape)| (Part::Block(n, *part), *shape));
+        match self.scales.get(n) {
+            Some(scales) => {
+                let len = parts.clone().map(|(_, [rows, cols])| rows * cols).sum();
+                let mut codes = Vec::with_capacity(len);
+                for (part, shape) in parts {
+                    self.origin.codes(part, shape, &mut codes)?;
+                }
+                Ok(Values::Codes(codes.into(), scales[place]))
+            }
+            None => {
+                let mut weights = Vec::new();
+                for (part, shape) in parts {
+                    weights.append(&mut self.origin.read(part, shape)?);
+                }
+                Ok(Values::Floats(weights.into()))
+            }
+        }
+    }
 }
 
 /// Imports the model in `path`, a GGUF file or a folder of transformers, into the folder `out`, with a context of
@@ -115,44 +306,35 @@ pub fn import(storage: &dyn Storage, path: &Path, out: &Path, context: Option<us
     if storage.exists(&file)? {
         return Err(refused(path, format!("{} exists; choose another folder", file.display())));
     }
-    let origin: Box<dyn Origin> = if path.is_dir() {
-        Box::new(huggingface::Folder::open(storage, path)?)
+    if path.is_dir() {
+        write(storage, Foreign::new(path, huggingface::Folder::open(storage, path)?, context)?, out, file)
     } else {
-        Box::new(gguf::File::open(storage, path)?)
-    };
-    let Description { mut config, rows, tokenizer, beside } = origin.description()?;
-    let mut notes = Vec::new();
-    check(path, &mut config, context, &mut notes)?;
-    let vocab = tokenizer.vocab_size() as usize;
-    if vocab > rows {
-        let what = format!(
-            "the tokenizer has {vocab} tokens and the embedding {rows} rows: they belong to different models"
-        );
-        return Err(refused(path, what));
+        write(storage, Foreign::new(path, gguf::File::open(storage, path)?, context)?, out, file)
     }
-    if vocab < rows {
-        notes.push(format!(
-            "the embedding has {rows} rows; those beyond the {vocab} of the tokenizer are left out"
-        ));
-    }
-    if ternary::in_all(&config, &*origin)? {
-        config.precision = Precision::Ternary;
-    }
-    config.check().map_err(|ConfigError { option, found, expected }| {
-        refused(path, format!("its {option} is {found}, which here {expected}"))
-    })?;
-    let weights = weights(path, &config, (vocab, rows), &*origin)?;
-    if let Some(name) = origin.left_over(&config) {
-        return Err(refused(path, format!("it has a tensor {name}, which has no place in this model")));
+}
+
+fn write<O: Origin>(
+    storage: &dyn Storage,
+    (from, tokenizer): (Foreign<O>, Tokenizer),
+    out: &Path,
+    path: PathBuf,
+) -> Result<Imported> {
+    let mut weights = Vec::new();
+    for (id, spec) in from.layout.specs.iter().enumerate() {
+        let shape = if spec.kind == TensorKind::Norm { vec![spec.cols] } else { vec![spec.rows, spec.cols] };
+        weights.push((&spec.name, shape, from.values(id)?.host()));
     }
     storage.create_dir_all(out)?;
-    for (name, bytes) in &beside {
+    for (name, bytes) in &from.beside {
         write_atomic(storage, &out.join(name), bytes)?;
     }
     tokenizer.save(storage, &out.join("tokenizer.json"))?;
+    let views = weights.iter().map(|(name, shape, values)| TensorView::f32(name.as_str(), shape, values));
+    let mut entries: BTreeMap<String, String> = metadata(&from.config, from.vocab, 0)?;
+    entries.insert(TOKENIZER.to_owned(), tokenizer.hash().to_owned());
     // The model last: where it is, everything is.
-    write(storage, &file, &config, &tokenizer, &weights)?;
-    Ok(Imported { path: file, config, vocab, notes })
+    tensors::save(storage, &path, views, &entries)?;
+    Ok(Imported { path, config: from.config, vocab: from.vocab, notes: from.notes })
 }
 
 /// Bounds of what a file claims before anything is sized by it, and the context.
@@ -198,56 +380,6 @@ fn check(
     Ok(())
 }
 
-/// Name, shape and numbers of a tensor.
-type Named = (String, Vec<usize>, Vec<f32>);
-
-/// The tensors of the layout, in order.
-fn weights(
-    path: &Path,
-    config: &ModelConfig,
-    (vocab, rows): (usize, usize),
-    origin: &dyn Origin,
-) -> Result<Vec<Named>> {
-    let layout = Layout::new(config, vocab);
-    let mut weights: Vec<Vec<f32>> = vec![Vec::new(); layout.specs.len()];
-    let finite = |name: &str, values: Vec<f32>| match values.iter().find(|v| !v.is_finite()) {
-        Some(bad) => Err(refused(path, format!("its {name} holds {bad}"))),
-        None => Ok(values),
-    };
-    let table = |part| -> Result<Vec<f32>> {
-        let mut table = origin.read(part, [rows, config.dim])?;
-        table.truncate(vocab * config.dim);
-        Ok(table)
-    };
-    weights[layout.embedding] = table(Part::Embedding)?;
-    if layout.head != layout.embedding {
-        weights[layout.head] = table(Part::Head)?;
-    }
-    weights[layout.norm] = origin.read(Part::Norm, [1, config.dim])?;
-    for (n, ids) in layout.blocks.iter().enumerate() {
-        let gains = [
-            (Some(ids.attn_norm), BlockPart::AttnNorm),
-            (Some(ids.ffn_norm), BlockPart::FfnNorm),
-            (ids.attn_sub_norm, BlockPart::AttnSubNorm),
-            (ids.ffn_sub_norm, BlockPart::FfnSubNorm),
-        ];
-        for (id, part) in gains {
-            if let Some(id) = id {
-                weights[id] = origin.read(Part::Block(n, part), [1, layout.specs[id].cols])?;
-            }
-        }
-        let [qkv, o, gate_up, down] = matrices(config, n, origin)?;
-        for (id, values) in [(ids.qkv, qkv), (ids.o, o), (ids.gate_up, gate_up), (ids.down, down)] {
-            weights[id] = values;
-        }
-    }
-    let named = layout.specs.iter().zip(weights).map(|(spec, values)| {
-        let shape = if spec.kind == TensorKind::Norm { vec![spec.cols] } else { vec![spec.rows, spec.cols] };
-        Ok((spec.name.clone(), shape, finite(&spec.name, values)?))
-    });
-    named.collect()
-}
-
 /// The shapes of the matrices of a block, as other programs divide them.
 fn shapes(config: &ModelConfig) -> [(BlockPart, [usize; 2]); 7] {
     let (dim, ffn, kv) = (config.dim, config.ffn, config.kv_heads * config.head_dim());
@@ -262,33 +394,18 @@ fn shapes(config: &ModelConfig) -> [(BlockPart, [usize; 2]); 7] {
     ]
 }
 
-/// The four matrices of block `n`.
-fn matrices(config: &ModelConfig, n: usize, origin: &dyn Origin) -> Result<[Vec<f32>; 4]> {
-    let mut read = Vec::new();
-    for (part, shape) in shapes(config) {
-        read.push(origin.read(Part::Block(n, part), shape)?);
-    }
-    match (config.precision, <[Vec<f32>; 7]>::try_from(read)) {
-        (Precision::Ternary, Ok(parts)) => Ok(ternary::join(config.sub_norm, parts)),
-        (Precision::F32, Ok([q, k, v, o, gate, up, down])) => {
-            Ok([[q, k, v].concat(), o, [gate, up].concat(), down])
-        }
-        (_, Err(_)) => unreachable!("a block has seven matrices"),
-    }
+/// All parts of a model.
+fn all_parts(config: &ModelConfig) -> impl Iterator<Item = Part> {
+    let tables = [Part::Embedding, Part::Norm].into_iter().chain((!config.tied).then_some(Part::Head));
+    let sub_norm = config.sub_norm;
+    let there =
+        move |part: &BlockPart| sub_norm || !matches!(part, BlockPart::AttnSubNorm | BlockPart::FfnSubNorm);
+    let of_block = move |n| BlockPart::ALL.into_iter().filter(there).map(move |part| Part::Block(n, part));
+    tables.chain((0..config.layers).flat_map(of_block))
 }
 
-fn write(
-    storage: &dyn Storage,
-    path: &Path,
-    config: &ModelConfig,
-    tokenizer: &Tokenizer,
-    weights: &[Named],
-) -> Result<()> {
-    let views = weights.iter().map(|(name, shape, values)| TensorView::f32(name.clone(), shape, values));
-    let mut entries: BTreeMap<String, String> = metadata(config, tokenizer.vocab_size() as usize, 0)?;
-    entries.insert(TOKENIZER.to_owned(), tokenizer.hash().to_owned());
-    Ok(tensors::save(storage, path, views, &entries)?)
-}
+/// Which of these are one matrix here: qkv, o, gate and up, down.
+const PARTS: [Range<usize>; 4] = [0..3, 3..4, 4..6, 6..7];
 
 /// An entry of a JSON configuration that is absent or null.
 fn absent(value: &Value) -> bool {

@@ -1,19 +1,26 @@
 //! Finding and reading a trained model for generation and evaluation.
 
-use std::path::{Path, PathBuf};
+use std::{
+    cell::RefCell,
+    path::{Path, PathBuf},
+};
 
 use tritrain_backend::{Backend, Values};
-use tritrain_data::{Tokenizer, chat::ChatTemplate};
+use tritrain_data::{
+    Tokenizer,
+    chat::{ChatTemplate, TOKENIZER_CONFIG, TemplateFile},
+};
 use tritrain_files::{
     Storage,
     checkpoint::{self, Identity},
     tensors::TensorFile,
 };
-use tritrain_model::{Model, ModelConfig, Use};
+use tritrain_model::{Layout, Model, ModelConfig, Use};
 
 use crate::{
     Error, Result,
     export::Weights,
+    import::InPlace,
     save::{MODEL, ModelFile},
 };
 
@@ -24,58 +31,138 @@ pub struct Loaded {
     pub config: ModelConfig,
     /// Tokens in its vocabulary.
     pub vocab: usize,
-    model: ModelFile,
-    /// The tokenizer beside it.
+    model: Stored,
+    /// The tokenizer beside it, or inside.
     pub tokenizer: Tokenizer,
     /// The file the weights came from.
     pub path: PathBuf,
-    /// The `tokenizer.json`.
-    pub tokenizer_path: PathBuf,
+}
+
+/// Where the weights lie.
+#[derive(Debug)]
+enum Stored {
+    /// In a file of ours, with this `tokenizer.json`.
+    Ours(Box<ModelFile>, PathBuf),
+    /// In a GGUF file.
+    Gguf(Box<InPlace>),
 }
 
 impl Loaded {
     /// The model on a device, for evaluation and generation.
-    pub fn model<B: Backend>(&self, backend: &B) -> Model<B> {
-        Model::new(backend, &self.config, self.vocab, &|id| self.model.values(id), Use::Inference)
+    ///
+    /// # Errors
+    /// The file is one of another program, and a tensor in it cannot be read or holds what is no number.
+    pub fn model<B: Backend>(&self, backend: &B) -> Result<Model<B>> {
+        self.made(backend, Use::Inference)
     }
 
     /// The model on a device with its latent weights in f32, for gradients.
-    pub fn trainable<B: Backend>(&self, backend: &B) -> Model<B> {
-        Model::new(backend, &self.config, self.vocab, &|id| self.model.values(id), Use::Training)
+    ///
+    /// # Errors
+    /// As [`Loaded::model`].
+    pub fn trainable<B: Backend>(&self, backend: &B) -> Result<Model<B>> {
+        self.made(backend, Use::Training)
+    }
+
+    fn made<B: Backend>(&self, backend: &B, purpose: Use) -> Result<Model<B>> {
+        let failed = RefCell::new(None);
+        let layout = self.layout();
+        let values = |id: usize| {
+            self.values(id).unwrap_or_else(|error| {
+                failed.borrow_mut().get_or_insert(error);
+                Values::Floats(vec![0.0; layout.specs[id].len()].into())
+            })
+        };
+        let model = Model::new(backend, &self.config, self.vocab, &values, purpose);
+        match failed.into_inner() {
+            Some(error) => Err(error),
+            None => Ok(model),
+        }
+    }
+
+    fn layout(&self) -> &Layout {
+        match &self.model {
+            Stored::Ours(model, _) => &model.layout,
+            Stored::Gguf(model) => &model.layout,
+        }
+    }
+
+    fn values(&self, id: usize) -> Result<Values<'_>> {
+        match &self.model {
+            Stored::Ours(model, _) => Ok(model.values(id)),
+            Stored::Gguf(model) => model.values(id),
+        }
     }
 
     /// The model with the same weights and activations that are not rounded: what programs compute that know
     /// nothing of int8. For comparisons with them; it is slower.
-    pub fn in_floats<B: Backend>(&self, backend: &B) -> Model<B> {
-        Weights::of(backend, self).in_floats(backend)
-    }
-
-    /// A tensor as it is stored, where there is one of this name.
-    pub(crate) fn values(&self, name: &str) -> Option<Values<'_>> {
-        let id = self.model.layout.specs.iter().position(|spec| spec.name == name)?;
-        Some(self.model.values(id))
-    }
-
-    /// How the model sees conversations: the template beside its tokenizer, else a plain one.
     ///
     /// # Errors
-    /// [`Error::Data`] where what is there is no template.
-    pub fn chat_template(&self, storage: &dyn Storage) -> Result<ChatTemplate> {
-        let found = ChatTemplate::find(storage, &self.tokenizer_path)?;
-        Ok(found.map_or_else(|| ChatTemplate::plain(&self.tokenizer), Ok)?)
+    /// As [`Loaded::model`].
+    pub fn in_floats<B: Backend>(&self, backend: &B) -> Result<Model<B>> {
+        Ok(Weights::of(backend, self)?.in_floats(backend))
+    }
+
+    /// A tensor as a file of ours has it, where there is one of this name.
+    pub(crate) fn tensor(&self, name: &str) -> Option<Values<'_>> {
+        let Stored::Ours(model, _) = &self.model else { return None };
+        let id = model.layout.specs.iter().position(|spec| spec.name == name)?;
+        Some(model.values(id))
     }
 
     /// The token embedding, `[vocab][dim]`.
-    pub fn embedding(&self) -> Vec<f32> {
-        match self.model.values(self.model.layout.embedding) {
-            Values::Floats(vectors) => vectors.into_owned(),
-            Values::Packed(_) => Vec::new(), // cannot be: only matrices are stored in fewer bits
+    ///
+    /// # Errors
+    /// As [`Loaded::model`].
+    pub fn embedding(&self) -> Result<Vec<f32>> {
+        Ok(self.values(self.layout().embedding)?.host().into_owned())
+    }
+
+    /// The `tokenizer.json`.
+    ///
+    /// # Errors
+    /// [`Error::Import`] where the tokenizer lies inside of a file of another program.
+    pub fn tokenizer_path(&self) -> Result<&Path> {
+        match &self.model {
+            Stored::Ours(_, path) => Ok(path),
+            Stored::Gguf(_) => {
+                let what =
+                    "it has no tokenizer.json beside it; make it a model of ours first, by tritrain import";
+                Err(Error::Import { path: self.path.clone(), what: what.into() })
+            }
         }
+    }
+
+    /// How the model was taught to see conversations.
+    ///
+    /// # Errors
+    /// It has no chat template, or one that cannot be read.
+    pub fn chat_template(&self, storage: &dyn Storage) -> Result<ChatTemplate> {
+        let place = match &self.model {
+            Stored::Ours(_, path) => &path.with_file_name(TOKENIZER_CONFIG),
+            Stored::Gguf(_) => &self.path,
+        };
+        Ok(ChatTemplate::needed(self.template_file(storage)?, place)?)
+    }
+
+    /// The same as it is stored, where there is one.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn template_file(&self, storage: &dyn Storage) -> Result<Option<TemplateFile>> {
+        Ok(match &self.model {
+            Stored::Ours(_, path) => TemplateFile::beside(storage, path)?,
+            Stored::Gguf(model) => {
+                let beside = model.beside.iter().find(|(name, _)| *name == TOKENIZER_CONFIG);
+                let config = beside.map_or(&b"{}"[..], |(_, bytes)| bytes);
+                TemplateFile::in_config(&self.path, config)?
+            }
+        })
     }
 }
 
-/// Reads a model from a run folder (its best checkpoint, else its newest), a `step-N` folder or a
-/// `model.safetensors`; the tokenizer is the nearest `tokenizer.json` in its folder or the two above.
+/// Reads a model from a run folder (its best checkpoint, else its newest), a `step-N` folder, a `model.safetensors` or a
+/// GGUF file, which has its tokenizer inside; otherwise the tokenizer is the nearest `tokenizer.json` in its folder or the two above.
 ///
 /// # Errors
 /// [`Error::NoModel`]; a damaged file; a tokenizer that is missing or is not the model's.
@@ -83,6 +170,17 @@ pub fn load(storage: &dyn Storage, path: &Path) -> Result<Loaded> {
     let no_model = |found: &str| Error::NoModel { path: path.to_path_buf(), found: found.to_owned() };
     if !storage.exists(path)? {
         return Err(no_model("nothing is there"));
+    }
+    if path.extension().is_some_and(|extension| extension == "gguf") {
+        let (model, tokenizer) = InPlace::gguf(storage, path)?;
+        let (config, vocab) = (model.config.clone(), model.vocab);
+        return Ok(Loaded {
+            config,
+            vocab,
+            model: Stored::Gguf(Box::new(model)),
+            tokenizer,
+            path: path.into(),
+        });
     }
     let file = find(storage, path)?.ok_or_else(|| no_model("no checkpoint and no model file"))?;
     let folder = file.parent().unwrap_or(Path::new("."));
@@ -119,7 +217,7 @@ pub fn load(storage: &dyn Storage, path: &Path) -> Result<Loaded> {
             found: format!("{} tokens: it belongs to another model", tokenizer.vocab_size()),
         });
     }
-    Ok(Loaded { config, vocab, model, tokenizer, path: file, tokenizer_path: place })
+    Ok(Loaded { config, vocab, model: Stored::Ours(Box::new(model), place), tokenizer, path: file })
 }
 
 /// The model file that `path` means.

@@ -231,9 +231,12 @@ pub const WAYS: [&str; 3] = ["mixture", "nearest expert", "shared start"];
 
 impl<'a, B: Backend> Mixed<'a, B> {
     /// Puts all models on the device.
-    pub fn new(backend: &'a B, mixture: &Mixture, weights: Weights<'a>) -> Self {
-        let experts = mixture.experts.iter().map(|expert| expert.model(backend)).collect();
-        Mixed { backend, experts, shared: mixture.shared.model(backend), weights }
+    ///
+    /// # Errors
+    /// As [`Loaded::model`].
+    pub fn new(backend: &'a B, mixture: &Mixture, weights: Weights<'a>) -> Result<Self> {
+        let experts = mixture.experts.iter().map(|expert| expert.model(backend)).collect::<Result<_>>()?;
+        Ok(Mixed { backend, experts, shared: mixture.shared.model(backend)?, weights })
     }
 
     /// To be evaluated on batches of so many sequences.

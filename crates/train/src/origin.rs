@@ -26,6 +26,7 @@ pub(crate) fn origin(storage: &dyn Storage, config: &Config, tokenizer: &str) ->
         return Ok(None);
     }
     let loaded = load(storage, Path::new(&config.run.from))?;
+    loaded.tokenizer_path()?;
     let content =
         |expected: String, found: String| Error::Content { path: loaded.path.clone(), expected, found };
     if loaded.tokenizer.hash() != tokenizer {
@@ -52,7 +53,7 @@ pub(crate) fn origin(storage: &dyn Storage, config: &Config, tokenizer: &str) ->
 /// The weights of tensor `id` of `layout`, from another model.
 pub(crate) fn weights<'a>(from: &'a Loaded, layout: &Layout, id: usize) -> Values<'a> {
     let spec = &layout.specs[id];
-    match from.values(&spec.name) {
+    match from.tensor(&spec.name) {
         Some(values) => values,
         // A sub-norm that is added.
         None => {
@@ -64,8 +65,9 @@ pub(crate) fn weights<'a>(from: &'a Loaded, layout: &Layout, id: usize) -> Value
 
 /// Copies what says how the model chats beside the tokenizer of the run in `dir`.
 pub(crate) fn bring_chat(storage: &dyn Storage, from: &Loaded, dir: &Path) -> Result<()> {
+    let tokenizer = from.tokenizer_path()?;
     for name in [TEMPLATE, TOKENIZER_CONFIG] {
-        let (old, new) = (from.tokenizer_path.with_file_name(name), dir.join(name));
+        let (old, new) = (tokenizer.with_file_name(name), dir.join(name));
         if storage.exists(&old)? && !storage.exists(&new)? {
             write_atomic(storage, &new, &storage.read(&old)?)?;
         }
@@ -112,7 +114,7 @@ impl<B: Backend> Teacher<B> {
     ) -> Result<Teacher<B>> {
         let config = ModelConfig { context, ..from.config.clone() };
         Ok(Teacher {
-            model: from.model(backend),
+            model: from.model(backend)?,
             activations: Activations::new(backend, &config, 1, context, Keep::Nothing),
             logits: backend.floats(context * from.vocab),
             share,

@@ -266,8 +266,10 @@ impl<'a, B: Backend> Run<'a, B> {
         let rates = steering::steer(optim, ternary, at, slower, controller, &mut self.learner.optimizer);
         let decision = controller.map(Controller::mean);
         let every = optim.feedback;
+        let planning = Instant::now();
         let windows = self.plan.windows_of(step - self.part.first, self.state.mixer.as_mut())?;
         self.plan.read(self.corpus, &windows, &mut self.inputs, &mut self.targets)?;
+        let mut planned = planning.elapsed();
         self.state.step += 1;
         self.disturb(step)?;
         if counted(&self.targets) == 0 {
@@ -298,10 +300,12 @@ impl<'a, B: Backend> Run<'a, B> {
 
         let tokens = self.state.step * self.inputs.len() as u64;
         let (step, rate) = (self.state.step, rates.matrices);
+        let planning = Instant::now();
         let (cluster, clusters) = self.by_cluster(&windows);
         if let Some(mixer) = &mut self.state.mixer {
             mixer.learn(clusters.iter().map(|(cluster, loss)| (*cluster, f64::from(*loss))));
         }
+        planned += planning.elapsed();
         let (update, bounded) = (report.relative() as f32, report.bounded_share() as f32);
         let clipped = report.clipped_share() as f32;
         let flips = ternary.then_some(report.flip_rate() as f32);
@@ -332,8 +336,13 @@ impl<'a, B: Backend> Run<'a, B> {
         self.metrics.append(&report)?;
         let seconds = started.elapsed().as_secs_f64();
         let tokens_per_s = self.inputs.len() as f64 / seconds;
-        self.timing
-            .append(&json!({ "step": report.step, "seconds": seconds, "tokens_per_s": tokens_per_s }))?;
+        let plan = planned.as_secs_f64();
+        self.timing.append(&json!({
+            "step": report.step,
+            "seconds": seconds,
+            "plan_seconds": plan,
+            "tokens_per_s": tokens_per_s,
+        }))?;
         let again = self.state.setbacks.step(report.loss, f64::from(report.clipped));
         if again && self.learner.optimizer.guards() {
             return self.go_back();

@@ -91,7 +91,7 @@ pub(crate) fn save<B: Backend>(
     // Packed numbers are finite by their making.
     let finite = |(_, _, values): &Named| match values {
         Values::Floats(values) => values.iter().all(|v| v.is_finite()),
-        Values::Packed(_) => true,
+        Values::Packed(_) | Values::Halves(_) | Values::Codes(..) => true,
     };
     let healthy = weights.iter().chain(&moments).all(finite);
     let state = serde_json::to_vec_pretty(state).map_err(|error| Error::Content {
@@ -159,6 +159,7 @@ fn format_of(name: &str) -> Option<Format> {
 fn views<'a>(tensors: &'a [Named<'a>]) -> Vec<TensorView<'a>> {
     let views = tensors.iter().flat_map(|(name, shape, values)| match values {
         Values::Floats(values) => vec![TensorView::f32(name.clone(), shape, values)],
+        Values::Halves(_) | Values::Codes(..) => unreachable!("a run has neither"),
         Values::Packed(stored) => {
             let len = stored.bytes.len();
             let mut views = match stored.digits.len() {
@@ -190,7 +191,7 @@ fn read_values<'f>(
     };
     if stored == archive::ARCHIVE {
         let shape = [shape[0], shape.get(1).copied().unwrap_or(1)];
-        return Ok(Values::Floats(archive::read(file, path, name, shape)?.into()));
+        return archive::read(file, path, name, shape);
     }
     let format = format_of(stored).ok_or_else(|| Error::Content {
         path: path.to_path_buf(),

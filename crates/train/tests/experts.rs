@@ -185,7 +185,7 @@ fn losses_are_those_of_the_mixed_probabilities() {
     let clusters = Clusters::open(&Disk, &dir.path().join(CLUSTERS), None).unwrap();
     let (inputs, targets) = rows(&corpus);
     let of = |loaded: &Loaded| {
-        let model = loaded.model(&backend);
+        let model = loaded.model(&backend).unwrap();
         let mut a = Activations::new(&backend, &loaded.config, 2, 32, Keep::Nothing);
         Single::new(&backend, &model, &mut a).losses(&inputs, &targets).unwrap().remove(0)
     };
@@ -193,7 +193,7 @@ fn losses_are_those_of_the_mixed_probabilities() {
     for mixing in
         [Mixing::default(), Mixing { temperature: 2.0, nearest: 0 }, Mixing { temperature: 2.0, nearest: 1 }]
     {
-        let mut mixed = Mixed::new(&backend, &mixture, mixture.weights(&clusters, mixing));
+        let mut mixed = Mixed::new(&backend, &mixture, mixture.weights(&clusters, mixing)).unwrap();
         let found = mixed.losses(2).losses(&inputs, &targets).unwrap();
         assert_eq!(found[2], of(&mixture.shared), "the shared start");
         let mut weights = mixture.weights(&clusters, mixing);
@@ -239,7 +239,7 @@ fn no_target_reaches_the_weights() {
     let backend = Cpu::new(1).unwrap();
     let mixture = Mixture::load(&Disk, dir.path()).unwrap().unwrap();
     let clusters = mixture.clusters(&Disk).unwrap();
-    let mut mixed = Mixed::new(&backend, &mixture, mixture.weights(&clusters, Mixing::default()));
+    let mut mixed = Mixed::new(&backend, &mixture, mixture.weights(&clusters, Mixing::default())).unwrap();
     let (inputs, targets) = rows(&corpus);
     let before = mixed.losses(2).losses(&inputs, &targets).unwrap();
     let other = corpus.tokenizer().encode(&"crust harbour ".repeat(40)).unwrap();
@@ -258,7 +258,7 @@ fn no_target_reaches_the_weights() {
     let swapped: Vec<u32> = targets.iter().map(|token| (token + 7) % 280).collect();
     let model_losses = |targets: &[u32]| {
         let of = |loaded: &Loaded| {
-            let model = loaded.model(&backend);
+            let model = loaded.model(&backend).unwrap();
             let mut a = Activations::new(&backend, &loaded.config, 2, 32, Keep::Nothing);
             Single::new(&backend, &model, &mut a).losses(&inputs, targets).unwrap().remove(0)
         };
@@ -278,8 +278,9 @@ fn generation_mixes_the_distributions_of_the_experts() {
     let backend = Cpu::new(2).unwrap();
     let mixture = Mixture::load(&Disk, dir.path()).unwrap().unwrap();
     let clusters = mixture.clusters(&Disk).unwrap();
-    let models: Vec<Model<Cpu>> = mixture.experts.iter().map(|loaded| loaded.model(&backend)).collect();
-    let mut mixed = Mixed::new(&backend, &mixture, mixture.weights(&clusters, Mixing::default()));
+    let models: Vec<Model<Cpu>> =
+        mixture.experts.iter().map(|loaded| loaded.model(&backend).unwrap()).collect();
+    let mut mixed = Mixed::new(&backend, &mixture, mixture.weights(&clusters, Mixing::default())).unwrap();
     let mut weights = mixture.weights(&clusters, Mixing::default());
     let mut past = vec![corpus.tokenizer().eos()];
     past.extend(corpus.tokenizer().encode("bread oven dough tide").unwrap());

@@ -99,7 +99,7 @@ impl Place {
 
     /// Codes and scale of a matrix of ours.
     fn codes(&self, name: &str) -> (Vec<i8>, f32) {
-        let model = self.loaded.model(&self.backend);
+        let model = self.loaded.model(&self.backend).unwrap();
         let id = model.layout().specs.iter().position(|spec| spec.name == name).unwrap();
         model.codes(&self.backend, id).unwrap()
     }
@@ -336,7 +336,8 @@ fn a_copy_that_is_not_the_model_is_found_out() {
 fn activations_in_floats_change_logits_a_little() {
     let place = Place::new(&config());
     let text = &place.tokens[..32];
-    let (trained, floats) = (place.loaded.model(&place.backend), place.loaded.in_floats(&place.backend));
+    let (trained, floats) =
+        (place.loaded.model(&place.backend).unwrap(), place.loaded.in_floats(&place.backend).unwrap());
     let [trained, floats] = [trained, floats].map(|model| logits(&place.backend, &model, text));
     let mean = trained.iter().zip(&floats).map(|(a, b)| (a - b).abs()).sum::<f32>() / trained.len() as f32;
     let size = trained.iter().map(|x| x.abs()).sum::<f32>() / trained.len() as f32;

@@ -153,7 +153,7 @@ type Codes = BTreeMap<String, (Vec<i8>, f32)>;
 /// Weights and codes of an imported model, by name.
 fn tensors(loaded: &Loaded) -> (BTreeMap<String, Vec<f32>>, Codes) {
     let backend = Cpu::new(2).unwrap();
-    let model: Model<Cpu> = loaded.model(&backend);
+    let model: Model<Cpu> = loaded.model(&backend).unwrap();
     let names = model.layout().specs.iter().map(|spec| spec.name.clone()).enumerate();
     let (mut floats, mut codes) = (BTreeMap::new(), BTreeMap::new());
     for (id, name) in names {
@@ -255,8 +255,8 @@ fn ternary_models_keep_their_codes() {
         assert_eq!(plain.config.precision, Precision::F32);
         let backend = Cpu::new(2).unwrap();
         let text: Vec<u32> = (0..40).map(|n| n * 7 % loaded.vocab as u32).collect();
-        let expected = logits(&backend, &plain.model(&backend), &text);
-        let found = logits(&backend, &loaded.in_floats(&backend), &text);
+        let expected = logits(&backend, &plain.model(&backend).unwrap(), &text);
+        let found = logits(&backend, &loaded.in_floats(&backend).unwrap(), &text);
         let error = difference(&expected, &found);
         assert!(error < 2e-3, "{kind}: {error}");
     }
@@ -279,7 +279,8 @@ fn exports_come_back_as_they_were() {
         let targets = packed.into_iter().chain([Hf::Online]).map(Target::Hf);
         let blocks = [Block::F32, Block::Tq1_0, Block::Tq2_0, Block::Q2_0].map(Target::Gguf);
         for (at, target) in targets.chain(blocks).enumerate() {
-            let exported = folder.out(&format!("export-{at}"));
+            let end = if matches!(target, Target::Gguf(_)) { ".gguf" } else { "" };
+            let exported = folder.out(&format!("export-{at}{end}"));
             export(&backend, &Disk, &loaded, target, &exported, &text).unwrap();
             let back = folder.out(&format!("back-{at}"));
             import(&Disk, &exported, &back, None).unwrap();
@@ -292,7 +293,46 @@ fn exports_come_back_as_they_were() {
                 back.tokenizer.encode("the cat 12").unwrap(),
                 loaded.tokenizer.encode("the cat 12").unwrap()
             );
+            if let Target::Gguf(_) = target {
+                same_in_place(&exported, &back, &text);
+            }
         }
+    }
+}
+
+/// A GGUF file computes where it lies what its import computes.
+fn same_in_place(gguf: &Path, imported: &Loaded, text: &[u32]) {
+    let (backend, placed) = (Cpu::new(2).unwrap(), load(&Disk, gguf).unwrap());
+    assert_eq!((&placed.config, placed.vocab), (&imported.config, imported.vocab));
+    assert_eq!(placed.tokenizer.hash(), imported.tokenizer.hash());
+    assert!(tensors(&placed) == tensors(imported), "{}", gguf.display());
+    let [found, expected] =
+        [&placed, imported].map(|loaded| logits(&backend, &loaded.model(&backend).unwrap(), text));
+    assert!(found == expected, "{}", gguf.display());
+    assert_eq!(placed.embedding().unwrap(), imported.embedding().unwrap());
+}
+
+#[test]
+fn a_damaged_number_in_a_gguf_file_is_an_error() {
+    let (backend, mut folder) = (Cpu::new(1).unwrap(), Folder::new("bitnet"));
+    folder.config["tie_word_embeddings"] = json!(true);
+    folder.tensors.remove("lm_head.weight");
+    folder.ternarise(|_, _| 0.015625);
+    let (exported, text) = (folder.out("model.gguf"), [1, 2, 3]);
+    export(&backend, &Disk, &folder.import("model"), Target::Gguf(Block::Tq2_0), &exported, &text).unwrap();
+    let placed = load(&Disk, &exported).unwrap();
+    assert!(placed.model(&backend).is_ok());
+    // The first numbers of the embedding, fp16, become NaN; the first codes of a matrix no codes.
+    let file = tritrain_files::gguf::GgufFile::open(&Disk, &exported).unwrap();
+    let bytes = std::fs::read(&exported).unwrap();
+    for (name, expected) in [("token_embd.weight", "NaN"), ("blk.1.attn_q.weight", "TQ2_0")] {
+        let data = file.tensor(name).unwrap().data;
+        let at = bytes.windows(data.len()).position(|window| window == data).unwrap();
+        let (mut broken, path) = (bytes.clone(), folder.out("broken.gguf"));
+        broken[at..at + 2].fill(0xff);
+        std::fs::write(&path, broken).unwrap();
+        let error = load(&Disk, &path).unwrap().model(&backend).err().unwrap().to_string();
+        assert!(error.contains(expected) && error.contains("broken.gguf"), "{error}");
     }
 }
 
@@ -308,6 +348,7 @@ fn f32_models_come_back_from_gguf() {
     let back = load(&Disk, &folder.out("back")).unwrap();
     assert_eq!(back.config, loaded.config);
     assert!(tensors(&back).0 == tensors(&loaded).0);
+    same_in_place(&exported, &back, &text);
     let cut = import(&Disk, &exported, &folder.out("short"), Some(16)).unwrap();
     assert!(
         cut.config.context == 16 && cut.notes.iter().any(|note| note.contains("cut to 16")),

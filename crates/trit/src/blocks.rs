@@ -15,6 +15,8 @@
 //! Source: ggml, `ggml-common.h` (layouts) and `ggml-quants.c` (`dequantize_row_*`). The order of float
 //! operations is that of the Python package `gguf`, whose arrays the tests compare with.
 
+use core::ops::Range;
+
 use half::{bf16, f16};
 
 use crate::Error;
@@ -295,12 +297,35 @@ pub fn decode_codes(block: Block, bytes: &[u8], codes: &mut [i8], scales: &mut [
         let mut fields = [0u8; 256];
         let fields = &mut fields[..codes.len()];
         *scale = read_fields(block, bytes, fields).map_err(|error| error.at(block, index))?;
-        if let Some(at) = fields.iter().position(|&field| field > 2) {
+        let fourth = block == Block::Q2_0;
+        if let Some(at) = fields.iter().position(|&field| fourth && field > 2) {
             return Err(NoTrits { byte: 2 + at / 4, found: bytes[2 + at / 4] }.at(block, index));
         }
         codes.iter_mut().zip(&*fields).for_each(|(code, &field)| *code = field as i8 - 1);
     }
     Ok(())
+}
+
+/// The one scale of blocks in TQ1_0, TQ2_0 or Q2_0: that of all whose scale is not 0, or 0. `None` for other formats,
+/// where scales differ or are not finite, and where fields of Q2_0 stand for a fourth level: such blocks are not codes
+/// times a scale.
+pub fn scale(block: Block, bytes: &[u8]) -> Option<f16> {
+    let at = match block {
+        Block::Q2_0 => 0,
+        Block::Tq2_0 => 64,
+        Block::Tq1_0 => 52,
+        _ => return None,
+    };
+    let blocks = || bytes.chunks_exact(block.bytes());
+    let scale = |bytes: &[u8]| f16::from_le_bytes([bytes[at], bytes[at + 1]]);
+    let one = blocks().map(scale).find(|scale| *scale != f16::ZERO).unwrap_or(f16::ZERO);
+    let fourth = |bytes: &[u8]| bytes[2..].iter().any(|byte| byte & byte >> 1 & 0x55 != 0);
+    let fits = |bytes: &[u8]| {
+        let scale = scale(bytes);
+        // Where some scale is 0, codes are to be read as weights, unless all are.
+        scale == one && !(block == Block::Q2_0 && fourth(bytes))
+    };
+    (one.is_finite() && blocks().all(fits)).then_some(one)
 }
 
 /// A byte of a block that stands for no codes.
@@ -327,34 +352,57 @@ fn read_fields(block: Block, bytes: &[u8], fields: &mut [u8]) -> Result<f16, NoT
             Ok(scale(0))
         }
         Block::Tq2_0 => {
-            for (i, field) in fields.iter_mut().enumerate() {
-                let byte = i / 128 * 32 + i % 32;
-                *field = bytes[byte] >> (2 * (i % 128 / 32)) & 3;
-                if *field > 2 {
-                    return Err(NoTrits { byte, found: bytes[byte] });
+            for (part, fields) in bytes[..64].chunks_exact(32).zip(fields.chunks_exact_mut(128)) {
+                for (n, fields) in fields.chunks_exact_mut(32).enumerate() {
+                    fields.iter_mut().zip(part).for_each(|(field, byte)| *field = byte >> (2 * n) & 3);
                 }
             }
-            Ok(scale(64))
+            // Three is the one field with both bits.
+            match bytes[..64].iter().position(|byte| byte & byte >> 1 & 0x55 != 0) {
+                Some(byte) => Err(NoTrits { byte, found: bytes[byte] }),
+                None => Ok(scale(64)),
+            }
         }
         _ => {
-            for (i, &byte) in bytes[..52].iter().enumerate() {
-                let (first, step, digits) = trits_of(i);
-                let mut rest = byte;
+            for range in TRITS {
+                let (first, step, digits) = trits_of(range.start);
+                let mut rest = [0; 32];
+                let rest = &mut rest[..range.len()];
+                rest.copy_from_slice(&bytes[range.clone()]);
                 for n in 0..digits {
                     // The byte is a fraction of 256: times three, its digit stands above the point.
-                    let product = u16::from(rest) * 3;
-                    fields[first + step * n] = (product >> 8) as u8;
-                    rest = product as u8;
-                }
-                // Thirteen bytes (and more of four trits) are between those that ggml writes.
-                if base3((0..digits).map(|n| fields[first + step * n])) != byte {
-                    return Err(NoTrits { byte: i, found: byte });
+                    for (field, rest) in fields[first + step * n..].iter_mut().zip(&mut *rest) {
+                        let product = u16::from(*rest) * 3;
+                        *field = (product >> 8) as u8;
+                        *rest = product as u8;
+                    }
                 }
             }
-            Ok(scale(52))
+            // Thirteen bytes (and more of four trits) are between those that ggml writes.
+            let written = |i: &usize| WRITTEN[usize::from(*i >= TRITS[2].start)][usize::from(bytes[*i])];
+            match (0..52).find(|i| !written(i)) {
+                Some(byte) => Err(NoTrits { byte, found: bytes[byte] }),
+                None => Ok(scale(52)),
+            }
         }
     }
 }
+
+/// Bytes of a TQ1_0 block whose weights are equally far apart.
+const TRITS: [Range<usize>; 3] = [0..32, 32..48, 48..52];
+
+/// Which bytes stand for five trits, and for four.
+const WRITTEN: [[bool; 256]; 2] = {
+    let mut written = [[false; 256]; 2];
+    let mut value = 0;
+    while value < 243 {
+        let byte = (value * 256usize).div_ceil(243);
+        written[0][byte] = true;
+        written[1][byte] |= value % 3 == 0;
+        value += 1;
+    }
+    written
+};
 
 /// Of byte `i` of a TQ1_0 block: its first weight, the distance to the next, and their number.
 fn trits_of(i: usize) -> (usize, usize, usize) {

@@ -6,6 +6,8 @@
 //! the exported model is the trained one. And the order of the additions under the mean is part of
 //! the definition, so that every kernel and every thread count computes the same scale.
 
+use alloc::vec::Vec;
+
 use half::f16;
 
 use crate::{Error, first_non_finite};
@@ -132,4 +134,11 @@ pub fn dequantize(codes: &[i8], scale: f32, out: &mut [f32]) {
     for (w, &q) in out.iter_mut().zip(codes) {
         *w = f32::from(q) * scale;
     }
+}
+/// Latent weights that quantise to these codes and this scale: the mean magnitude is the scale, because those that
+/// are not zero are as much larger as they are fewer. Rounding of the mean is far below that to fp16.
+pub fn latent(codes: &[i8], scale: f32) -> Vec<f32> {
+    let count = codes.iter().filter(|code| **code != 0).count();
+    let magnitude = (f64::from(scale) * codes.len() as f64 / count.max(1) as f64) as f32;
+    codes.iter().map(|&code| f32::from(code) * magnitude).collect()
 }

@@ -1,6 +1,7 @@
 //! Single operations on what lies in the memory of the host already.
 
 use tritrain_kernels::{
+    Context,
     matmul::{self, View},
     quantize, rows, ternary,
 };
@@ -49,9 +50,7 @@ impl Cpu {
         (outputs, inputs): (usize, usize),
     ) -> TernaryMatrix {
         let mut matrix = self.ternary(outputs, inputs, false);
-        matrix.scale = scale;
-        let source = ternary::Rows { elements: codes, cols: inputs };
-        self.cx.run(|| ternary::pack(&self.cx, source, (outputs, inputs), Some(&mut matrix.forward), None));
+        self.cx.run(|| matrix.set(&self.cx, codes, scale));
         matrix
     }
 
@@ -73,6 +72,14 @@ impl Cpu {
 }
 
 impl TernaryMatrix {
+    /// Takes codes and scale, for every product it has room for.
+    pub(super) fn set(&mut self, cx: &Context, codes: &[i8], scale: f32) {
+        self.scale = scale;
+        let (outputs, inputs) = self.shape();
+        let codes = ternary::Rows { elements: codes, cols: inputs };
+        ternary::pack(cx, codes, (outputs, inputs), Some(&mut self.forward), self.backward.as_mut());
+    }
+
     /// Outputs and inputs.
     pub fn shape(&self) -> (usize, usize) {
         (self.forward.outputs(), self.forward.inputs())

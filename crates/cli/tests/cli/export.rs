@@ -15,6 +15,19 @@ fn a_run_is_exported_verified_and_told_apart_from_another() {
     assert_eq!(exported["bytes"], length);
     assert_eq!((&exported["verified"]["tensors"], &exported["verified"]["rounded"]), (&13.into(), &1.into()));
     assert_eq!(exported["verified"]["tokens"], 1024, "validation text of the run");
+    // Where it lies: the same words as the model's, whose embedding is not rounded to fp16.
+    let inspected = json(&program.run(&["inspect", "new/a.gguf", "--json"]));
+    assert_eq!(inspected["metadata"]["general.architecture"], "bitnet");
+    assert!(inspected["tensors"].as_array().unwrap().iter().any(|tensor| tensor["dtype"] == "TQ1_0"));
+    let said = |model| {
+        let options = ["--prompt", "the", "--max-tokens", "4", "--temperature", "0", "--json"];
+        json(&program.run(&[&["generate", model][..], &options].concat()))
+    };
+    let found = said("new/a.gguf");
+    assert_eq!(found["text"], said("run")["text"]);
+    assert!(found["load_seconds"].as_f64().unwrap() > 0.0 && found["prompt_tokens"].as_u64().unwrap() > 1);
+    let from = ["train", "--from", "new/a.gguf", "--out", "on"];
+    program.fails(&from, 2, &["new/a.gguf", "tritrain import"]);
     let verified = json(&program.run(&["verify", "run", "new/a.gguf", "--json"]));
     assert_eq!(verified, exported["verified"]);
     program.fails(&["verify", "other", "new/a.gguf"], 5, &["new/a.gguf", "differs"]);

@@ -1,6 +1,7 @@
 //! Values of GGUF metadata, and the cursor that reads them.
 
 use std::borrow::Cow;
+use std::fmt;
 use std::path::Path;
 
 use super::{LONGEST_TEXT, broken};
@@ -118,6 +119,27 @@ pub enum Value<'a> {
     Text(Cow<'a, str>),
     /// Values of one type.
     Array(Array<'a>),
+}
+
+/// Numbers and texts as they are; of an array how long it is.
+impl fmt::Display for Value<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Value::U8(n) => n.fmt(f),
+            Value::I8(n) => n.fmt(f),
+            Value::U16(n) => n.fmt(f),
+            Value::I16(n) => n.fmt(f),
+            Value::U32(n) => n.fmt(f),
+            Value::I32(n) => n.fmt(f),
+            Value::U64(n) => n.fmt(f),
+            Value::I64(n) => n.fmt(f),
+            Value::F32(x) => x.fmt(f),
+            Value::F64(x) => x.fmt(f),
+            Value::Bool(flag) => flag.fmt(f),
+            Value::Text(text) => text.fmt(f),
+            Value::Array(array) => write!(f, "{} values", array.len()),
+        }
+    }
 }
 
 impl<'a> Value<'a> {

@@ -110,7 +110,7 @@ fn close(found: &[f32], expected: &[f32]) {
 /// What a model says after a prompt.
 fn said<B: Backend>(backend: &B, dir: &Path) -> String {
     let loaded = load(&Disk, dir).unwrap();
-    let model = loaded.model(backend);
+    let model = loaded.model(backend).unwrap();
     let mut prompt = vec![loaded.tokenizer.eos()];
     prompt.extend(loaded.tokenizer.encode("the old").unwrap());
     let mut next = Continuation::new(backend, &model, &prompt).unwrap();

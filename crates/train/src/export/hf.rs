@@ -9,10 +9,7 @@ use std::{borrow::Cow, collections::BTreeMap, path::Path};
 
 use serde_json::{Value, json};
 use tritrain_backend::{Backend, Values};
-use tritrain_data::{
-    Tokenizer,
-    chat::{TEMPLATE, TemplateFile},
-};
+use tritrain_data::{Tokenizer, chat::TEMPLATE};
 use tritrain_files::{
     Storage,
     tensors::{self, Dtype, TensorFile, TensorView},
@@ -185,7 +182,7 @@ pub(super) fn write<B: Backend>(
     hf: Hf,
 ) -> Result<()> {
     let mut tensors: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = Vec::new();
-    let latent = (hf == Hf::Online).then(|| loaded.trainable(backend));
+    let latent = (hf == Hf::Online).then(|| loaded.trainable(backend)).transpose()?;
     for piece in pieces(&weights.config, &weights.layout) {
         let rows = weights.rows(&piece);
         match (&rows, hf) {
@@ -230,7 +227,7 @@ pub(super) fn write<B: Backend>(
     write_atomic(storage, &folder.join(TOKENIZER), tokenizer_json(loaded)?.as_bytes())?;
     let eos = loaded.tokenizer.eos();
     let start = loaded.tokenizer.name_of(eos);
-    let template = TemplateFile::beside(storage, &loaded.tokenizer_path)?;
+    let template = loaded.template_file(storage)?;
     if let Some(template) = &template {
         write_atomic(storage, &folder.join(TEMPLATE), template.source().as_bytes())?;
     }

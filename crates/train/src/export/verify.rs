@@ -60,7 +60,7 @@ pub fn verify<B: Backend>(
     exported: &Path,
     tokens: &[u32],
 ) -> Result<Verified> {
-    verify_weights(backend, storage, loaded, &Weights::of(backend, loaded), exported, tokens)
+    verify_weights(backend, storage, loaded, &Weights::of(backend, loaded)?, exported, tokens)
 }
 
 /// A file or a folder.
@@ -86,7 +86,7 @@ pub(super) fn verify_weights<B: Backend>(
         }
     };
     let (copy, tensors, rounded) = compare(&exported, weights, path)?;
-    let ours = loaded.model(backend);
+    let ours = loaded.model(backend)?;
     let mut sums = Sums::default();
     {
         let theirs = copy.model(backend);

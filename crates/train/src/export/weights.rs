@@ -5,7 +5,7 @@ use std::ops::Range;
 use tritrain_backend::{Backend, Values};
 use tritrain_model::{Layout, Model, ModelConfig, Precision, TensorKind, Use};
 
-use crate::Loaded;
+use crate::{Loaded, Result};
 
 /// A tensor, or some rows of one.
 #[derive(Clone, Debug, PartialEq)]
@@ -43,16 +43,15 @@ pub(crate) struct Weights {
 }
 
 impl Weights {
-    pub(crate) fn of<B: Backend>(backend: &B, loaded: &Loaded) -> Weights {
-        let model = loaded.model(backend);
+    pub(crate) fn of<B: Backend>(backend: &B, loaded: &Loaded) -> Result<Weights> {
+        let model = loaded.model(backend)?;
         let layout = model.layout().clone();
         let tensor = |id: usize| match (model.codes(backend, id), model.values(backend, id)) {
             (Some((codes, scale)), _) => Rows::Codes(codes, scale),
-            (None, Values::Floats(weights)) => Rows::Floats(weights.into_owned()),
-            (None, Values::Packed(_)) => Rows::Floats(Vec::new()), // cannot be: only ternary matrices are packed
+            (None, weights) => Rows::Floats(weights.host().into_owned()),
         };
         let tensors = (0..layout.specs.len()).map(tensor).collect();
-        Weights { config: loaded.config.clone(), vocab: loaded.vocab, layout, tensors }
+        Ok(Weights { config: loaded.config.clone(), vocab: loaded.vocab, layout, tensors })
     }
 
     /// The rows of a piece.
@@ -64,34 +63,25 @@ impl Weights {
     /// The model that these weights were trained as.
     pub(crate) fn model<B: Backend>(&self, backend: &B) -> Model<B> {
         self.build(backend, &self.config, |rows| match rows {
-            Rows::Floats(weights) => weights.clone(),
-            Rows::Codes(codes, scale) => latent(codes, *scale),
+            Rows::Floats(weights) => weights.into(),
+            Rows::Codes(codes, scale) => Values::Codes(codes.into(), *scale),
         })
     }
 
     /// The same weights with activations that are not rounded: what programs compute that know nothing of int8.
     pub(crate) fn in_floats<B: Backend>(&self, backend: &B) -> Model<B> {
         let config = ModelConfig { precision: Precision::F32, ..self.config.clone() };
-        self.build(backend, &config, Rows::floats)
+        self.build(backend, &config, |rows| Values::Floats(rows.floats().into()))
     }
 
-    fn build<B: Backend>(
-        &self,
+    fn build<'a, B: Backend>(
+        &'a self,
         backend: &B,
         config: &ModelConfig,
-        weights: impl Fn(&Rows) -> Vec<f32>,
+        weights: impl Fn(&'a Rows) -> Values<'a>,
     ) -> Model<B> {
-        let values = |id: usize| Values::Floats(weights(&self.tensors[id]).into());
-        Model::new(backend, config, self.vocab, &values, Use::Inference)
+        Model::new(backend, config, self.vocab, &|id| weights(&self.tensors[id]), Use::Inference)
     }
-}
-
-/// Latent weights that quantise to these codes and this scale: the mean magnitude is the scale, because those that
-/// are not zero are as much larger as they are fewer. Rounding of the mean is far below that to fp16.
-pub(crate) fn latent(codes: &[i8], scale: f32) -> Vec<f32> {
-    let count = codes.iter().filter(|code| **code != 0).count();
-    let magnitude = (f64::from(scale) * codes.len() as f64 / count.max(1) as f64) as f32;
-    codes.iter().map(|&code| f32::from(code) * magnitude).collect()
 }
 
 /// Weights that other programs quantise to these codes and this scale whenever they use them, as near to the latent
@@ -221,9 +211,6 @@ mod tests {
             let (mean, found) = quantise(&masters(&latent, &codes, scale));
             assert_eq!(found, codes, "{spread}");
             assert!((mean / f64::from(scale) - 1.0).abs() < 1e-6, "{spread}: {mean}");
-            let (mean, found) = quantise(&super::latent(&codes, scale));
-            assert_eq!(found, codes);
-            assert!((mean / f64::from(scale) - 1.0).abs() < 1e-6);
         }
         // Exactly at the edge, alone, and nothing but zeros.
         let (mean, found) = quantise(&masters(&[0.50001, 0.2, -0.1], &[1, 0, 0], 1.0));

@@ -1,23 +1,24 @@
 //! GGUF files of llama.cpp: architectures llama, qwen2 and bitnet.
 
-use std::{cell::RefCell, collections::BTreeSet, path::Path};
+use std::{collections::BTreeSet, path::Path};
 
 use serde_json::json;
 use tritrain_data::{GgufTokenizer, Tokenizer};
 use tritrain_files::{
     Storage,
-    gguf::{GgufFile, Value},
+    gguf::{Block, GgufFile, Tensor, Value},
 };
 use tritrain_model::{Gate, ModelConfig, Precision};
+use tritrain_trit::blocks;
 
-use super::{BlockPart, Description, Origin, Part, TOKENIZER_CONFIG, refused};
+use super::{BlockPart, Description, Origin, Part, TOKENIZER_CONFIG, all_parts, refused, ternary};
 use crate::{Error, Result};
 
 /// A GGUF file.
-pub(super) struct File {
+#[derive(Debug)]
+pub(crate) struct File {
     file: GgufFile,
     architecture: String,
-    read: RefCell<BTreeSet<String>>,
 }
 
 impl File {
@@ -29,7 +30,7 @@ impl File {
                 format!("its architecture is {architecture:?}; llama, qwen2 and bitnet can be imported");
             return Err(refused(path, what));
         }
-        Ok(File { file, architecture, read: RefCell::default() })
+        Ok(File { file, architecture })
     }
 
     fn refused(&self, what: impl Into<String>) -> Error {
@@ -105,15 +106,36 @@ impl File {
         })
     }
 
-    fn floats(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
-        self.read.borrow_mut().insert(name.to_owned());
+    fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor<'_>> {
         let tensor = self.file.tensor(name)?;
         if tensor.shape != shape {
             return Err(self.refused(format!("its {name} is {:?}; expected {shape:?}", tensor.shape)));
         }
-        let values = tensor.floats()?;
+        Ok(tensor)
+    }
+
+    fn floats(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        let values = self.tensor(name, shape)?.floats()?;
         self.file.release(name);
         Ok(values)
+    }
+
+    /// The factor of a matrix that lies beside it, if any.
+    fn factor(&self, part: Part) -> Result<f32> {
+        let name = format!("{}.scale", stem(part));
+        if !self.file.names().any(|found| found == name) {
+            return Ok(1.0);
+        }
+        Ok(self.floats(&name, &[1])?.first().copied().unwrap_or(1.0))
+    }
+
+    /// Whether rows of a matrix are in the order in which neighbours are rotated.
+    fn neighbours(&self, part: Part) -> bool {
+        self.architecture == "llama" && matches!(part, Part::Block(_, BlockPart::Q | BlockPart::K))
+    }
+
+    fn head_dim(&self) -> Result<usize> {
+        Ok(self.number("embedding_length")? / self.number("attention.head_count")?.max(1))
     }
 
     /// The tokenizer of the metadata, and its template and names of tokens as transformers writes them.
@@ -165,52 +187,91 @@ impl Origin for File {
     }
 
     fn read(&self, part: Part, [rows, cols]: [usize; 2]) -> Result<Vec<f32>> {
-        let (n, part) = match part {
-            Part::Embedding => return self.floats("token_embd.weight", &[rows, cols]),
-            Part::Head => return self.floats("output.weight", &[rows, cols]),
-            Part::Norm => return self.floats("output_norm.weight", &[cols]),
-            Part::Block(n, part) => (n, part),
-        };
-        let (name, gain) = match part {
-            BlockPart::AttnNorm => ("attn_norm", true),
-            BlockPart::FfnNorm => ("ffn_norm", true),
-            BlockPart::AttnSubNorm => ("attn_sub_norm", true),
-            BlockPart::FfnSubNorm => ("ffn_sub_norm", true),
-            BlockPart::Q => ("attn_q", false),
-            BlockPart::K => ("attn_k", false),
-            BlockPart::V => ("attn_v", false),
-            BlockPart::O => ("attn_output", false),
-            BlockPart::Gate => ("ffn_gate", false),
-            BlockPart::Up => ("ffn_up", false),
-            BlockPart::Down => ("ffn_down", false),
-        };
-        let stem = format!("blk.{n}.{name}");
-        let weight = format!("{stem}.weight");
-        if gain {
-            return self.floats(&weight, &[cols]);
+        let name = format!("{}.weight", stem(part));
+        if rows == 1 {
+            return self.floats(&name, &[cols]);
         }
-        let mut values = self.floats(&weight, &[rows, cols])?;
-        let scale = format!("{stem}.scale");
-        if self.file.names().any(|name| name == scale) {
-            let scale = self.floats(&scale, &[1])?.first().copied().unwrap_or(1.0);
-            values.iter_mut().for_each(|value| *value *= scale);
+        let mut values = self.floats(&name, &[rows, cols])?;
+        let factor = self.factor(part)?;
+        if factor != 1.0 {
+            values.iter_mut().for_each(|value| *value *= factor);
         }
-        if self.architecture == "llama" && matches!(part, BlockPart::Q | BlockPart::K) {
-            let config = self.model()?;
-            values = halves(&values, cols, config.head_dim());
+        if self.neighbours(part) {
+            values = halves(&values, cols, self.head_dim()?);
         }
         Ok(values)
     }
 
-    fn left_over(&self, _: &ModelConfig) -> Option<String> {
-        let read = self.read.borrow();
-        self.file.names().find(|name| !read.contains(*name)).map(str::to_owned)
+    fn halves(&self, part: Part, shape: [usize; 2]) -> Result<Option<&[u8]>> {
+        let tensor = self.tensor(&format!("{}.weight", stem(part)), &shape)?;
+        Ok((tensor.block == Block::F16).then_some(tensor.data))
     }
+
+    fn release(&self, part: Part) {
+        self.file.release(&format!("{}.weight", stem(part)));
+    }
+
+    fn scale(&self, part: Part, shape: [usize; 2]) -> Result<Option<f64>> {
+        let tensor = self.tensor(&format!("{}.weight", stem(part)), &shape)?;
+        match blocks::scale(tensor.block, tensor.data) {
+            Some(scale) => Ok(Some(f64::from(scale.to_f32() * self.factor(part)?))),
+            None => Ok(ternary::scale_of(&self.read(part, shape)?)),
+        }
+    }
+
+    fn codes(&self, part: Part, shape: [usize; 2], to: &mut Vec<i8>) -> Result<()> {
+        let name = format!("{}.weight", stem(part));
+        let tensor = self.tensor(&name, &shape)?;
+        let negative = self.factor(part)? < 0.0;
+        if negative || blocks::scale(tensor.block, tensor.data).is_none_or(|scale| scale.to_f32() <= 0.0) {
+            to.extend(ternary::codes_of(&self.read(part, shape)?));
+        } else if self.neighbours(part) {
+            let mut codes = Vec::new();
+            tensor.append_codes(&mut codes)?;
+            to.extend(halves(&codes, shape[1], self.head_dim()?));
+        } else {
+            tensor.append_codes(to)?;
+        }
+        self.file.release(&name);
+        Ok(())
+    }
+
+    fn left_over(&self, config: &ModelConfig) -> Option<String> {
+        let mut known = BTreeSet::new();
+        for part in all_parts(config) {
+            known.extend(["weight", "scale"].map(|end| format!("{}.{end}", stem(part))));
+        }
+        self.file.names().find(|name| !known.contains(*name)).map(str::to_owned)
+    }
+}
+
+/// The name of a tensor, without its end.
+fn stem(part: Part) -> String {
+    let (n, part) = match part {
+        Part::Embedding => return "token_embd".into(),
+        Part::Head => return "output".into(),
+        Part::Norm => return "output_norm".into(),
+        Part::Block(n, part) => (n, part),
+    };
+    let name = match part {
+        BlockPart::AttnNorm => "attn_norm",
+        BlockPart::FfnNorm => "ffn_norm",
+        BlockPart::AttnSubNorm => "attn_sub_norm",
+        BlockPart::FfnSubNorm => "ffn_sub_norm",
+        BlockPart::Q => "attn_q",
+        BlockPart::K => "attn_k",
+        BlockPart::V => "attn_v",
+        BlockPart::O => "attn_output",
+        BlockPart::Gate => "ffn_gate",
+        BlockPart::Up => "ffn_up",
+        BlockPart::Down => "ffn_down",
+    };
+    format!("blk.{n}.{name}")
 }
 
 /// Rows of heads in which neighbours are rotated together, in the order in which halves are: of each head first the
 /// even rows, then the odd ones.
-fn halves(rows: &[f32], cols: usize, head_dim: usize) -> Vec<f32> {
+fn halves<T: Copy>(rows: &[T], cols: usize, head_dim: usize) -> Vec<T> {
     let mut out = Vec::with_capacity(rows.len());
     for head in rows.chunks_exact(head_dim * cols) {
         for half in 0..2 {

@@ -2,7 +2,6 @@
 //! tokenizer.
 
 use std::{
-    cell::RefCell,
     collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
 };
@@ -15,7 +14,7 @@ use tritrain_files::{
 };
 use tritrain_model::{Gate, ModelConfig, Precision};
 
-use super::{BlockPart, Description, Origin, Part, TEMPLATE, TOKENIZER_CONFIG, absent, refused};
+use super::{BlockPart, Description, Origin, Part, TEMPLATE, TOKENIZER_CONFIG, absent, all_parts, refused};
 use crate::{Error, Result};
 
 const CONFIG: &str = "config.json";
@@ -44,7 +43,6 @@ pub(super) struct Folder<'s> {
     files: Vec<TensorFile>,
     /// File of each tensor.
     places: BTreeMap<String, usize>,
-    read: RefCell<BTreeSet<String>>,
 }
 
 impl<'s> Folder<'s> {
@@ -79,8 +77,7 @@ impl<'s> Folder<'s> {
             }
             files.push(file);
         }
-        let read = RefCell::default();
-        Ok(Folder { storage, dir: dir.to_path_buf(), config, quantised, files, places, read })
+        Ok(Folder { storage, dir: dir.to_path_buf(), config, quantised, files, places })
     }
 
     fn refused(&self, what: impl Into<String>) -> Error {
@@ -195,7 +192,6 @@ impl<'s> Folder<'s> {
     }
 
     fn file(&self, name: &str) -> Result<&TensorFile> {
-        self.read.borrow_mut().insert(name.to_owned());
         let file = self.places.get(name).and_then(|at| self.files.get(*at));
         file.ok_or_else(|| refused(&self.dir, format!("it has no tensor {name}")))
     }
@@ -309,37 +305,53 @@ impl Origin for Folder<'_> {
     }
 
     fn read(&self, part: Part, [rows, cols]: [usize; 2]) -> Result<Vec<f32>> {
-        let (n, part) = match part {
-            Part::Embedding => return self.floats("model.embed_tokens.weight", &[rows, cols]),
-            Part::Head => return self.floats("lm_head.weight", &[rows, cols]),
-            Part::Norm => return self.floats("model.norm.weight", &[cols]),
-            Part::Block(n, part) => (n, part),
-        };
-        let (name, gain) = match part {
-            BlockPart::AttnNorm => ("input_layernorm", true),
-            BlockPart::FfnNorm => ("post_attention_layernorm", true),
-            BlockPart::AttnSubNorm => ("self_attn.attn_sub_norm", true),
-            BlockPart::FfnSubNorm => ("mlp.ffn_sub_norm", true),
-            BlockPart::Q => ("self_attn.q_proj", false),
-            BlockPart::K => ("self_attn.k_proj", false),
-            BlockPart::V => ("self_attn.v_proj", false),
-            BlockPart::O => ("self_attn.o_proj", false),
-            BlockPart::Gate => ("mlp.gate_proj", false),
-            BlockPart::Up => ("mlp.up_proj", false),
-            BlockPart::Down => ("mlp.down_proj", false),
-        };
-        let stem = format!("model.layers.{n}.{name}");
-        if gain { self.floats(&format!("{stem}.weight"), &[cols]) } else { self.matrix(&stem, [rows, cols]) }
+        let stem = stem(part);
+        match rows {
+            1 => self.floats(&format!("{stem}.weight"), &[cols]),
+            _ if matches!(part, Part::Block(..)) => self.matrix(&stem, [rows, cols]),
+            _ => self.floats(&format!("{stem}.weight"), &[rows, cols]),
+        }
     }
 
     fn left_over(&self, config: &ModelConfig) -> Option<String> {
-        let read = self.read.borrow();
+        let packed = matches!(self.quantised, Quantised::Divides | Quantised::Multiplies);
+        let mut known = BTreeSet::new();
+        for part in all_parts(config) {
+            known.insert(format!("{}.weight", stem(part)));
+            if packed {
+                known.insert(format!("{}.weight_scale", stem(part)));
+            }
+        }
         // A tied head may be stored a second time, and old files hold what RoPE computes.
         let known = |name: &&String| {
-            read.contains(*name)
+            known.contains(*name)
                 || name.ends_with("rotary_emb.inv_freq")
                 || (config.tied && name.as_str() == "lm_head.weight")
         };
         self.places.keys().find(|name| !known(name)).cloned()
     }
+}
+
+/// The name of a tensor, without its end.
+fn stem(part: Part) -> String {
+    let (n, part) = match part {
+        Part::Embedding => return "model.embed_tokens".into(),
+        Part::Head => return "lm_head".into(),
+        Part::Norm => return "model.norm".into(),
+        Part::Block(n, part) => (n, part),
+    };
+    let name = match part {
+        BlockPart::AttnNorm => "input_layernorm",
+        BlockPart::FfnNorm => "post_attention_layernorm",
+        BlockPart::AttnSubNorm => "self_attn.attn_sub_norm",
+        BlockPart::FfnSubNorm => "mlp.ffn_sub_norm",
+        BlockPart::Q => "self_attn.q_proj",
+        BlockPart::K => "self_attn.k_proj",
+        BlockPart::V => "self_attn.v_proj",
+        BlockPart::O => "self_attn.o_proj",
+        BlockPart::Gate => "mlp.gate_proj",
+        BlockPart::Up => "mlp.up_proj",
+        BlockPart::Down => "mlp.down_proj",
+    };
+    format!("model.layers.{n}.{name}")
 }

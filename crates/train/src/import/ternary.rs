@@ -10,32 +10,34 @@ use half::f16;
 use tritrain_model::ModelConfig;
 
 use super::{Origin, Part, shapes};
-use crate::{Result, export::weights::latent};
+use crate::Result;
 
 /// The scale of a matrix that is codes times a scale: 0 where all codes are. `None` for any other one.
-fn scale_of(weights: &[f32]) -> Option<f64> {
+pub(super) fn scale_of(weights: &[f32]) -> Option<f64> {
     let scale = weights.iter().map(|w| w.abs()).find(|w| *w != 0.0).unwrap_or(0.0);
     let same = weights.iter().all(|w| *w == 0.0 || w.abs() == scale);
     (same && scale.is_finite()).then_some(f64::from(scale))
 }
 
-/// Whether all matrices of a model are codes times a scale.
-pub(super) fn in_all(config: &ModelConfig, origin: &dyn Origin) -> Result<bool> {
-    for n in 0..config.layers {
-        for (part, shape) in shapes(config) {
-            if scale_of(&origin.read(Part::Block(n, part), shape)?).is_none() {
-                return Ok(false);
-            }
-        }
-    }
-    Ok(true)
+/// The codes of such a matrix.
+pub(super) fn codes_of(weights: &[f32]) -> impl Iterator<Item = i8> {
+    weights.iter().map(|w| i8::from(*w > 0.0) - i8::from(*w < 0.0))
 }
 
-/// Latent weights with the codes of matrices of one magnitude, one behind the other, and this scale.
-fn joined(parts: &[&[f32]], scale: f64) -> Vec<f32> {
-    let code = |w: &f32| i8::from(*w > 0.0) - i8::from(*w < 0.0);
-    let codes: Vec<i8> = parts.iter().flat_map(|part| *part).map(code).collect();
-    latent(&codes, scale as f32)
+/// The scales of qkv, o, gate and up, and down of every block; `None` unless all matrices are codes times a scale.
+pub(super) fn scales(config: &ModelConfig, origin: &impl Origin) -> Result<Option<Vec<[f32; 4]>>> {
+    let mut all = Vec::new();
+    for n in 0..config.layers {
+        let mut scales = [0.0; 7];
+        for (scale, (part, shape)) in scales.iter_mut().zip(shapes(config)) {
+            match origin.scale(Part::Block(n, part), shape)? {
+                Some(found) => *scale = found,
+                None => return Ok(None),
+            }
+        }
+        all.push(join(config.sub_norm, scales).map(|scale| scale as f32));
+    }
+    Ok(Some(all))
 }
 
 /// The nearest fp16 number.
@@ -58,19 +60,11 @@ fn factor(own: f64, given: f64) -> f64 {
     if own == 0.0 || given == 0.0 { 1.0 } else { own / given }
 }
 
-/// Latent weights of qkv, o, gate and up, and down from those of q, k, v, o, gate, up and down, all of them codes
-/// times a scale; `sub_norm` says whether norms stand before `o` and `down`.
-pub(super) fn join(sub_norm: bool, [q, k, v, o, gate, up, down]: [Vec<f32>; 7]) -> [Vec<f32>; 4] {
-    let scale = |w: &[f32]| scale_of(w).unwrap_or(0.0);
-    let [sq, sk, sv, so] = [&q, &k, &v, &o].map(|w| scale(w));
-    let [sg, su, sd] = [&gate, &up, &down].map(|w| scale(w));
+/// The scales of qkv, o, gate and up, and down, fp16 numbers, from those of q, k, v, o, gate, up and down; `sub_norm`
+/// says whether norms stand before `o` and `down`.
+fn join(sub_norm: bool, [sq, sk, sv, so, sg, su, sd]: [f64; 7]) -> [f64; 4] {
     let behind = |own, given| if sub_norm { 1.0 } else { factor(own, given) };
     let heads = rounded(if mean(sq, sk) == 0.0 { sv } else { mean(sq, sk) });
     let inner = rounded(if sg == 0.0 { su } else { sg });
-    [
-        joined(&[&q, &k, &v], heads),
-        joined(&[&o], rounded(so * behind(sv, heads))),
-        joined(&[&gate, &up], inner),
-        joined(&[&down], rounded(sd * behind(su, inner))),
-    ]
+    [heads, rounded(so * behind(sv, heads)), inner, rounded(sd * behind(su, inner))]
 }

@@ -53,7 +53,9 @@ mod tests {
 
     fn weights(run: &Run<'_, Cpu>, backend: &Cpu) -> Vec<Values<'static>> {
         let own = |values: Values<'_>| match values {
-            Values::Floats(values) => Values::Floats(values.into_owned().into()),
+            other @ (Values::Floats(_) | Values::Halves(_) | Values::Codes(..)) => {
+                Values::Floats(other.host().into_owned().into())
+            }
             Values::Packed(stored) => Values::Floats(
                 // As bytes: equal rows are equal numbers.
                 stored.bytes.iter().map(|byte| f32::from(*byte)).collect::<Vec<_>>().into(),
