@@ -72,40 +72,82 @@ pub(crate) fn check_turns(messages: &[Message]) -> Result<(), (&'static str, Str
     }
 }
 
-/// How a model was taught to see conversations.
-#[derive(Debug)]
-pub struct ChatTemplate {
-    environment: Environment<'static>,
+/// A chat template as it is stored, whether or not it can be used here.
+#[derive(Clone, Debug)]
+pub struct TemplateFile {
     path: PathBuf,
     source: String,
-    hash: String,
     bos: String,
     eos: String,
 }
 
+impl TemplateFile {
+    /// The one beside a `tokenizer.json`, if there is one.
+    ///
+    /// # Errors
+    /// [`Error::Chat`]: what is there cannot be read as text or JSON; [`Error::Files`].
+    pub fn beside(storage: &dyn Storage, tokenizer: &Path) -> Result<Option<TemplateFile>> {
+        let (template, config) =
+            (tokenizer.with_file_name(TEMPLATE), tokenizer.with_file_name(TOKENIZER_CONFIG));
+        let bytes = if storage.exists(&config)? { &*storage.read(&config)? } else { &b"{}"[..] };
+        if !storage.exists(&template)? {
+            return TemplateFile::in_config(&config, bytes);
+        }
+        let source = String::from_utf8(storage.read(&template)?);
+        let source = source.map_err(|error| chat(&template, "UTF-8", error))?;
+        Ok(Some(TemplateFile::named(template, source, &entries(&config, bytes)?)))
+    }
+
+    /// The one in a `tokenizer_config.json`, if there is one; `path` is for messages.
+    ///
+    /// # Errors
+    /// [`Error::Chat`]: it is no JSON.
+    pub fn in_config(path: &Path, config: &[u8]) -> Result<Option<TemplateFile>> {
+        let entries = entries(path, config)?;
+        let source = template_of(&entries["chat_template"]);
+        Ok(source.map(|source| TemplateFile::named(path.to_path_buf(), source.to_owned(), &entries)))
+    }
+
+    fn named(path: PathBuf, source: String, entries: &Value) -> TemplateFile {
+        let [bos, eos] = ["bos_token", "eos_token"].map(|key| token_name(&entries[key]).to_owned());
+        TemplateFile { path, source, bos, eos }
+    }
+
+    /// The template as Jinja text.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// The special token that it calls `eos_token`, if there is one.
+    pub fn end(&self, tokenizer: &Tokenizer) -> Option<(String, u32)> {
+        tokenizer.special_tokens().into_iter().find(|(name, _)| *name == self.eos)
+    }
+}
+
+/// How a model was taught to see conversations.
+#[derive(Debug)]
+pub struct ChatTemplate {
+    environment: Environment<'static>,
+    file: TemplateFile,
+    hash: String,
+}
+
 impl ChatTemplate {
+    /// The template that was looked for at `place`.
+    ///
+    /// # Errors
+    /// [`Error::Chat`]: there is none, or it is no template.
+    pub fn needed(found: Option<TemplateFile>, place: &Path) -> Result<ChatTemplate> {
+        let none = "none: this model does not chat";
+        ChatTemplate::of(found.ok_or_else(|| chat(place, "the entry chat_template", none))?)
+    }
+
     /// Reads the template beside a `tokenizer.json`, where there is one.
     ///
     /// # Errors
     /// [`Error::Chat`]: it is no template; [`Error::Files`].
     pub fn find(storage: &dyn Storage, tokenizer: &Path) -> Result<Option<ChatTemplate>> {
-        let (template, config) =
-            (tokenizer.with_file_name(TEMPLATE), tokenizer.with_file_name(TOKENIZER_CONFIG));
-        let entries: Value = match storage.exists(&config)? {
-            true => serde_json::from_slice(&storage.read(&config)?)
-                .map_err(|error| chat(&config, "a JSON object", error))?,
-            false => Value::Null,
-        };
-        let (path, text) = if storage.exists(&template)? {
-            let bytes = storage.read(&template)?;
-            let text = String::from_utf8(bytes).map_err(|error| chat(&template, "UTF-8", error))?;
-            (template, text)
-        } else {
-            let Some(text) = template_of(&entries["chat_template"]) else { return Ok(None) };
-            (config, text.to_owned())
-        };
-        let (bos, eos) = (token_name(&entries["bos_token"]), token_name(&entries["eos_token"]));
-        ChatTemplate::new(&path, text, bos, eos).map(Some)
+        TemplateFile::beside(storage, tokenizer)?.map(ChatTemplate::of).transpose()
     }
 
     /// ChatML for a tokenizer that has no template.
@@ -124,23 +166,21 @@ impl ChatTemplate {
         ChatTemplate::new(Path::new(TEMPLATE), PLAIN.to_owned(), "", end)
     }
 
-    /// The template in a `tokenizer_config.json`, where it has one; `path` is for messages.
-    ///
-    /// # Errors
-    /// [`Error::Chat`]: it is no template.
-    pub fn in_config(path: &Path, config: &[u8]) -> Result<Option<ChatTemplate>> {
-        let entries: Value =
-            serde_json::from_slice(config).map_err(|error| chat(path, "a JSON object", error))?;
-        let Some(text) = template_of(&entries["chat_template"]) else { return Ok(None) };
-        let [bos, eos] = ["bos_token", "eos_token"].map(|name| token_name(&entries[name]));
-        ChatTemplate::new(path, text.to_owned(), bos, eos).map(Some)
-    }
-
     /// A template with the names of the tokens it calls `bos_token` and `eos_token`; `path` is for messages.
     ///
     /// # Errors
     /// [`Error::Chat`]: it is no template.
     pub fn new(path: &Path, template: String, bos: &str, eos: &str) -> Result<ChatTemplate> {
+        let (path, bos, eos) = (path.to_path_buf(), bos.to_owned(), eos.to_owned());
+        ChatTemplate::of(TemplateFile { path, source: template, bos, eos })
+    }
+
+    /// A template as it was stored.
+    ///
+    /// # Errors
+    /// [`Error::Chat`]: it is no template.
+    pub fn of(file: TemplateFile) -> Result<ChatTemplate> {
+        let TemplateFile { path, source, bos, eos } = &file;
         let mut environment = Environment::new();
         // As transformers sets Jinja up for these templates.
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
@@ -151,22 +191,15 @@ impl ChatTemplate {
             Err(minijinja::Error::new(ErrorKind::InvalidOperation, said))
         });
         let mut hash = blake3::Hasher::new();
-        for part in [&template, bos, eos] {
+        for part in [source, bos, eos] {
             hash.update(&(part.len() as u64).to_le_bytes());
             hash.update(part.as_bytes());
         }
         let hash = hash.finalize().to_hex().to_string();
         environment
-            .add_template_owned(NAME, template.clone())
+            .add_template_owned(NAME, source.clone())
             .map_err(|error| chat(path, "a Jinja template", format!("{error:#}")))?;
-        Ok(ChatTemplate {
-            environment,
-            path: path.to_path_buf(),
-            source: template,
-            hash,
-            bos: bos.to_owned(),
-            eos: eos.to_owned(),
-        })
+        Ok(ChatTemplate { environment, file, hash })
     }
 
     /// BLAKE3 of the template and of the tokens it names, in hexadecimal.
@@ -174,14 +207,9 @@ impl ChatTemplate {
         &self.hash
     }
 
-    /// The template as Jinja text.
-    pub fn source(&self) -> &str {
-        &self.source
-    }
-
-    /// The special token that it calls `eos_token`, if there is one.
-    pub fn end(&self, tokenizer: &Tokenizer) -> Option<(String, u32)> {
-        tokenizer.special_tokens().into_iter().find(|(name, _)| *name == self.eos)
+    /// What it was made from.
+    pub fn file(&self) -> &TemplateFile {
+        &self.file
     }
 
     /// Writes the template beside the tokenizer in `dir`.
@@ -189,8 +217,9 @@ impl ChatTemplate {
     /// # Errors
     /// [`Error::Files`].
     pub fn save(&self, storage: &dyn Storage, dir: &Path) -> Result<()> {
-        write_atomic(storage, &dir.join(TEMPLATE), self.source.as_bytes())?;
-        let config = json!({ "bos_token": self.bos, "eos_token": self.eos });
+        let TemplateFile { source, bos, eos, .. } = &self.file;
+        write_atomic(storage, &dir.join(TEMPLATE), source.as_bytes())?;
+        let config = json!({ "bos_token": bos, "eos_token": eos });
         Ok(write_atomic(storage, &dir.join(TOKENIZER_CONFIG), format!("{config:#}\n").as_bytes())?)
     }
 
@@ -231,7 +260,11 @@ impl ChatTemplate {
             let answer = answered.strip_prefix(&prompt).filter(|_| whole.starts_with(&answered));
             let (Some(answer), Some(header)) = (answer, prompt.get(before..)) else {
                 let expected = "a template that writes every turn behind the ones before";
-                return Err(chat(&self.path, expected, format!("turn {} changed by what follows", at + 1)));
+                return Err(chat(
+                    &self.file.path,
+                    expected,
+                    format!("turn {} changed by what follows", at + 1),
+                ));
             };
             given(&mut tokens, header)?;
             let answer = said.tokens(answer)?;
@@ -239,7 +272,7 @@ impl ChatTemplate {
                 answer.iter().position(|token| ends.contains(token)).map_or(answer.len(), |end| end + 1);
             if end == 0 {
                 let found = format!("nothing for turn {}", at + 1);
-                return Err(chat(&self.path, "a template that writes answers", found));
+                return Err(chat(&self.file.path, "a template that writes answers", found));
             }
             let learnt = answer.iter().enumerate();
             tokens.extend(learnt.map(|(n, token)| if n < end { *token } else { token | NO_TARGET_MARK }));
@@ -252,7 +285,7 @@ impl ChatTemplate {
 
     /// Tokens that end a turn: the end of text, and what the model's configuration calls so.
     pub fn ends(&self, tokenizer: &Tokenizer) -> Vec<u32> {
-        [Some(tokenizer.eos()), self.end(tokenizer).map(|(_, id)| id)].into_iter().flatten().collect()
+        [Some(tokenizer.eos()), self.file.end(tokenizer).map(|(_, id)| id)].into_iter().flatten().collect()
     }
 }
 
@@ -273,8 +306,8 @@ impl<'a> Said<'a> {
         let special = tokenizer.special_tokens();
         let free = |mark: &char| !messages.iter().any(|message| message.content.contains(*mark));
         let mark = ('\u{e000}'..='\u{f8ff}').find(free);
-        let mark =
-            mark.ok_or_else(|| chat(&by.path, "an unused private character", "messages with all of them"))?;
+        let mark = mark
+            .ok_or_else(|| chat(&by.file.path, "an unused private character", "messages with all of them"))?;
         let broken = |message: &Message| {
             let mut content = message.content.clone();
             for (name, _) in &special {
@@ -292,7 +325,8 @@ impl<'a> Said<'a> {
 
     /// What the template makes of the first `turns`, up to where the assistant's `next` one begins.
     fn text(&self, turns: usize, next: bool) -> Result<String> {
-        let ChatTemplate { environment, path, bos: bos_token, eos: eos_token, .. } = self.by;
+        let ChatTemplate { environment, file, .. } = self.by;
+        let TemplateFile { path, bos: bos_token, eos: eos_token, .. } = file;
         let messages = Serde(self.messages.get(..turns).unwrap_or_default());
         let template = environment.get_template(NAME);
         let text = template.and_then(|template| {
@@ -328,6 +362,11 @@ const NAME: &str = "chat";
 fn chat(path: &Path, expected: impl ToString, found: impl ToString) -> Error {
     let (expected, found) = (expected.to_string(), crate::error::short(&found.to_string()));
     Error::Chat { path: path.to_path_buf(), expected, found, hint: HINT }
+}
+
+/// What a `tokenizer_config.json` says.
+fn entries(path: &Path, config: &[u8]) -> Result<Value> {
+    serde_json::from_slice(config).map_err(|error| chat(path, "a JSON object", error))
 }
 
 /// The template itself, or among several the one called `default`.

@@ -82,8 +82,8 @@ pub struct Preparation<'a> {
     record: Record,
     old: Option<(Record, Box<Corpus>)>,
     given: Option<Tokenizer>,
-    /// For conversations.
-    template: Option<ChatTemplate>,
+    /// For conversations: only they need one that can be used.
+    template: Option<Result<ChatTemplate>>,
     context: usize,
     skipped: Skipped,
     state: State<'a>,
@@ -129,7 +129,7 @@ impl<'a> Preparation<'a> {
     /// template is the one beside the tokenizer that is given, else a [plain one](ChatTemplate::plain).
     ///
     /// # Errors
-    /// [`Error::Config`], those of [`Source::open`], of [`Tokenizer::from_file`] and of [`ChatTemplate::find`].
+    /// [`Error::Config`], those of [`Source::open`] and of [`Tokenizer::from_file`].
     pub fn start(
         storage: &'a dyn Storage,
         source: &'a Source,
@@ -170,13 +170,14 @@ impl<'a> Preparation<'a> {
             None => format!("trained, vocab {}, sample {} MiB", config.vocab, config.tokenizer_sample),
         };
         let template = match &given {
-            None => ChatTemplate::plain_with(EOS)?,
-            Some(tokenizer) => match ChatTemplate::find(storage, Path::new(&config.tokenizer))? {
+            None => ChatTemplate::plain_with(EOS),
+            Some(tokenizer) => match ChatTemplate::find(storage, Path::new(&config.tokenizer)).transpose() {
                 Some(template) => template,
-                None => ChatTemplate::plain(tokenizer)?,
+                None => ChatTemplate::plain(tokenizer),
             },
         };
-        let chats = Some(ChatRecord { template: template.hash().to_owned(), context });
+        let hash = template.as_ref().ok().map(|template| template.hash().to_owned());
+        let chats = hash.map(|template| ChatRecord { template, context });
         let (stamp, content) = (source.stamp()?, String::new());
         let record = Record { stamp, content, tokenizer, validation: config.validation, chats };
         let old = match load(storage, dir) {
@@ -250,7 +251,7 @@ impl<'a> Preparation<'a> {
     ///
     /// # Errors
     /// Those of the stream of documents; [`Error::Empty`] without any text; [`Error::Changed`];
-    /// [`Error::Identity`]; [`Error::Tokenizer`]; [`Error::Files`]. Nothing is left half made, and
+    /// [`Error::Identity`]; [`Error::Tokenizer`]; [`Error::Chat`]; [`Error::Files`]. Nothing is left half made, and
     /// there is no going on after an error.
     pub fn advance(&mut self) -> Result<Option<Progress>> {
         self.state = match std::mem::replace(&mut self.state, State::Failed) {
@@ -309,6 +310,7 @@ impl<'a> Preparation<'a> {
     }
 
     fn begin(&mut self, tokenizer: Tokenizer, scanned: Scanned) -> Result<State<'a>> {
+        let template = self.template.take().filter(|_| scanned.conversations > 0).transpose()?;
         let storage = self.storage;
         let tokens = self.dir.join(TOKENS);
         storage.create_dir_all(&self.dir)?;
@@ -321,7 +323,7 @@ impl<'a> Preparation<'a> {
         let (vocab, eos) = (tokenizer.vocab_size(), tokenizer.eos());
         let mut writer =
             CorpusWriter::create(storage, &tokens, vocab, eos, tokenizer.hash(), &scanned.content)?;
-        let chats = match self.template.take().filter(|_| scanned.conversations > 0) {
+        let chats = match template {
             None => None,
             Some(template) => {
                 writer = writer.with_marks();

@@ -146,6 +146,14 @@ fn naive(hidden: &[f64], head: &[f64], targets: &[u32], dim: usize) -> Results<f
 
 const BOTH: [Products; 2] = [Products::F32, Products::Int16];
 
+/// Errors allowed in losses and in gradients: twelve bits forward; int8 factors and int16 gradients backward.
+fn tolerances(products: Products) -> (f64, f64) {
+    match products {
+        Products::F32 => (FORWARD, GRADIENT),
+        Products::Int16 => (1e-3, 1e-2),
+    }
+}
+
 #[test]
 fn losses_and_gradients_equal_plain_loops() {
     let cx = fastest();
@@ -157,11 +165,7 @@ fn losses_and_gradients_equal_plain_loops() {
             let what = |part: &str| format!("{sizes:?} {products:?} {part}");
             let found = case.run_with(&cx, products, &mut scratch, vec![0.0; case.head.len()]);
             let expected = case.naive();
-            // Twelve bits forward; int8 factors and int16 gradients backward.
-            let (forward, gradient) = match products {
-                Products::F32 => (FORWARD, GRADIENT),
-                Products::Int16 => (1e-3, 1e-2),
-            };
+            let (forward, gradient) = tolerances(products);
             close(&what("losses"), &found.losses, &expected.losses, forward);
             close(&what("d_hidden"), &found.d_hidden, &expected.d_hidden, gradient);
             close(&what("d_head"), &found.d_head, &expected.d_head, gradient);
@@ -184,10 +188,7 @@ fn positions_without_a_target_count_for_nothing() {
         for products in BOTH {
             let what = |part: &str| format!("{sizes:?} {products:?} {part}");
             let (found, expected) = (case.run(&fastest(), products), case.naive());
-            let (forward, gradient) = match products {
-                Products::F32 => (FORWARD, GRADIENT),
-                Products::Int16 => (1e-3, 1e-2),
-            };
+            let (forward, gradient) = tolerances(products);
             close(&what("losses"), &found.losses, &expected.losses, forward);
             close(&what("d_hidden"), &found.d_hidden, &expected.d_hidden, gradient);
             close(&what("d_head"), &found.d_head, &expected.d_head, gradient);

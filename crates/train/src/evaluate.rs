@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 use tritrain_backend::{Backend, NO_TARGET};
-use tritrain_data::{Corpus, Source, Tokenizer, ValidationSet, clusters::Clusters};
+use tritrain_data::{Corpus, Source, Tokenizer, ValidationSet, chat::ChatTemplate, clusters::Clusters};
 use tritrain_files::{Storage, tokens::NO_TARGET_MARK};
 use tritrain_model::{Activations, Model};
 
@@ -262,7 +262,10 @@ pub fn evaluate_text(
             tokenizer.encode(&document.text)?
         } else {
             if template.is_none() {
-                template = Some(loaded.chat_template(storage)?);
+                template = Some(match loaded.template_file(storage)? {
+                    Some(file) => ChatTemplate::of(file)?,
+                    None => ChatTemplate::plain(tokenizer)?,
+                });
             }
             let tokens = template.as_ref().map(|of| of.conversation(tokenizer, &document.messages));
             tokens.transpose()?.unwrap_or_default()

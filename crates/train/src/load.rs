@@ -8,7 +8,7 @@ use std::{
 use tritrain_backend::{Backend, Values};
 use tritrain_data::{
     Tokenizer,
-    chat::{ChatTemplate, TOKENIZER_CONFIG},
+    chat::{ChatTemplate, TOKENIZER_CONFIG, TemplateFile},
 };
 use tritrain_files::{
     Storage,
@@ -133,24 +133,31 @@ impl Loaded {
         }
     }
 
-    /// How the model sees conversations: by the template that comes with its tokenizer, else by a plain one.
+    /// How the model was taught to see conversations.
     ///
     /// # Errors
-    /// [`Error::Data`] where what is there is no template.
+    /// It has no chat template, or one that cannot be read.
     pub fn chat_template(&self, storage: &dyn Storage) -> Result<ChatTemplate> {
-        let found = self.own_template(storage)?;
-        Ok(found.map_or_else(|| ChatTemplate::plain(&self.tokenizer), Ok)?)
+        let place = match &self.model {
+            Stored::Ours(_, path) => &path.with_file_name(TOKENIZER_CONFIG),
+            Stored::Gguf(_) => &self.path,
+        };
+        Ok(ChatTemplate::needed(self.template_file(storage)?, place)?)
     }
 
-    /// The template that comes with the tokenizer, if any.
-    pub(crate) fn own_template(&self, storage: &dyn Storage) -> Result<Option<ChatTemplate>> {
-        match &self.model {
-            Stored::Ours(_, path) => Ok(ChatTemplate::find(storage, path)?),
+    /// The same as it is stored, where there is one.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn template_file(&self, storage: &dyn Storage) -> Result<Option<TemplateFile>> {
+        Ok(match &self.model {
+            Stored::Ours(_, path) => TemplateFile::beside(storage, path)?,
             Stored::Gguf(model) => {
                 let beside = model.beside.iter().find(|(name, _)| *name == TOKENIZER_CONFIG);
-                Ok(beside.map(|(_, bytes)| ChatTemplate::in_config(&self.path, bytes)).transpose()?.flatten())
+                let config = beside.map_or(&b"{}"[..], |(_, bytes)| bytes);
+                TemplateFile::in_config(&self.path, config)?
             }
-        }
+        })
     }
 }
 

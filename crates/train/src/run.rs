@@ -3,6 +3,7 @@
 mod back;
 mod disturbance;
 mod event;
+mod losses;
 
 use std::{collections::BTreeMap, time::Instant};
 
@@ -23,7 +24,7 @@ use crate::{
     audit::plan_options,
     error::skip_name,
     evaluate,
-    evaluate::{measured, only},
+    evaluate::only,
     generate::{Continuation, Until, generate},
     origin::{self, Teacher, bring_chat, origin},
     save::{self, State},
@@ -371,19 +372,7 @@ impl<'a, B: Backend> Run<'a, B> {
             return (None, BTreeMap::new());
         }
         self.learner.losses(self.backend, &mut self.losses);
-        let context = (self.losses.len() / windows.len().max(1)).max(1);
-        let mut sums: BTreeMap<u32, (f64, u64, u32)> = BTreeMap::new();
-        let rows = self.losses.chunks_exact(context).zip(self.targets.chunks_exact(context));
-        for (window, (losses, targets)) in windows.iter().zip(rows) {
-            let (sum, tokens, count) = sums.entry(window.cluster.unwrap_or_default()).or_default();
-            let (nats, measured) = measured(losses, targets);
-            (*sum, *tokens, *count) = (*sum + nats, *tokens + measured, *count + 1);
-        }
-        let most = sums.iter().max_by_key(|(cluster, (.., count))| (*count, std::cmp::Reverse(**cluster)));
-        let cluster = most.map(|(cluster, _)| *cluster);
-        let learnt = sums.into_iter().filter(|(_, (_, tokens, _))| *tokens > 0);
-        let mean = |(sum, tokens, _): (f64, u64, u32)| (sum / tokens as f64) as f32;
-        (cluster, learnt.map(|(cluster, sum)| (cluster, mean(sum))).collect())
+        losses::by_cluster(windows, &self.losses, &self.targets)
     }
 
     /// Logs a step that was not finite; an error when there were too many.

@@ -355,11 +355,11 @@ fn files_of_a_model_that_chats_say_how() {
         let into = place.dir.path().join(name);
         import(&Disk, &place.out(file), &into, None).unwrap();
         let found = load(&Disk, &into).unwrap().chat_template(&Disk).unwrap();
-        assert_eq!(found.source(), template.source(), "{name}");
-        assert_eq!(found.end(&place.loaded.tokenizer), template.end(&place.loaded.tokenizer), "{name}");
+        assert_eq!(found.file().source(), template.file().source(), "{name}");
+        assert_eq!(found.ends(&place.loaded.tokenizer), template.ends(&place.loaded.tokenizer), "{name}");
     }
     // A file of another template is another one.
-    let text = format!("{}!", template.source());
+    let text = format!("{}!", template.file().source());
     let other = ChatTemplate::new(Path::new("t"), text, "", "<|endoftext|>").unwrap();
     other.save(&Disk, place.dir.path()).unwrap();
     let error = place.verify(&place.out("chat.gguf")).unwrap_err().to_string();

@@ -363,7 +363,10 @@ fn the_template_and_the_context_belong_to_the_data() {
     assert_ne!(other.hash(), first, "made anew");
     let beside = ChatTemplate::find(&Disk, &dir.path().join("tokenizer.json")).unwrap().unwrap();
     assert_eq!(beside.hash(), new(&CHATML.replace("brief", "long"), "", "<|im_end|>").hash());
-    // Text has neither.
+    // Text has neither, and needs no template that can be used.
+    put(dir.path(), &format!("given/{TEMPLATE}"), "{% if %}");
+    let error = prepare_for(&chats(), &config, 64, &dir.path().join("chats")).unwrap_err();
+    assert!(error.to_string().contains("a Jinja template"), "{error}");
     let text = memory(&(0..30).map(|n| ("text", "t", prose(n, 6))).collect::<Vec<_>>());
     let plain = prepare_for(&text, &config, 64, &dir.path().join("text")).unwrap();
     assert!(!plain.tokens().is_marked() && !dir.path().join("text").join(TEMPLATE).exists());

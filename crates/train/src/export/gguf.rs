@@ -151,7 +151,7 @@ fn tokenizer(storage: &dyn Storage, loaded: &Loaded, vocab: usize) -> Result<Vec
     let kinds: Vec<i32> = vocabulary.tokens.iter().map(|(_, of)| kind(of)).collect();
     let texts = vocabulary.tokens.iter().map(|(token, _)| token);
     let eos = loaded.tokenizer.eos();
-    let template = loaded.own_template(storage)?;
+    let template = loaded.template_file(storage)?;
     let end = template.as_ref().and_then(|template| template.end(&loaded.tokenizer));
     let keys = [
         ("model", Value::from("gpt2")),

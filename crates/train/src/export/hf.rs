@@ -227,7 +227,7 @@ pub(super) fn write<B: Backend>(
     write_atomic(storage, &folder.join(TOKENIZER), tokenizer_json(loaded)?.as_bytes())?;
     let eos = loaded.tokenizer.eos();
     let start = loaded.tokenizer.name_of(eos);
-    let template = loaded.own_template(storage)?;
+    let template = loaded.template_file(storage)?;
     if let Some(template) = &template {
         write_atomic(storage, &folder.join(TEMPLATE), template.source().as_bytes())?;
     }
