@@ -7,7 +7,7 @@
 The first call makes a virtual environment in bench/peers/.venv with NumPy from PyPI. Arrays are kept in
 target/backends. The engine simd is compared with NumPy on one thread, parallel with NumPy on --threads. NumPy
 quantises to f32 and does not pack, dequantises from int8, and multiplies ternary weights as f32. `cargo xtask record`
-renews the table in README.md. Under other work, `chrt -r 1` in front keeps both sides from being interrupted.
+renews the table in docs/speed.md. Under other work, `chrt -r 1` in front keeps both sides from being interrupted.
 """
 import argparse, datetime, json, os, statistics, subprocess, sys, time
 from pathlib import Path

@@ -8,7 +8,7 @@ The models are made by one step of training on DATA (their weights are as good a
 in target/llama. A prompt of about 512 tokens is read, then 128 tokens are made, each time by a new process on
 --threads threads: `tritrain generate FILE`, and llama.cpp's server inside of xllamacpp, which reports its own times. The
 first call makes a virtual environment in bench/peers/.venv with xllamacpp from PyPI.
-`cargo xtask record` renews the table in README.md.
+`cargo xtask record` renews the table in docs/speed.md.
 """
 import argparse, datetime, json, os, statistics, subprocess, sys, time, urllib.request
 from pathlib import Path

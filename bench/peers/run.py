@@ -6,7 +6,7 @@
   python3 bench/peers/run.py step --pairs 5 --record
 
 The first call makes a virtual environment in bench/peers/.venv with torch from PyPI. --record writes
-bench/record/DATE.json; `cargo xtask record` then renews the table in README.md.
+bench/record/DATE.json; `cargo xtask record` then renews the table in docs/speed.md.
 """
 import argparse, datetime, json, os, platform, statistics, subprocess, sys
 from pathlib import Path

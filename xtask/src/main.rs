@@ -18,7 +18,7 @@ usage: cargo xtask COMMAND
   test    cargo test --release --workspace
   aarch64 the kernels of aarch64, compiled and emulated where the tools are there
   tidy    the rules of ARCHITECTURE.md and CONTRIBUTING.md
-  record  renew the speed tables of README.md from the newest files in bench/record
+  record  renew the tables of docs/speed.md from the newest files in bench/record
   roofline
           write docs/gpu-roofline.md anew (needs software Vulkan)
   interop DATA

@@ -1,4 +1,4 @@
-//! The speed tables of README.md, from the newest files in bench/record.
+//! The tables of docs/speed.md, from the newest files in bench/record.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -14,6 +14,9 @@ struct Shown {
     table: fn(&Value) -> String,
 }
 
+/// Where they stand.
+pub(crate) const PAGE: &str = "docs/speed.md";
+
 const SHOWN: [Shown; 3] = [
     Shown { start: "<!-- record -->", end: "<!-- /record -->", prefix: "", table },
     Shown {
@@ -25,14 +28,14 @@ const SHOWN: [Shown; 3] = [
     Shown { start: "<!-- record: llama -->", end: "<!-- /record: llama -->", prefix: "llama-", table: llama },
 ];
 
-/// Renews the tables in README.md.
+/// Renews the tables in docs/speed.md.
 pub(crate) fn renew(root: &Path) -> ExitCode {
-    let readme = root.join("README.md");
+    let readme = root.join(PAGE);
     let renewed = SHOWN.iter().try_for_each(|shown| {
         let record = newest(root, shown.prefix)?;
         let page = std::fs::read_to_string(&readme).map_err(|error| error.to_string())?;
         let page = with_table(&page, shown, &(shown.table)(&record))
-            .ok_or(format!("README.md lacks {} … {}", shown.start, shown.end))?;
+            .ok_or(format!("{PAGE} lacks {} … {}", shown.start, shown.end))?;
         std::fs::write(&readme, page).map_err(|error| error.to_string())
     });
     match renewed {
@@ -44,9 +47,9 @@ pub(crate) fn renew(root: &Path) -> ExitCode {
     }
 }
 
-/// Whether README.md shows what the newest records say; `true` where there is neither.
+/// Whether the page shows what the newest records say; `true` where there is neither.
 pub(crate) fn is_current(root: &Path) -> bool {
-    let Ok(page) = std::fs::read_to_string(root.join("README.md")) else { return false };
+    let Ok(page) = std::fs::read_to_string(root.join(PAGE)) else { return false };
     SHOWN.iter().all(|shown| match newest(root, shown.prefix) {
         Ok(record) => {
             with_table(&page, shown, &(shown.table)(&record)).is_some_and(|renewed| renewed == page)

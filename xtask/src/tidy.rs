@@ -63,7 +63,7 @@ pub(crate) fn check(root: &Path) -> Vec<Problem> {
     problems.extend(edges::check(&manifests));
     if !crate::record::is_current(root) {
         let what = "the speed table is not that of the newest record";
-        problems.push(problem("README.md", 1, what, "run cargo xtask record"));
+        problems.push(problem(crate::record::PAGE, 1, what, "run cargo xtask record"));
     }
     problems.sort();
     problems

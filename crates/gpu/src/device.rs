@@ -346,13 +346,30 @@ fn start(choice: Choice) -> Result<Started, GpuError> {
                 all.push(started.clone());
                 return Ok(started);
             }
-            Err(error) => reason = error.to_string(),
+            Err(error) => reason = in_short(&error.to_string()).to_owned(),
         }
     }
     Err(GpuError::None { wanted, reason })
 }
 
+/// What a runtime says of a device that is not there, without the device and the list of all others.
+fn in_short(reason: &str) -> &str {
+    let reason = reason.split_once(", adapters [").map_or(reason, |(before, _)| before);
+    reason.rsplit_once("}: ").map_or(reason, |(_, behind)| behind)
+}
+
 fn client(device: &WgpuDevice) -> Client {
     use cubecl::__private::Runtime;
     WgpuRuntime::<cubecl::wgpu::AutoCompiler>::client(device)
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn reasons_are_short() {
+        let long = "No adapter available for WgpuDevice { kind: IntegratedGpu(0), backend: Vulkan }: No Integrated GPU \
+                    device found, adapters [AdapterInfo { name: \"llvmpipe\" }]";
+        assert_eq!(super::in_short(long), "No Integrated GPU device found");
+        assert_eq!(super::in_short("no loader"), "no loader");
+    }
 }

@@ -17,7 +17,7 @@ use crate::{
 /// singular values that the steps before can have left (Amsel et al., 2505.16932, algorithm 1), for those between
 /// 1/100 and 1 of the norm at the start. They end between 0.73 and 1.27; smaller ones are multiplied by 78.
 ///
-/// Five steps of 3.4445, -4.7750, 2.0315 multiply by 485 instead: models then learn worse (README.md), as what is that
+/// Five steps of 3.4445, -4.7750, 2.0315 multiply by 485 instead: models then learn worse (docs/low-bits.md), as what is that
 /// small is mostly noise.
 const QUINTICS: [[f32; 3]; 3] = [
     [8.093_368, -23.620_43, 17.446_152],
