@@ -11,13 +11,13 @@ For each plan it prints the mean validation loss at the end, and the share of th
 it takes to reach the final loss of that plan with the same seed (linear between evaluations; none where it
 does not), and what part of a step goes by until its batch is chosen and read and its losses are sorted by cluster. --record writes bench/record/plans-DATE.json and an SVG of the curves, which needs matplotlib.
 """
-import argparse, datetime, json, platform, statistics, subprocess
+import argparse, datetime, json, platform, shutil, statistics, subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PLANS = ["stratified", "shuffle", "balanced", "homogeneous", "adaptive", "ordered"]
-EVALUATIONS = 40
+EVALUATIONS, CHECKPOINTS = 40, 10
 
 
 def train(args, plan, seed):
@@ -25,7 +25,7 @@ def train(args, plan, seed):
     out = args.out / f"{args.tokens}-{plan}-{seed}"
     sets = {
         "data.plan": plan, "data.clusters_k": args.k, "run.tokens": args.tokens, "run.seed": seed,
-        "run.sample_every": 0, "run.checkpoint_every": 0, "run.keep": 1,
+        "run.sample_every": 0, "run.keep": 1,
     }
     if not (out / "done").exists():
         command = [args.tritrain, "train", "--data", *args.data, "--out", out, "--json"]
@@ -36,12 +36,15 @@ def train(args, plan, seed):
         number = lambda *names: next(int(options[name]) for name in names if name in options)
         steps = max(1, args.tokens // (number("run.batch", "batch") * number("model.context", "context")))
         sets["run.eval_every"] = max(1, steps // EVALUATIONS)
+        sets["run.checkpoint_every"] = max(1, steps // CHECKPOINTS)
         for part in [f"{key}={value}" for key, value in sets.items()] + args.set:
             command += ["--set", part]
-        if (out / "config.toml").exists():
-            subprocess.run(["rm", "-r", out], check=True)
+        if any(out.glob("step-*")):
+            command = [args.tritrain, "train", "--out", out, "--resume", "--json"]
+        elif out.exists():
+            shutil.rmtree(out)
         args.out.mkdir(parents=True, exist_ok=True)
-        with open(f"{out}.log", "w") as log:
+        with open(f"{out}.log", "a") as log:
             subprocess.run(command, stdout=log, stderr=log, check=True)
         (out / "done").touch()
     records = [json.loads(line) for line in open(out / "metrics.jsonl")]
