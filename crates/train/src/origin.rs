@@ -55,8 +55,8 @@ pub(crate) fn origin(storage: &dyn Storage, config: &Config, tokenizer: &str) ->
     Ok(Some(loaded))
 }
 
-/// Contexts of text by which gains are found.
-const WINDOWS: u64 = 4;
+/// Pieces of text by which gains are found, and the most tokens in each: all activations of one exist at a time.
+const PIECES: (u64, usize) = (4, 256);
 
 /// Gains of the sub-norms that a run with this layout adds to the model it begins with: for attention and the
 /// feed-forward part of each block, none where none are added.
@@ -76,14 +76,18 @@ pub(crate) fn gains<B: Backend>(
         Precision::F32 => from.model(backend)?,
         Precision::Ternary => from.in_floats(backend)?,
     };
-    let context = config.context;
-    let windows = (corpus.len(Split::Train) / context as u64).clamp(1, WINDOWS) as usize;
-    let mut tokens = vec![0; windows * context];
-    corpus.tokens().read(Split::Train, 0, &mut tokens)?;
-    let sizes = ModelConfig { context, ..model.config().clone() };
-    let mut activations = Activations::new(backend, &sizes, windows, context, Keep::Everything);
-    model.evaluate(backend, &mut activations, &tokens, &tokens);
-    Ok(model.inner_rms(backend, &activations))
+    let time = config.context.min(PIECES.1);
+    let pieces = (corpus.len(Split::Train) / time as u64).clamp(1, PIECES.0);
+    let mut activations = Activations::new(backend, model.config(), 1, time, Keep::Everything);
+    let (mut tokens, mut squares) = (vec![0; time], vec![[0.0; 2]; model.config().layers]);
+    for piece in 0..pieces {
+        corpus.tokens().read(Split::Train, piece * time as u64, &mut tokens)?;
+        model.evaluate(backend, &mut activations, &tokens, &tokens);
+        for (squares, rms) in squares.iter_mut().zip(model.inner_rms(backend, &activations)) {
+            squares.iter_mut().zip(rms).for_each(|(sum, rms)| *sum += rms * rms);
+        }
+    }
+    Ok(squares.into_iter().map(|squares| squares.map(|sum| (sum / pieces as f32).sqrt())).collect())
 }
 
 /// The weights of tensor `id` of `layout`, from another model and the [`gains`] of sub-norms.
