@@ -9,7 +9,8 @@ Runs of all plans alternate, seed by seed, and keep their folders in OUT: a call
 --jobs N trains N at once, which is for cores that have nothing else to do.
 For each plan it prints the mean validation loss at the end, and the share of the tokens of `stratified` that
 it takes to reach the final loss of that plan with the same seed (linear between evaluations; none where it
-does not), and what part of a step goes by until its batch is chosen and read and its losses are sorted by cluster. --record writes bench/record/plans-DATE.json and an SVG of the curves, which needs matplotlib.
+does not), and what part of a step goes by until its batch is chosen and read and its losses are sorted by cluster.
+--record writes bench/record/plans-DATE.json and an SVG of the curves, which needs matplotlib.
 """
 import argparse, datetime, json, platform, shutil, statistics, subprocess
 from concurrent.futures import ThreadPoolExecutor

@@ -5,7 +5,7 @@
   python3 bench/peers/llama.py DATA --record    # and write bench/record/llama-DATE.json
 
 The models are made by one step of training on DATA (their weights are as good as random, which changes no speed), once,
-in target/llama. A prompt of about 512 tokens is read, then 128 tokens are made, each time by a new process on
+in target/llama. A prompt of about 600 tokens is read, then 128 tokens are made, each time by a new process on
 --threads threads: `tritrain generate FILE`, and llama.cpp's server inside of xllamacpp, which reports its own times. The
 first call makes a virtual environment in bench/peers/.venv with xllamacpp from PyPI.
 `cargo xtask record` renews the table in docs/speed.md.

@@ -30,13 +30,13 @@ const SHOWN: [Shown; 3] = [
 
 /// Renews the tables in docs/speed.md.
 pub(crate) fn renew(root: &Path) -> ExitCode {
-    let readme = root.join(PAGE);
+    let place = root.join(PAGE);
     let renewed = SHOWN.iter().try_for_each(|shown| {
         let record = newest(root, shown.prefix)?;
-        let page = std::fs::read_to_string(&readme).map_err(|error| error.to_string())?;
+        let page = std::fs::read_to_string(&place).map_err(|error| error.to_string())?;
         let page = with_table(&page, shown, &(shown.table)(&record))
             .ok_or(format!("{PAGE} lacks {} … {}", shown.start, shown.end))?;
-        std::fs::write(&readme, page).map_err(|error| error.to_string())
+        std::fs::write(&place, page).map_err(|error| error.to_string())
     });
     match renewed {
         Ok(()) => ExitCode::SUCCESS,

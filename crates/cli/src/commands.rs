@@ -297,6 +297,7 @@ fn eval(args: &args::Eval) -> Result<ExitCode> {
     // What is wrong with the tasks is found before a model takes its time.
     let tasks = args.tasks.as_ref().map(|path| tasks(&Disk, path)).transpose()?;
     let loaded = load(&Disk, &args.model)?;
+    loaded.notes.iter().for_each(|note| show::note(note));
     let context = context(args, loaded.config.context)?;
     devices::work(
         &args.device,

@@ -32,6 +32,7 @@ pub(crate) fn run(args: &args::Generate) -> Result<ExitCode> {
     }
     let started = Instant::now();
     let loaded = load(&Disk, &args.model)?;
+    loaded.notes.iter().for_each(|note| show::note(note));
     devices::work(&args.device, args.threads, Asked::new(args, &loaded, started)?)
 }
 

@@ -150,7 +150,7 @@ pub(crate) struct Foreign<O> {
     pub(crate) layout: Layout,
     /// What lies beside the tokenizer: names and bytes.
     pub(crate) beside: Vec<(&'static str, Vec<u8>)>,
-    notes: Vec<String>,
+    pub(crate) notes: Vec<String>,
     /// Of the matrices of each block of a ternary model.
     scales: Vec<[f32; 4]>,
     origin: O,

@@ -36,6 +36,8 @@ pub struct Loaded {
     pub tokenizer: Tokenizer,
     /// The file the weights came from.
     pub path: PathBuf,
+    /// What a user should know of a file of another program, a sentence each.
+    pub notes: Vec<String>,
 }
 
 /// Where the weights lie.
@@ -173,13 +175,14 @@ pub fn load(storage: &dyn Storage, path: &Path) -> Result<Loaded> {
     }
     if path.extension().is_some_and(|extension| extension == "gguf") {
         let (model, tokenizer) = InPlace::gguf(storage, path)?;
-        let (config, vocab) = (model.config.clone(), model.vocab);
+        let (config, vocab, notes) = (model.config.clone(), model.vocab, model.notes.clone());
         return Ok(Loaded {
             config,
             vocab,
             model: Stored::Gguf(Box::new(model)),
             tokenizer,
             path: path.into(),
+            notes,
         });
     }
     let file = find(storage, path)?.ok_or_else(|| no_model("no checkpoint and no model file"))?;
@@ -217,7 +220,8 @@ pub fn load(storage: &dyn Storage, path: &Path) -> Result<Loaded> {
             found: format!("{} tokens: it belongs to another model", tokenizer.vocab_size()),
         });
     }
-    Ok(Loaded { config, vocab, model: Stored::Ours(Box::new(model), place), tokenizer, path: file })
+    let model = Stored::Ours(Box::new(model), place);
+    Ok(Loaded { config, vocab, model, tokenizer, path: file, notes: Vec::new() })
 }
 
 /// The model file that `path` means.

@@ -312,6 +312,31 @@ fn same_in_place(gguf: &Path, imported: &Loaded, text: &[u32]) {
     assert_eq!(placed.embedding().unwrap(), imported.embedding().unwrap());
 }
 
+/// The sign of a scale is that of all codes.
+#[test]
+fn scales_of_gguf_below_zero_turn_codes_around() {
+    let mut folder = Folder::new("bitnet");
+    folder.config["tie_word_embeddings"] = json!(true);
+    folder.tensors.remove("lm_head.weight");
+    folder.ternarise(|_, _| 0.015625);
+    let (backend, exported) = (Cpu::new(1).unwrap(), folder.out("model.gguf"));
+    export(&backend, &Disk, &folder.import("model"), Target::Gguf(Block::Tq2_0), &exported, &[1, 2]).unwrap();
+    let (_, before) = tensors(&load(&Disk, &exported).unwrap());
+    let file = tritrain_files::gguf::GgufFile::open(&Disk, &exported).unwrap();
+    let mut bytes = std::fs::read(&exported).unwrap();
+    let data = file.tensor("blk.0.ffn_down.weight").unwrap().data;
+    let at = bytes.windows(data.len()).position(|window| window == data).unwrap();
+    bytes[at..at + data.len()].chunks_exact_mut(66).for_each(|block| block[65] ^= 0x80);
+    let turned = folder.out("turned.gguf");
+    std::fs::write(&turned, bytes).unwrap();
+    let (_, after) = tensors(&load(&Disk, &turned).unwrap());
+    for (name, (codes, scale)) in before {
+        let sign = if name == "layers.0.down" { -1 } else { 1 };
+        let expected: Vec<i8> = codes.iter().map(|code| sign * code).collect();
+        assert!(after[&name] == (expected, scale), "{name}");
+    }
+}
+
 #[test]
 fn a_damaged_number_in_a_gguf_file_is_an_error() {
     let (backend, mut folder) = (Cpu::new(1).unwrap(), Folder::new("bitnet"));

@@ -297,8 +297,9 @@ pub fn decode_codes(block: Block, bytes: &[u8], codes: &mut [i8], scales: &mut [
         let mut fields = [0u8; 256];
         let fields = &mut fields[..codes.len()];
         *scale = read_fields(block, bytes, fields).map_err(|error| error.at(block, index))?;
-        let fourth = block == Block::Q2_0;
-        if let Some(at) = fields.iter().position(|&field| fourth && field > 2) {
+        if block == Block::Q2_0
+            && let Some(at) = fields.iter().position(|&field| field > 2)
+        {
             return Err(NoTrits { byte: 2 + at / 4, found: bytes[2 + at / 4] }.at(block, index));
         }
         codes.iter_mut().zip(&*fields).for_each(|(code, &field)| *code = field as i8 - 1);
@@ -306,9 +307,8 @@ pub fn decode_codes(block: Block, bytes: &[u8], codes: &mut [i8], scales: &mut [
     Ok(())
 }
 
-/// The one scale of blocks in TQ1_0, TQ2_0 or Q2_0: that of all whose scale is not 0, or 0. `None` for other formats,
-/// where scales differ or are not finite, and where fields of Q2_0 stand for a fourth level: such blocks are not codes
-/// times a scale.
+/// The scale that all blocks in TQ1_0, TQ2_0 or Q2_0 have. `None` for other formats, where scales differ or are not
+/// finite, and where fields of Q2_0 stand for a fourth level: such blocks are not codes times one scale as they lie.
 pub fn scale(block: Block, bytes: &[u8]) -> Option<f16> {
     let at = match block {
         Block::Q2_0 => 0,
@@ -318,13 +318,10 @@ pub fn scale(block: Block, bytes: &[u8]) -> Option<f16> {
     };
     let blocks = || bytes.chunks_exact(block.bytes());
     let scale = |bytes: &[u8]| f16::from_le_bytes([bytes[at], bytes[at + 1]]);
-    let one = blocks().map(scale).find(|scale| *scale != f16::ZERO).unwrap_or(f16::ZERO);
-    let fourth = |bytes: &[u8]| bytes[2..].iter().any(|byte| byte & byte >> 1 & 0x55 != 0);
-    let fits = |bytes: &[u8]| {
-        let scale = scale(bytes);
-        // Where some scale is 0, codes are to be read as weights, unless all are.
-        scale == one && !(block == Block::Q2_0 && fourth(bytes))
-    };
+    let one = blocks().map(scale).next().unwrap_or(f16::ZERO);
+    let fourth =
+        |bytes: &[u8]| block == Block::Q2_0 && bytes[2..].iter().any(|byte| byte & byte >> 1 & 0x55 != 0);
+    let fits = |bytes: &[u8]| scale(bytes) == one && !fourth(bytes);
     (one.is_finite() && blocks().all(fits)).then_some(one)
 }
 

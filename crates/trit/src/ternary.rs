@@ -135,6 +135,7 @@ pub fn dequantize(codes: &[i8], scale: f32, out: &mut [f32]) {
         *w = f32::from(q) * scale;
     }
 }
+
 /// Latent weights that quantise to these codes and this scale: the mean magnitude is the scale, because those that
 /// are not zero are as much larger as they are fewer. Rounding of the mean is far below that to fp16.
 pub fn latent(codes: &[i8], scale: f32) -> Vec<f32> {

@@ -211,6 +211,9 @@ mod tests {
             let (mean, found) = quantise(&masters(&latent, &codes, scale));
             assert_eq!(found, codes, "{spread}");
             assert!((mean / f64::from(scale) - 1.0).abs() < 1e-6, "{spread}: {mean}");
+            let (mean, found) = quantise(&tritrain_trit::ternary::latent(&codes, scale));
+            assert_eq!(found, codes);
+            assert!((mean / f64::from(scale) - 1.0).abs() < 1e-6);
         }
         // Exactly at the edge, alone, and nothing but zeros.
         let (mean, found) = quantise(&masters(&[0.50001, 0.2, -0.1], &[1, 0, 0], 1.0));

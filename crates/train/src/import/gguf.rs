@@ -213,8 +213,11 @@ impl Origin for File {
 
     fn scale(&self, part: Part, shape: [usize; 2]) -> Result<Option<f64>> {
         let tensor = self.tensor(&format!("{}.weight", stem(part)), &shape)?;
-        match blocks::scale(tensor.block, tensor.data) {
-            Some(scale) => Ok(Some(f64::from(scale.to_f32() * self.factor(part)?))),
+        match blocks::scale(tensor.block, tensor.data).map(f64::from) {
+            // The sign goes into the codes.
+            Some(scale) => {
+                Ok(Some((scale * f64::from(self.factor(part)?)).abs()).filter(|scale| scale.is_finite()))
+            }
             None => Ok(ternary::scale_of(&self.read(part, shape)?)),
         }
     }
