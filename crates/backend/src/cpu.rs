@@ -172,6 +172,13 @@ impl Backend for Cpu {
         rows::quantize(&self.cx, x, &mut to.codes, &mut to.scales);
     }
 
+    fn dequantize_rows(&self, rows: &Int8Rows, x: &mut Floats) -> usize {
+        let _span = self.span("dequantize_rows");
+        x.resize(rows.codes.len());
+        rows::dequantize(&self.cx, &rows.codes, &rows.scales, x);
+        rows.scales.len()
+    }
+
     fn matmul(&self, x: &Floats, w: &Floats, inputs: usize, residual: Option<&Floats>, y: &mut Floats) {
         let _span = self.span("matmul");
         let (tokens, outputs) = (x.len() / inputs, w.len() / inputs);
@@ -358,11 +365,12 @@ impl Backend for Cpu {
         weight: f32,
         losses: &mut Floats,
         d_hidden: &mut Floats,
-        d_head: &mut Floats,
+        d_head: Option<&mut Floats>,
     ) {
         let _span = self.span("head_loss_backward");
         let mut scratch = self.loss.lock().unwrap_or_else(PoisonError::into_inner);
-        let gradients = Some((weight, &mut d_hidden[..], &mut d_head[..]));
+        let gradients =
+            Some(loss::Gradients { weight, d_hidden, d_head: d_head.map(|d_head| &mut d_head[..]) });
         loss::head_cross_entropy(&self.cx, hidden, head, targets, with, losses, gradients, &mut scratch);
     }
 

@@ -191,6 +191,8 @@ pub trait Backend: Memory {
     );
     /// Int8 rows: `scale = max|x| / 127`, round half to even.
     fn quantize_rows(&self, x: &Self::Floats, rows: &mut Self::Rows);
+    /// What int8 rows stand for, `scale · code`: `x` is made as long as they are. Returns how many there are.
+    fn dequantize_rows(&self, rows: &Self::Rows, x: &mut Self::Floats) -> usize;
 
     /// `y = x·wᵀ`, plus `residual`, of the size of `y`; `x` `[tokens][inputs]`, `w` `[outputs][inputs]`.
     fn matmul(
@@ -321,7 +323,7 @@ pub trait Backend: Memory {
         losses: &mut Self::Floats,
     );
     /// [`Backend::head_loss`], and the gradients of `weight` times the sum of losses: `d_hidden` replaced, `d_head`
-    /// added to. One over the number of targets as `weight` makes it their mean.
+    /// added to, where it is wanted. One over the number of targets as `weight` makes it their mean.
     fn head_loss_backward(
         &self,
         hidden: &Self::Floats,
@@ -331,7 +333,7 @@ pub trait Backend: Memory {
         weight: f32,
         losses: &mut Self::Floats,
         d_hidden: &mut Self::Floats,
-        d_head: &mut Self::Floats,
+        d_head: Option<&mut Self::Floats>,
     );
     /// `logits = hidden·headᵀ`, `[rows][vocab]`.
     fn head_logits(&self, hidden: &Self::Floats, head: &Self::Floats, dim: usize, logits: &mut Self::Floats);

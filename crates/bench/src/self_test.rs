@@ -241,7 +241,8 @@ fn head(cx: &Context, random: &Random) -> Vec<u32> {
     let (mut losses, mut d_hidden) = (vec![0.0; targets.len()], vec![0.0; hidden.len()]);
     let mut d_head = random.floats(5, head.len());
     let with = (dim, loss::Products::Int16);
-    let gradients = Some((1.0 / targets.len() as f32, &mut d_hidden[..], &mut d_head[..]));
+    let weight = 1.0 / targets.len() as f32;
+    let gradients = Some(loss::Gradients { weight, d_hidden: &mut d_hidden, d_head: Some(&mut d_head) });
     let mut scratch = loss::Scratch::default();
     loss::head_cross_entropy(cx, &hidden, &head, &targets, with, &mut losses, gradients, &mut scratch);
     bits(&losses).chain(bits(&d_hidden)).chain(bits(&d_head)).collect()

@@ -290,7 +290,16 @@ fn head_loss_backward<'a>(cpu: &'a Cpu, shape: &'a ModelShape) -> Work<'a> {
     let bytes = f32s(2 * tokens * dim + 3 * vocab * dim + 2 * tokens);
     Work::new(&[(Kind::Int16, 3 * tokens * dim * vocab)], bytes, move || {
         let (with, mean, hidden) = ((dim, Products::Int16), 1.0 / tokens as f32, &hidden);
-        cpu.head_loss_backward(hidden, &head, &targets, with, mean, &mut losses, &mut d_hidden, &mut d_head);
+        cpu.head_loss_backward(
+            hidden,
+            &head,
+            &targets,
+            with,
+            mean,
+            &mut losses,
+            &mut d_hidden,
+            Some(&mut d_head),
+        );
     })
 }
 

@@ -2,6 +2,7 @@
 
 mod devices;
 mod export;
+mod merge;
 
 use std::path::PathBuf;
 
@@ -9,6 +10,7 @@ use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
 pub(crate) use devices::{BenchBackends, BenchDispatcher, Device, DeviceName, Devices};
 pub(crate) use export::{Comparing, Export, ExportClass, ExportMode, ExportTo, ExportType, Verify};
+pub(crate) use merge::Merge;
 
 /// Trains ternary (1.58-bit) language models from raw text, with integer arithmetic.
 ///
@@ -34,6 +36,8 @@ pub(crate) enum Command {
     Archive(Archive),
     /// Write a model for other programs: GGUF for llama.cpp, a folder for transformers; read back and compared.
     Export(Export),
+    /// Make one ternary model of a model and the adapters (LoRA) that were trained beside it, and say what that costs.
+    Merge(Merge),
     /// Compare an exported model with the model: every weight, and logits on text.
     Verify(Verify),
     /// Train the ternary model and its f32 twin on the same data and show the gap.
@@ -88,6 +92,10 @@ pub(crate) struct Train {
     /// precision unless --set model.precision says otherwise. Short for run.from, model.* and data.tokenizer.
     #[arg(long, value_name = "MODEL", conflicts_with = "resume")]
     pub(crate) from: Option<PathBuf>,
+    /// Leave that model, a ternary one, as it is and train low-rank adapters (LoRA) of this rank beside its matrices;
+    /// short for --set model.lora=RANK.
+    #[arg(long, value_name = "RANK", requires = "from")]
+    pub(crate) lora: Option<usize>,
     /// Train a mixture: a shared start on all text, then this many experts, each on the text of one cluster;
     /// short for --set run.experts=K.
     #[arg(long, value_name = "K", conflicts_with = "resume")]

@@ -22,7 +22,7 @@ use crate::{
     bench, cluster, controller, devices,
     devices::On,
     error::{Error, Result},
-    experts, export, generate, inspect, memory, plot, prepare, show,
+    experts, export, generate, inspect, memory, merge, plot, prepare, show,
 };
 
 pub(crate) fn run(args: Args) -> Result<ExitCode> {
@@ -33,6 +33,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         Command::Import(args) => bring_in(&args),
         Command::Archive(args) => put_away(&args),
         Command::Export(args) => export::run(&args),
+        Command::Merge(args) => merge::run(&args),
         Command::Verify(args) => export::verify(&args),
         Command::Compare(args) => compare(&args),
         Command::Cluster(args) => cluster::run(&args),
@@ -61,8 +62,8 @@ fn train(args: &args::Train) -> Result<ExitCode> {
     devices::check(&args.device)?;
     let signals = Signals::watch()?;
     let dir = prepare::out(&args.setup);
-    let config =
-        prepare::config(&args.setup, args.resume.then_some(&*dir), args.experts, args.from.as_deref())?;
+    let origin = args.from.as_deref().map(|path| (path, args.lora.unwrap_or(0)));
+    let config = prepare::config(&args.setup, args.resume.then_some(&*dir), args.experts, origin)?;
     if config.run.experts > 0 {
         devices::only_processor(&args.device)?;
         return experts::train(args, &dir, config, &signals);

@@ -18,6 +18,7 @@ mod generate;
 mod inspect;
 mod map;
 mod memory;
+mod merge;
 mod plot;
 mod prepare;
 mod proxy;

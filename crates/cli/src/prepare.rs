@@ -28,7 +28,7 @@ pub(crate) fn config(
     setup: &Setup,
     resumed: Option<&Path>,
     experts: Option<usize>,
-    from: Option<&Path>,
+    from: Option<(&Path, usize)>,
 ) -> Result<Config> {
     let saved = resumed.map(|dir| dir.join("config.toml")).filter(|path| path.exists());
     let experts = experts.map(|k| format!("run.experts={k}"));
@@ -45,15 +45,18 @@ pub(crate) fn config(
     Ok(config)
 }
 
-/// Options of a run that begins with the model at `path`: its sizes and its tokenizer.
-fn origin(path: &Path) -> Result<Vec<String>> {
+/// Options of a run that begins with the model at `path`: its sizes and its tokenizer, and a rank of adapters.
+fn origin((path, lora): (&Path, usize)) -> Result<Vec<String>> {
     let loaded = load(&Disk, path)?;
+    loaded.without_adapters()?;
     let options = serde_json::to_value(&loaded.config).unwrap_or_default();
     let model = options.as_object().into_iter().flatten().map(|(key, value)| format!("model.{key}={value}"));
     // As TOML, whatever characters they have.
     let text = |path: &Path| serde_json::Value::from(path.display().to_string());
     let (from, tokenizer) = (text(path), text(loaded.tokenizer_path()?));
-    Ok(model.chain([format!("run.from={from}"), format!("data.tokenizer={tokenizer}")]).collect())
+    let beside =
+        [format!("model.lora={lora}"), format!("run.from={from}"), format!("data.tokenizer={tokenizer}")];
+    Ok(model.chain(beside).collect())
 }
 
 /// The configuration of a file, or the default one, with some options set.

@@ -42,6 +42,17 @@ pub enum Products {
     Int16,
 }
 
+/// Which gradients are wanted, and of what.
+#[derive(Debug)]
+pub struct Gradients<'a> {
+    /// They belong to the sum of losses times this.
+    pub weight: f32,
+    /// `[n, dim]`, written.
+    pub d_hidden: &'a mut [f32],
+    /// `[vocab, dim]`, *added* to; none for a head that is not trained.
+    pub d_head: Option<&'a mut [f32]>,
+}
+
 /// Working memory of [`head_cross_entropy`], kept between calls.
 #[derive(Debug, Default)]
 pub struct Scratch {
@@ -158,7 +169,7 @@ impl Integers {
         (targets, scale): (&[u32], f32),
         (hidden, head, dim): (&[f32], &[f32], usize),
         words: usize,
-        (d_hidden, d_head): (&mut [f32], &mut [f32]),
+        (d_hidden, d_head): (&mut [f32], Option<&mut [f32]>),
     ) {
         let (vocab, by_token) = (head.len() / dim, &mut self.probabilities);
         quantise_left_rows(cx, Kind::Int16, p, &self.head_scales, vocab, by_token);
@@ -179,6 +190,7 @@ impl Integers {
                 }
             }
         });
+        let Some(d_head) = d_head else { return };
         let rows = &mut self.hidden_rows;
         rows.quantize(cx, hidden, dim);
         let scratch = &mut self.outer;
@@ -234,9 +246,7 @@ pub(crate) fn room(tier: Tier, products: Products, tokens: usize, vocab: usize, 
 /// `hidden` `[n, dim]`, already normalised; `head` `[vocab, dim]`; `targets` `[n]`, of which some may be
 /// [`NO_TARGET`]. Writes `losses` `[n]`, `ln Σ exp(hidden·head) − hidden·head[target]` of each token, 0 without target.
 ///
-/// With `gradients = (weight, d_hidden, d_head)`, `d_hidden` `[n, dim]` is written and `d_head` `[vocab, dim]`
-/// is *added* to. Both belong to the sum of losses times `weight`: `d logits = weight · (softmax − onehot)`, 0 without
-/// target.
+/// With `gradients`, `d logits = weight · (softmax − onehot)`, 0 without target.
 ///
 /// # Panics
 /// A slice does not fit the others, `dim` is zero, or a target is neither below `vocab` nor [`NO_TARGET`].
@@ -247,16 +257,16 @@ pub fn head_cross_entropy(
     targets: &[u32],
     (dim, products): (usize, Products),
     losses: &mut [f32],
-    mut gradients: Option<(f32, &mut [f32], &mut [f32])>,
+    mut gradients: Option<Gradients<'_>>,
     scratch: &mut Scratch,
 ) {
     let (n, vocab) = (targets.len(), head.len() / dim);
     assert_eq!(head.len(), vocab * dim, "head is no whole number of rows");
     assert_eq!(hidden.len(), n * dim, "hidden and targets");
     assert_eq!(losses.len(), n, "losses and targets");
-    if let Some((_, d_hidden, d_head)) = &gradients {
+    if let Some(Gradients { d_hidden, d_head, .. }) = &gradients {
         assert_eq!(d_hidden.len(), hidden.len(), "d_hidden and hidden");
-        assert_eq!(d_head.len(), head.len(), "d_head and head");
+        assert!(d_head.as_ref().is_none_or(|d_head| d_head.len() == head.len()), "d_head and head");
     }
     for target in targets {
         let known = (*target as usize) < vocab || *target == NO_TARGET;
@@ -266,7 +276,7 @@ pub fn head_cross_entropy(
         return;
     }
     let Scratch { logits, integers, .. } = scratch;
-    let scale = gradients.as_ref().map(|(weight, ..)| *weight);
+    let scale = gradients.as_ref().map(|gradients| gradients.weight);
     let words = words_at_once(n, vocab);
     if products == Products::Int16 {
         integers.set_head(cx, (head, dim), words, gradients.is_some());
@@ -287,7 +297,7 @@ pub fn head_cross_entropy(
             Products::Int16 => integers.logits(cx, hidden, (head_rows, dim), words, logits),
         }
         entropy(cx, logits, targets, losses, vocab, scale);
-        let Some((weight, d_hidden, d_head)) = &mut gradients else {
+        let Some(Gradients { weight, d_hidden, d_head }) = &mut gradients else {
             continue;
         };
         let d_hidden = &mut d_hidden[span];
@@ -300,12 +310,14 @@ pub fn head_cross_entropy(
                 }
                 let d_logits = View::new(logits, rows, vocab);
                 matmul(cx, d_logits, head, 0.0, d_hidden);
-                matmul(cx, d_logits.t(), x, 1.0, d_head);
+                if let Some(d_head) = d_head {
+                    matmul(cx, d_logits.t(), x, 1.0, d_head);
+                }
             }
             Products::Int16 => {
                 let targets = (targets, *weight);
                 let factors = (hidden, head_rows, dim);
-                integers.backward(cx, logits, targets, factors, words, (d_hidden, d_head));
+                integers.backward(cx, logits, targets, factors, words, (d_hidden, d_head.as_deref_mut()));
             }
         }
     }

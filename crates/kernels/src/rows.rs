@@ -28,6 +28,30 @@ pub fn quantize(cx: &Context, x: &[f32], codes: &mut [i8], scales: &mut [f32]) {
     });
 }
 
+/// `x = scale · code` by rows: `codes` and `x` `[rows][cols]`, `scales` `[rows]`.
+///
+/// # Panics
+/// The lengths do not fit together.
+pub fn dequantize(cx: &Context, codes: &[i8], scales: &[f32], x: &mut [f32]) {
+    assert_eq!(x.len(), codes.len());
+    let cols = x.len() / scales.len().max(1);
+    assert_eq!(x.len(), cols * scales.len());
+    cx.chunks(x, (ROWS * cols).max(1), |index, x| {
+        let rows = x.chunks_exact_mut(cols).zip(codes[index * ROWS * cols..].chunks_exact(cols));
+        for ((x, codes), scale) in rows.zip(&scales[index * ROWS..]) {
+            dequantize_row(cx.tier(), codes, *scale, x);
+        }
+    });
+}
+
+tiered! {
+    fn dequantize_row(codes: &[i8], scale: f32, x: &mut [f32]) {
+        for (x, code) in x.iter_mut().zip(codes) {
+            *x = f32::from(*code) * scale;
+        }
+    }
+}
+
 /// The scales that [`quantize`] gives the rows of `x`.
 pub(crate) fn scales(cx: &Context, x: &[f32], scales: &mut [f32]) {
     let cols = x.len() / scales.len().max(1);

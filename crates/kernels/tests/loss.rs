@@ -1,7 +1,9 @@
 //! The fused head and cross entropy against plain f64 loops, and against itself on other threads and
 //! tiers.
 
-use tritrain_kernels::loss::{Products, Scratch, head_cross_entropy, head_logits, head_logits_int8};
+use tritrain_kernels::loss::{
+    Gradients, Products, Scratch, head_cross_entropy, head_logits, head_logits_int8,
+};
 use tritrain_kernels::{Context, Tier, rows::quantize};
 use tritrain_trit::NO_TARGET;
 
@@ -92,9 +94,15 @@ impl Case {
         let mut losses = vec![f32::NAN; self.targets.len()];
         let mut d_hidden = vec![f32::NAN; self.hidden.len()];
         let targets = self.targets.iter().filter(|target| **target != NO_TARGET).count();
-        let gradients = Some((1.0 / targets as f32, &mut d_hidden[..], &mut d_head[..]));
+        let weight = 1.0 / targets as f32;
+        let gradients = Some(Gradients { weight, d_hidden: &mut d_hidden, d_head: Some(&mut d_head) });
         let (hidden, head, with) = (&self.hidden, &self.head, (self.dim, products));
         head_cross_entropy(cx, hidden, head, &self.targets, with, &mut losses, gradients, scratch);
+        // Without the gradient of the head the other one is the same.
+        let (mut alone, mut again) = (vec![f32::NAN; d_hidden.len()], losses.clone());
+        let gradients = Some(Gradients { weight, d_hidden: &mut alone, d_head: None });
+        head_cross_entropy(cx, hidden, head, &self.targets, with, &mut again, gradients, scratch);
+        assert!(bits(&alone) == bits(&d_hidden) && bits(&again) == bits(&losses));
         Results { losses, d_hidden, d_head }
     }
 

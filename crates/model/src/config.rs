@@ -54,6 +54,10 @@ pub struct ModelConfig {
     pub tied: bool,
     /// "ternary" or "f32" matrices in the blocks.
     pub precision: Precision,
+    /// Rank of a low-rank adapter (LoRA) beside each matrix of a ternary model, which is then all that is trained, in
+    /// f32; for runs that begin with a model, `run.from`; 0 for none.
+    #[schemars(range(max = 1024))]
+    pub lora: usize,
     /// Base of the rotary position frequencies.
     #[schemars(range(min = 1.0, max = 1e9))]
     pub rope_theta: f32,
@@ -75,6 +79,7 @@ impl Default for ModelConfig {
             sub_norm: true,
             tied: true,
             precision: Precision::Ternary,
+            lora: 0,
             rope_theta: 10_000.0,
             norm_eps: 1e-5,
         }
@@ -138,6 +143,9 @@ impl ModelConfig {
         }
         if self.kv_heads == 0 || !self.heads.is_multiple_of(self.kv_heads) {
             return fail("kv_heads", self.kv_heads, format!("must divide model.heads = {}", self.heads));
+        }
+        if self.lora > 0 && self.precision == Precision::F32 {
+            return fail("lora", self.lora, "adapters are for ternary matrices: leave it 0".into());
         }
         if self.precision == Precision::Ternary {
             for (option, value) in [("dim", self.dim), ("ffn", self.ffn)] {

@@ -14,7 +14,8 @@ pub fn initial_weights(config: &ModelConfig, layout: &Layout, seed: u64) -> Vec<
 
 /// Tensor `id` of the layout: gains of one; embeddings normal with deviation 0.02; matrices normal with
 /// deviation `1/√inputs`, those that write to the residual stream divided by `√(2·layers)` (Radford et al.,
-/// GPT-2, 2.3).
+/// GPT-2, 2.3); of adapters the first factor as a matrix, the second zero, so that they begin with no effect (Hu et
+/// al. 2021, arXiv:2106.09685, 4.1).
 ///
 /// # Panics
 /// The layout has no such tensor.
@@ -25,7 +26,10 @@ pub fn initial_tensor(config: &ModelConfig, layout: &Layout, seed: u64, id: usiz
         TensorKind::Norm => return vec![1.0; spec.len()],
         TensorKind::Embedding => EMBEDDING_STD,
         TensorKind::Matrix if residual => 1.0 / ((spec.cols * 2 * config.layers) as f32).sqrt(),
-        TensorKind::Matrix => 1.0 / (spec.cols as f32).sqrt(),
+        TensorKind::Adapter if layout.adapters.values().any(|[_, b]| *b == id) => {
+            return vec![0.0; spec.len()];
+        }
+        TensorKind::Matrix | TensorKind::Adapter => 1.0 / (spec.cols as f32).sqrt(),
     };
     let stream = Stream::new(seed, id as u32, 0);
     (0..spec.len() as u64).map(|index| std * stream.normal(index)).collect()

@@ -1,5 +1,7 @@
 //! The names, shapes and order of a model's parameters.
 
+use std::collections::BTreeMap;
+
 use crate::{ModelConfig, Precision};
 
 /// What a parameter is, which decides how it is initialised, updated and stored.
@@ -11,6 +13,8 @@ pub enum TensorKind {
     Norm,
     /// Matrix of a linear layer inside a block: ternary, or f32 in the twin.
     Matrix,
+    /// One of the two factors of a low-rank adapter beside such a matrix: f32.
+    Adapter,
 }
 
 /// One parameter tensor, row-major.
@@ -74,6 +78,9 @@ pub struct Layout {
     pub head: usize,
     /// Whether `Matrix` tensors are ternary.
     pub ternary: bool,
+    /// By matrix, with adapters: the tensors `a` `[rank][inputs]` and `b` `[outputs][rank]` whose product is added to
+    /// it. They come after all other tensors, and they alone are trained.
+    pub adapters: BTreeMap<usize, [usize; 2]>,
 }
 
 impl Layout {
@@ -111,7 +118,26 @@ impl Layout {
         let norm = add("norm".into(), TensorKind::Norm, 1, dim);
         let head =
             if config.tied { embedding } else { add("head".into(), TensorKind::Embedding, vocab, dim) };
-        Layout { specs, embedding, blocks, norm, head, ternary: config.precision == Precision::Ternary }
+        let (rank, mut adapters) = (config.lora, BTreeMap::new());
+        for id in 0..if rank > 0 { specs.len() } else { 0 } {
+            let TensorSpec { name, kind, rows, cols } = specs[id].clone();
+            if kind == TensorKind::Matrix {
+                let factors = [("lora_a", rank, cols), ("lora_b", rows, rank)];
+                let factors = factors.map(|(factor, rows, cols)| {
+                    let (name, kind) = (format!("{name}.{factor}"), TensorKind::Adapter);
+                    specs.push(TensorSpec { name, kind, rows, cols });
+                    specs.len() - 1
+                });
+                adapters.insert(id, factors);
+            }
+        }
+        let ternary = config.precision == Precision::Ternary;
+        Layout { specs, embedding, blocks, norm, head, ternary, adapters }
+    }
+
+    /// Whether tensor `id` is trained: where there are adapters, nothing else is.
+    pub fn trains(&self, id: usize) -> bool {
+        self.adapters.is_empty() || self.specs[id].kind == TensorKind::Adapter
     }
 
     /// Total number of parameters.

@@ -1,6 +1,7 @@
 //! The decoder: configuration, forward, hand-written backward, generation with a KV cache, and its f64 reference.
 
 mod activations;
+mod adapter;
 mod block;
 mod config;
 mod generate;
@@ -13,6 +14,7 @@ mod sample;
 mod sink;
 
 pub use activations::{Activations, Keep};
+pub use adapter::Adapting;
 pub use config::{ConfigError, Gate, ModelConfig, Precision};
 pub use generate::{Generator, PromptError};
 pub use init::{initial_tensor, initial_weights};

@@ -153,8 +153,10 @@ impl<B: Backend> Model<B> {
     ) {
         match x {
             Input::Rows(x) => {
-                let product = |w: &B::Ternary| backend.ternary_matmul(x, w, residual, y);
-                self.with_codes(backend, id, Sides::Forward, product).expect(MIXED);
+                self.adapted(backend, id, x, (residual, y), |residual, y| {
+                    let product = |w: &B::Ternary| backend.ternary_matmul(x, w, residual, y);
+                    self.with_codes(backend, id, Sides::Forward, product).expect(MIXED);
+                });
                 self.expect_after(backend, id);
             }
             Input::Floats(x) => {
@@ -163,7 +165,7 @@ impl<B: Backend> Model<B> {
         }
     }
 
-    /// `dx = dy·W` and `dW = dyᵀ·x`, which completes the gradient of the matrix.
+    /// `dx = dy·W` and `dW = dyᵀ·x`, which completes the gradient of the matrix, where it is trained.
     pub(crate) fn linear_backward<S: Sink<B> + ?Sized>(
         &mut self,
         backend: &B,
@@ -177,7 +179,10 @@ impl<B: Backend> Model<B> {
             (Input::Rows(x), Some(rows)) => {
                 let product = |w: &B::Ternary| backend.ternary_input_gradient(rows, w, dx);
                 self.with_codes(backend, id, Sides::Backward, product).expect(MIXED);
-                backend.ternary_weight_gradient(&dy.floats, x, sink.buffer(backend, id));
+                self.adapted_backward(backend, id, (&dy.floats, x), dx, sink);
+                if self.layout.trains(id) {
+                    backend.ternary_weight_gradient(&dy.floats, x, sink.buffer(backend, id));
+                }
             }
             (Input::Floats(x), None) => {
                 let inputs = self.layout.specs[id].cols;
@@ -186,7 +191,9 @@ impl<B: Backend> Model<B> {
             }
             _ => unreachable!("{MIXED}"),
         }
-        self.complete(backend, id, sink);
+        if self.layout.trains(id) {
+            self.complete(backend, id, sink);
+        }
     }
 
     fn gate_kind(&self) -> Gate {

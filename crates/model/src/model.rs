@@ -4,7 +4,9 @@ use std::sync::{Mutex, PoisonError};
 
 use tritrain_backend::{Backend, Format, NO_TARGET, Products, Sides, Store, Values, Weight, rope_table};
 
-use crate::{Activations, Layout, ModelConfig, Sink, TensorKind, activations::WITHOUT_GRADIENTS};
+use crate::{
+    Activations, Layout, ModelConfig, Sink, TensorKind, activations::WITHOUT_GRADIENTS, adapter::Adapting,
+};
 
 /// How many targets there are: positions with [`NO_TARGET`] are none.
 pub fn counted(targets: &[u32]) -> usize {
@@ -21,14 +23,18 @@ pub enum Use {
     /// Training with latent weights in few bits, of this range ([`Backend::upload_packed`]). Codes exist for
     /// one matrix of each shape at a time, made anew for every product.
     Packed(Format, f32),
+    /// Training of adapters alone: of a ternary matrix only its codes are kept.
+    Adapters,
 }
 
 /// Codes of a matrix.
 enum Codes<B: Backend> {
     /// There are none: the tensor is no ternary matrix.
     None,
-    /// As they are.
+    /// Of latent weights beside them.
     Kept(B::Ternary),
+    /// All that there is of the matrix.
+    Alone(B::Ternary),
     /// Made from packed latent weights where they are needed, in this place of [`Model::shared`].
     Shared(usize),
 }
@@ -43,6 +49,8 @@ pub struct Model<B: Backend> {
     codes: Vec<Codes<B>>,
     /// Room for codes, by shape.
     shared: Vec<([usize; 2], Mutex<B::Ternary>)>,
+    /// What products with adapters take, one matrix at a time.
+    pub(crate) adapting: Mutex<Adapting<B>>,
     pub(crate) rope: B::Floats,
 }
 
@@ -69,6 +77,7 @@ impl<B: Backend> Model<B> {
             weights: Vec::new(),
             codes: Vec::new(),
             shared: Vec::new(),
+            adapting: Mutex::new(Adapting::new(backend)),
             rope,
         };
         for id in 0..model.layout.specs.len() {
@@ -101,7 +110,23 @@ impl<B: Backend> Model<B> {
                         backend.ternarize(&values.floats(backend, rows, cols), &mut codes);
                     }
                 }
-                (Weight::Floats(backend.floats(0)), Codes::Kept(codes))
+                (Weight::Floats(backend.floats(0)), Codes::Alone(codes))
+            }
+            Use::Adapters => {
+                let values = match &values {
+                    // Its scale comes of sums by row: the codes are those that other uses see.
+                    Values::Packed(stored) => {
+                        let packed = values.packed(backend, (rows, cols), stored.format, 1.0);
+                        let mut codes = backend.ternary(rows, cols, false);
+                        backend.ternarize_packed(&packed, &mut codes, Sides::Forward);
+                        let (codes, scale) = backend.download_ternary(&codes);
+                        Values::Codes(codes.into(), scale)
+                    }
+                    other => other.clone(),
+                };
+                let mut codes = backend.ternary(rows, cols, true);
+                backend.ternarize(&values.floats(backend, rows, cols), &mut codes);
+                (Weight::Floats(backend.floats(0)), Codes::Alone(codes))
             }
             Use::Training => {
                 let latent = values.floats(backend, rows, cols);
@@ -142,7 +167,7 @@ impl<B: Backend> Model<B> {
     ) -> Option<R> {
         match &self.codes[id] {
             Codes::None => None,
-            Codes::Kept(codes) => Some(work(codes)),
+            Codes::Kept(codes) | Codes::Alone(codes) => Some(work(codes)),
             Codes::Shared(place) => {
                 let mut codes = self.shared[*place].1.lock().unwrap_or_else(PoisonError::into_inner);
                 if let Weight::Packed(latent) = &self.weights[id] {
@@ -156,7 +181,7 @@ impl<B: Backend> Model<B> {
     /// Says that the first ternary matrix behind tensor `id` is multiplied next.
     pub(crate) fn expect_after(&self, backend: &B, id: usize) {
         match self.codes[id + 1..].iter().find(|codes| !matches!(codes, Codes::None)) {
-            Some(Codes::Kept(codes)) => backend.expect(codes),
+            Some(Codes::Kept(codes) | Codes::Alone(codes)) => backend.expect(codes),
             Some(Codes::Shared(_) | Codes::None) | None => {}
         }
     }
@@ -191,12 +216,13 @@ impl<B: Backend> Model<B> {
         &mut self.weights
     }
 
-    /// Replaces the weights of a model in training.
+    /// Replaces the weights of a model in training, those that are trained.
     ///
     /// # Panics
     /// A tensor has another shape or is stored in another format.
     pub fn restore<'a>(&mut self, backend: &B, weights: &dyn Fn(usize) -> Values<'a>) {
-        for (id, (weight, spec)) in self.weights.iter_mut().zip(&self.layout.specs).enumerate() {
+        let tensors = self.weights.iter_mut().zip(&self.layout.specs).enumerate();
+        for (id, (weight, spec)) in tensors.filter(|(id, _)| self.layout.trains(*id)) {
             weights(id).restore(backend, (spec.rows, spec.cols), weight);
         }
         self.refresh(backend);
@@ -255,12 +281,13 @@ impl<B: Backend> Model<B> {
         self.forward(backend, a, inputs, targets);
         let layout = &self.layout;
         let b = a.back.as_mut().expect(WITHOUT_GRADIENTS);
-        backend.clear(sink.buffer(backend, layout.embedding));
-        if layout.head != layout.embedding {
-            backend.clear(sink.buffer(backend, layout.head));
+        for id in [layout.embedding, layout.head] {
+            if layout.trains(id) {
+                backend.clear(sink.buffer(backend, id));
+            }
         }
         let (head, with) = (self.floats(layout.head), self.head_products());
-        let d_head = sink.buffer(backend, layout.head);
+        let d_head = layout.trains(layout.head).then(|| sink.buffer(backend, layout.head));
         backend.head_loss_backward(
             &a.hidden,
             head,
@@ -290,9 +317,11 @@ impl<B: Backend> Model<B> {
         for layer in (0..self.config.layers).rev() {
             self.block_backward(backend, layer, a, sink);
         }
-        let b = a.back.as_mut().expect(WITHOUT_GRADIENTS);
-        let d_embedding = sink.buffer(backend, self.layout.embedding);
-        backend.embed_backward(&a.inputs, &b.dx.floats, self.config.dim, d_embedding);
+        if self.layout.trains(self.layout.embedding) {
+            let b = a.back.as_mut().expect(WITHOUT_GRADIENTS);
+            let d_embedding = sink.buffer(backend, self.layout.embedding);
+            backend.embed_backward(&a.inputs, &b.dx.floats, self.config.dim, d_embedding);
+        }
     }
 
     /// Both halves, of the mean loss over all targets.

@@ -564,6 +564,37 @@ impl Reference<'_> {
         gradients
     }
 
+    /// `y = x·Wᵀ` with the matrix `id`, and with its adapter `+ (x·Aᵀ)·Bᵀ`.
+    fn linear(&self, params: &[Vec<f64>], x: &Rows, id: usize, arithmetic: Arithmetic) -> Vec<f64> {
+        let mut y = linear(x, &Matrix::new(&params[id], arithmetic));
+        if let Some([a, b]) = self.layout.adapters.get(&id) {
+            let [a, b] = [a, b].map(|id| Matrix::new(&params[*id], Arithmetic::Exact));
+            let low = Rows::plain(&linear(x, &a), x.scales.len());
+            add(&mut y, &linear(&low, &b));
+        }
+        y
+    }
+
+    fn linear_backward(
+        &self,
+        params: &[Vec<f64>],
+        dy: &[f64],
+        x: &Rows,
+        id: usize,
+        arithmetic: Arithmetic,
+        gradients: &mut [Vec<f64>],
+    ) -> Vec<f64> {
+        let matrix = Matrix::new(&params[id], arithmetic);
+        let mut dx = linear_backward(dy, x, &matrix, arithmetic, &mut gradients[id]);
+        if let Some(&[id_a, id_b]) = self.layout.adapters.get(&id) {
+            let [a, b] = [id_a, id_b].map(|id| Matrix::new(&params[id], Arithmetic::Exact));
+            let low = Rows::plain(&linear(x, &a), x.scales.len());
+            let d_low = linear_backward(dy, &low, &b, Arithmetic::Exact, &mut gradients[id_b]);
+            add(&mut dx, &linear_backward(&d_low, x, &a, Arithmetic::Exact, &mut gradients[id_a]));
+        }
+        dx
+    }
+
     /// One block: x `[n, dim]` to x `[n, dim]`.
     fn block(
         &self,
@@ -575,28 +606,28 @@ impl Reference<'_> {
         arithmetic: Arithmetic,
     ) -> (BlockTrace, Vec<f64>) {
         let (config, n, eps) = (self.config, batch * time, f64::from(self.config.norm_eps));
-        let matrix = |id: usize| Matrix::new(&params[id], arithmetic);
+        let linear = |x: &Rows, id: usize| self.linear(params, x, id, arithmetic);
         let input = |x: &[f64]| Rows::input(x, n, arithmetic);
 
         let qkv_in = input(&norm(&x, &params[ids.attn_norm], eps));
-        let mut qkv = linear(&qkv_in, &matrix(ids.qkv));
+        let mut qkv = linear(&qkv_in, ids.qkv);
         rope(&mut qkv, config, time);
         let (probabilities, attention) = attention(&qkv, config, batch, time);
         let o_in = match ids.attn_sub_norm {
             Some(gain) => input(&norm(&attention, &params[gain], eps)),
             None => input(&attention),
         };
-        let mut middle = linear(&o_in, &matrix(ids.o));
+        let mut middle = linear(&o_in, ids.o);
         add(&mut middle, &x);
 
         let gate_up_in = input(&norm(&middle, &params[ids.ffn_norm], eps));
-        let gate_up = linear(&gate_up_in, &matrix(ids.gate_up));
+        let gate_up = linear(&gate_up_in, ids.gate_up);
         let gated = gated(&gate_up, config.gate, config.ffn);
         let down_in = match ids.ffn_sub_norm {
             Some(gain) => input(&norm(&gated, &params[gain], eps)),
             None => input(&gated),
         };
-        let mut out = linear(&down_in, &matrix(ids.down));
+        let mut out = linear(&down_in, ids.down);
         add(&mut out, &middle);
         let trace = BlockTrace {
             x,
@@ -629,7 +660,7 @@ impl Reference<'_> {
     ) -> Vec<f64> {
         let (config, eps) = (self.config, f64::from(self.config.norm_eps));
         let linear_backward = |dy: &[f64], x: &Rows, id: usize, gradients: &mut [Vec<f64>]| {
-            linear_backward(dy, x, &Matrix::new(&params[id], arithmetic), arithmetic, &mut gradients[id])
+            self.linear_backward(params, dy, x, id, arithmetic, gradients)
         };
         let norm_backward = |dy: &[f64], x: &[f64], id: usize, gradients: &mut [Vec<f64>]| {
             norm_backward(dy, x, &params[id], eps, &mut gradients[id])

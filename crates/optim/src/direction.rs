@@ -69,6 +69,7 @@ impl<B: Memory> Slot<B> {
         };
         let eight = || backend.packed(Format::Int8, len.div_ceil(ADAM_BLOCK), ADAM_BLOCK, true);
         let (state, moment) = match kind {
+            _ if role == Role::Frozen => (State::Mean, Moment::None),
             DirectionKind::Adamw => {
                 (State::Adam { m: backend.floats(len), v: backend.floats(len) }, Moment::None)
             }

@@ -31,10 +31,12 @@ pub struct Rates {
 pub enum Role {
     /// Matrix inside a block: the configured direction, a rate relative to its weights, weight decay.
     Matrix,
-    /// Embedding or head: the same direction, an absolute rate of its own.
+    /// Embedding, head or adapter: the same direction, an absolute rate of its own.
     Embedding,
     /// Gain of a norm: AdamW without decay, whatever the direction.
     Gain,
+    /// It is not updated and has no state.
+    Frozen,
 }
 
 /// One tensor to update.
@@ -381,6 +383,7 @@ impl<B: Backend> Optimizer<B> {
             }
             Role::Embedding => Apply { rate: rates.embedding, decay },
             Role::Gain => Apply { rate: rates.matrices * GAIN_SHARE, decay: 0.0 },
+            Role::Frozen => return,
         };
         backend.apply(weight.floats_mut(), direction, with);
     }

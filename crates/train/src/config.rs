@@ -16,7 +16,7 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use tritrain_data::DataConfig;
 use tritrain_model::ModelConfig;
-use tritrain_optim::{GradientKind, OptimConfig};
+use tritrain_optim::{DirectionKind, GradientKind, OptimConfig, ScheduleKind};
 
 /// Options that do not decide what is learnt: they may change when a run goes on.
 pub const FREE: [&str; 7] = [
@@ -198,6 +198,35 @@ impl Config {
         if self.run.teach > 0.0 && self.run.from.is_empty() {
             let what = format!("run.teach = {}: nobody teaches without run.from", self.run.teach);
             fail("run.teach".into(), what);
+        }
+        if self.model.lora > 0 {
+            let plain = OptimConfig {
+                direction: self.optim.direction,
+                schedule: self.optim.schedule,
+                ..OptimConfig::default()
+            };
+            let matrices = |of: &OptimConfig| {
+                let few = (of.latent, of.gradient, of.moment, of.digits);
+                (few, of.radius.to_bits(), of.clusters, of.controller, of.feedback)
+            };
+            let alone = !matches!(self.optim.direction, DirectionKind::Prodigy | DirectionKind::Muon)
+                && self.optim.schedule != ScheduleKind::Free;
+            let hint = if self.run.from.is_empty() {
+                Some("there is no model to adapt: name it in run.from, or by --from")
+            } else if self.run.experts > 0 {
+                Some("experts have no adapters: set run.experts to 0")
+            } else if matrices(&self.optim) != matrices(&plain) || !alone {
+                Some(
+                    "matrices stay as they are: leave optim.latent, gradient, moment, digits, radius, clusters, \
+                     controller and feedback at their defaults; direction \"prodigy\" and \"muon\" and schedule \
+                     \"free\" are for whole models",
+                )
+            } else {
+                None
+            };
+            if let Some(hint) = hint {
+                fail("model.lora".into(), format!("model.lora = {}: {hint}", self.model.lora));
+            }
         }
         let (batch, micro_batch, passes) = (self.run.batch, self.run.micro_batch, self.run.passes());
         if micro_batch > 0 && batch % micro_batch != 0 {

@@ -80,6 +80,15 @@ pub enum Error {
         /// What is there.
         found: String,
     },
+    /// Adapters where a whole model is needed.
+    #[error(
+        "{} holds adapters, which belong to another model: make one of both first, by tritrain merge",
+        path.display()
+    )]
+    Adapters {
+        /// The model file.
+        path: PathBuf,
+    },
     /// A model that no archive can be made of.
     #[error("cannot archive to {}: {what}", path.display())]
     Archive {
@@ -173,6 +182,7 @@ impl Error {
             | Error::Exists { .. }
             | Error::Experts { .. }
             | Error::Import { .. }
+            | Error::Adapters { .. }
             | Error::Archive { .. }
             | Error::NoModel { .. }
             | Error::Prompt(_)

@@ -70,6 +70,7 @@ impl<B: Backend> Learner<B> {
     ) -> Learner<B> {
         let purpose = match optim.latent.format() {
             Some(format) => Use::Packed(format, optim.range),
+            None if config.lora > 0 => Use::Adapters,
             None => Use::Training,
         };
         let model = Model::new(backend, config, setup.vocab, weights, purpose);
@@ -235,18 +236,19 @@ impl<B: Backend> Learner<B> {
 }
 
 pub(crate) fn parameters(layout: &Layout) -> Vec<Parameter> {
-    let role = |kind| match kind {
+    let role = |id: usize| match layout.specs[id].kind {
+        _ if !layout.trains(id) => Role::Frozen,
         TensorKind::Matrix => Role::Matrix,
-        TensorKind::Embedding => Role::Embedding,
+        TensorKind::Embedding | TensorKind::Adapter => Role::Embedding,
         TensorKind::Norm => Role::Gain,
     };
-    let specs = layout.specs.iter();
+    let specs = layout.specs.iter().enumerate();
     specs
-        .map(|spec| Parameter {
+        .map(|(id, spec)| Parameter {
             name: spec.name.clone(),
             rows: spec.rows,
             cols: spec.cols,
-            role: role(spec.kind),
+            role: role(id),
         })
         .collect()
 }

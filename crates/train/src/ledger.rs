@@ -5,7 +5,7 @@
 
 use serde::Serialize;
 use tritrain_backend::{Memory, REPORT, Sizes, Tally, Tier, by_row, digits_room, working_memory};
-use tritrain_model::{Activations, Keep, Layout, TensorKind, TensorSpec};
+use tritrain_model::{Activations, Adapting, Keep, Layout, TensorKind, TensorSpec};
 use tritrain_optim::{DigitsKind, DirectionKind, GradientKind, Optimizer};
 
 use crate::{
@@ -63,9 +63,12 @@ impl Ledger {
         let ternary = layout.ternary;
 
         let format = optim.latent.format().filter(|_| ternary);
+        let adapts = !layout.adapters.is_empty();
         let mut shapes: Vec<[usize; 2]> = matrices.specs.iter().map(|spec| [spec.rows, spec.cols]).collect();
         for [rows, cols] in &shapes {
             match format {
+                // Beside adapters there are codes alone.
+                _ if adapts => {}
                 Some(format) => tally.packed(format, *rows, *cols, by_row(format)),
                 None => tally.floats(rows * cols),
             }
@@ -87,7 +90,7 @@ impl Ledger {
             tally.take()
         };
         // Reports and squares of the rows of a matrix, which all matrices share, are made with the state.
-        let most_rows = matrices.specs.iter().map(|spec| spec.rows).max().unwrap_or(0);
+        let most_rows = matrices.specs.iter().filter(|_| !adapts).map(|spec| spec.rows).max().unwrap_or(0);
         let reports = most_rows * (REPORT + 1) * size_of::<f32>();
         let matrix_state = state(&matrices) - reports;
         let other_state = state(&of(|spec| spec.kind != TensorKind::Matrix));
@@ -98,11 +101,13 @@ impl Ledger {
         // watch a step takes another, and the weights in f32.
         let apart = ternary && optim.gradient != GradientKind::F32;
         let buffers = usize::from(apart || passes > 1) + usize::from(watches) + usize::from(watches && apart);
-        let largest = matrices.specs.iter().map(TensorSpec::len).max().unwrap_or(0);
+        let largest = matrices.specs.iter().filter(|_| !adapts).map(TensorSpec::len).max().unwrap_or(0);
         let shared = buffers * largest * size_of::<f32>();
         let other_gradients = 1 + usize::from(passes > 1) + usize::from(watches);
         let keep = if config.run.recompute { Keep::Inputs } else { Keep::Everything };
         Activations::<Tally>::new(&tally, model, config.run.batch / passes, model.context, keep);
+        let tokens = config.run.batch / passes * model.context;
+        Adapting::grown(&tally, &layout, tokens);
         let activations = tally.take();
         let sizes = Sizes {
             shape: model.attention(config.run.batch / passes, model.context),
@@ -119,6 +124,9 @@ impl Ledger {
 
         let matrix_parameters = matrices.parameters();
         let other_parameters = layout.parameters() - matrix_parameters;
+        let adapters = of(|spec| spec.kind == TensorKind::Adapter).parameters();
+        // Beside adapters, embedding and head have no gradients.
+        let with_gradients = if adapts { adapters + gains.parameters() } else { other_parameters };
         let bits = |bytes: usize, of: usize| 8.0 * bytes as f64 / of.max(1) as f64;
         let class = |name, bytes, of: usize| Class {
             name,
@@ -140,12 +148,9 @@ impl Ledger {
         }
         classes.extend([
             class("gains: weights", f32s(gains.parameters()), gains.parameters()),
-            class(
-                "embedding, head, gains: gradients",
-                f32s(other_parameters) * other_gradients,
-                other_parameters,
-            ),
-            class("embedding, head, gains: optimizer state", other_state, other_parameters),
+            class("adapters: weights", f32s(adapters), adapters),
+            class("other tensors: gradients", f32s(with_gradients) * other_gradients, with_gradients),
+            class("other tensors: optimizer state", other_state, with_gradients),
             class("activations", activations, 0),
             class("room that matrices share: codes", codes - kept_codes, 0),
             class("room that matrices share: gradient", shared, 0),

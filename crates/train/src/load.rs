@@ -32,6 +32,8 @@ pub struct Loaded {
     /// Tokens in its vocabulary.
     pub vocab: usize,
     model: Stored,
+    /// The model that its adapters belong to, where it has any: it holds nothing else.
+    base: Option<Box<Loaded>>,
     /// The tokenizer beside it, or inside.
     pub tokenizer: Tokenizer,
     /// The file the weights came from.
@@ -61,8 +63,9 @@ impl Loaded {
     /// The model on a device with its latent weights in f32, for gradients.
     ///
     /// # Errors
-    /// As [`Loaded::model`].
+    /// As [`Loaded::model`]; it has adapters.
     pub fn trainable<B: Backend>(&self, backend: &B) -> Result<Model<B>> {
+        self.without_adapters()?;
         self.made(backend, Use::Training)
     }
 
@@ -82,17 +85,34 @@ impl Loaded {
         }
     }
 
-    fn layout(&self) -> &Layout {
+    pub(crate) fn layout(&self) -> &Layout {
         match &self.model {
             Stored::Ours(model, _) => &model.layout,
             Stored::Gguf(model) => &model.layout,
         }
     }
 
-    fn values(&self, id: usize) -> Result<Values<'_>> {
-        match &self.model {
-            Stored::Ours(model, _) => Ok(model.values(id)),
-            Stored::Gguf(model) => model.values(id),
+    /// The model that its adapters belong to, where it has any.
+    pub fn base(&self) -> Option<&Loaded> {
+        self.base.as_deref()
+    }
+
+    /// Whether it is a model by itself.
+    ///
+    /// # Errors
+    /// [`Error::Adapters`] where it is not.
+    pub fn without_adapters(&self) -> Result<()> {
+        match &self.base {
+            None => Ok(()),
+            Some(_) => Err(Error::Adapters { path: self.path.clone() }),
+        }
+    }
+
+    pub(crate) fn values(&self, id: usize) -> Result<Values<'_>> {
+        match (&self.model, &self.base) {
+            (_, Some(base)) if !self.layout().trains(id) => base.values(id),
+            (Stored::Ours(model, _), _) => Ok(model.values(id)),
+            (Stored::Gguf(model), _) => model.values(id),
         }
     }
 
@@ -180,6 +200,7 @@ pub fn load(storage: &dyn Storage, path: &Path) -> Result<Loaded> {
             config,
             vocab,
             model: Stored::Gguf(Box::new(model)),
+            base: None,
             tokenizer,
             path: path.into(),
             notes,
@@ -220,8 +241,59 @@ pub fn load(storage: &dyn Storage, path: &Path) -> Result<Loaded> {
             found: format!("{} tokens: it belongs to another model", tokenizer.vocab_size()),
         });
     }
+    let base = model.base()?.map(|base| base.load(storage, &model)).transpose()?.map(Box::new);
     let model = Stored::Ours(Box::new(model), place);
-    Ok(Loaded { config, vocab, model, tokenizer, path: file, notes: Vec::new() })
+    Ok(Loaded { config, vocab, model, base, tokenizer, path: file, notes: Vec::new() })
+}
+
+/// The model that adapters were trained beside.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Base {
+    /// Where it lay.
+    pub(crate) path: PathBuf,
+    /// BLAKE3 of the file, in hexadecimal.
+    pub(crate) hash: String,
+}
+
+impl Base {
+    /// That of a model that adapters are to be trained beside.
+    pub(crate) fn of(storage: &dyn Storage, loaded: &Loaded) -> Result<Base> {
+        let path = std::path::absolute(&loaded.path).unwrap_or_else(|_| loaded.path.clone());
+        let hash = blake3::hash(&storage.map(&path)?).to_hex().to_string();
+        Ok(Base { path, hash })
+    }
+
+    /// The model, if it is still there, with the sizes of the `adapters`.
+    fn load(&self, storage: &dyn Storage, adapters: &ModelFile) -> Result<Loaded> {
+        let content = |path: &Path, expected: String, found: String| Error::Content {
+            path: path.into(),
+            expected,
+            found,
+        };
+        if !storage.exists(&self.path)? {
+            let expected = "the model that its adapters were trained beside".into();
+            return Err(content(adapters.path(), expected, format!("nothing at {}", self.path.display())));
+        }
+        let loaded = load(storage, &self.path)?;
+        loaded.without_adapters()?;
+        self.check(&Base::of(storage, &loaded)?)?;
+        let config = ModelConfig { lora: 0, context: loaded.config.context, ..adapters.config.clone() };
+        if config != loaded.config || adapters.vocab != loaded.vocab {
+            let expected = format!("a model of the sizes {config:?}, as its adapters were trained beside");
+            return Err(content(&self.path, expected, format!("{:?}", loaded.config)));
+        }
+        Ok(loaded)
+    }
+
+    /// Whether another one is the same model, wherever it lies.
+    pub(crate) fn check(&self, found: &Base) -> Result<()> {
+        if self.hash == found.hash {
+            return Ok(());
+        }
+        let expected =
+            format!("the model with the hash {}, which the adapters were trained beside", self.hash);
+        Err(Error::Content { path: found.path.clone(), expected, found: found.hash.clone() })
+    }
 }
 
 /// The model file that `path` means.

@@ -32,6 +32,7 @@ pub(crate) fn origin(storage: &dyn Storage, config: &Config, tokenizer: &str) ->
     }
     let loaded = load(storage, Path::new(&config.run.from))?;
     loaded.tokenizer_path()?;
+    loaded.without_adapters()?;
     let content =
         |expected: String, found: String| Error::Content { path: loaded.path.clone(), expected, found };
     if loaded.tokenizer.hash() != tokenizer {
@@ -40,12 +41,18 @@ pub(crate) fn origin(storage: &dyn Storage, config: &Config, tokenizer: &str) ->
         return Err(content(expected, found));
     }
     let (ours, theirs) = (&config.model, &loaded.config);
-    // What may differ is made the same, and sub-norms may be added.
-    let sub_norm = if theirs.sub_norm { ours.sub_norm } else { false };
-    let same = ModelConfig { context: theirs.context, precision: theirs.precision, sub_norm, ..ours.clone() };
+    // What may differ is made the same, and sub-norms may be added. Adapters are for the model as it is.
+    let adapts = ours.lora > 0;
+    let sub_norm = if theirs.sub_norm || adapts { ours.sub_norm } else { false };
+    let precision = if adapts { ours.precision } else { theirs.precision };
+    let same = ModelConfig { context: theirs.context, lora: 0, precision, sub_norm, ..ours.clone() };
     if same != *theirs {
-        let differ =
-            "a model of the same sizes; only context and precision may differ, and sub-norms be added";
+        let differ = match adapts {
+            true => "a ternary model of the same sizes, for adapters; only the context may differ",
+            false => {
+                "a model of the same sizes; only context and precision may differ, and sub-norms be added"
+            }
+        };
         return Err(content(differ.into(), format!("{theirs:?}, and for the run {ours:?}")));
     }
     if ours.context > theirs.context {

@@ -16,7 +16,7 @@ use tritrain_files::{
     metrics::{self, Log},
     write_atomic,
 };
-use tritrain_model::{Layout, Model, Sampling, counted, initial_tensor};
+use tritrain_model::{Layout, Model, Sampling, TensorKind, counted, initial_tensor};
 use tritrain_optim::{Controller, Guard, Skip, Verdict};
 
 use crate::{
@@ -26,8 +26,9 @@ use crate::{
     evaluate,
     evaluate::only,
     generate::{Continuation, Until, generate},
+    load::Base,
     origin::{self, Teacher, bring_chat, origin},
-    save::{self, State},
+    save::{self, ModelFile, State},
     steering,
 };
 
@@ -64,6 +65,8 @@ pub struct Run<'a, B: Backend> {
     faults: Option<Box<Faults<'a>>>,
     /// Whose predictions are targets.
     teacher: Option<Teacher<B>>,
+    /// The model that its adapters belong to.
+    base: Option<Base>,
 }
 
 impl<'a, B: Backend> Run<'a, B> {
@@ -115,16 +118,22 @@ impl<'a, B: Backend> Run<'a, B> {
         let parent = workplace.checkpoint.as_ref().or(shared);
         let saved = parent.map(|checkpoint| save::restore_model(storage, checkpoint)).transpose()?;
         let (layout, seed) = (Layout::new(&config.model, vocab), config.run.seed);
-        let from = match (&saved, config.run.teach > 0.0) {
-            (Some(_), false) => None,
-            _ => origin(storage, &config, &identity.tokenizer)?,
-        };
+        let goes_on = saved.is_some() && config.run.teach == 0.0 && config.model.lora == 0;
+        let from = if goes_on { None } else { origin(storage, &config, &identity.tokenizer)? };
+        let base = from.as_ref().filter(|_| config.model.lora > 0);
+        let base = base.map(|from| Base::of(storage, from)).transpose()?;
+        if let (Some(saved), Some(base)) = (saved.as_ref().map(ModelFile::base).transpose()?.flatten(), &base)
+        {
+            saved.check(base)?;
+        }
         let new = from.as_ref().filter(|_| saved.is_none());
         let gains = origin::gains(backend, new, &config.model, corpus)?;
         let weights = |id: usize| match (&saved, &from) {
-            (Some(saved), _) => saved.values(id),
-            (None, Some(from)) => origin::weights(from, &gains, &layout, id),
-            (None, None) => Values::Floats(initial_tensor(&config.model, &layout, seed, id).into()),
+            (Some(saved), _) if layout.trains(id) => saved.values(id),
+            (_, Some(from)) if layout.specs[id].kind != TensorKind::Adapter => {
+                origin::weights(from, &gains, &layout, id)
+            }
+            _ => Values::Floats(initial_tensor(&config.model, &layout, seed, id).into()),
         };
         let (passes, recompute) = (config.run.passes(), config.run.recompute);
         let setup = Setup { vocab, batch, passes, recompute, seed };
@@ -176,6 +185,7 @@ impl<'a, B: Backend> Run<'a, B> {
             timing,
             faults: None,
             teacher,
+            base,
         };
         // Its buffers may be more than the device holds.
         run.sound()?;
@@ -458,7 +468,8 @@ impl<'a, B: Backend> Run<'a, B> {
         self.learner.rest(self.backend);
         self.state.spikes = Some(self.learner.optimizer.spikes().clone());
         let what = (&self.learner.model, &self.learner.optimizer, &self.state);
-        let path = save::save(self.backend, self.storage, &self.workplace.dir, what, &self.identity)?;
+        let belongs = (&self.identity, self.base.as_ref());
+        let path = save::save(self.backend, self.storage, &self.workplace.dir, what, belongs)?;
         self.saved = Some(step);
         let best = self.state.best.map(|(step, _)| step);
         if let Some(best) = best {

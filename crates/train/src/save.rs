@@ -13,11 +13,13 @@ use tritrain_files::{
 use tritrain_model::{Layout, Model, ModelConfig};
 use tritrain_optim::{Controller, Guard, Optimizer, Part, Setbacks, Spikes};
 
-use crate::{Error, Result, archive};
+use crate::{Error, Result, archive, load::Base};
 
 pub(crate) const MODEL: &str = "model.safetensors";
 /// Metadata entry with the hash of the tokenizer that a model belongs to, where it is in no checkpoint.
 pub(crate) const TOKENIZER: &str = "tritrain.tokenizer";
+/// Metadata entries with the place and the hash of the model that adapters belong to.
+const BASE: [&str; 2] = ["tritrain.base", "tritrain.base_hash"];
 const OPTIMIZER: &str = "optimizer.safetensors";
 const STATE: &str = "state.json";
 
@@ -60,16 +62,18 @@ pub(crate) fn metadata(config: &ModelConfig, vocab: usize, step: u64) -> Result<
     Ok(entries.into_iter().map(|(key, value)| (format!("tritrain.{key}"), value)).collect())
 }
 
-/// Saves a checkpoint; the weights must be finite for it to count as healthy.
+/// Saves a checkpoint; the weights must be finite for it to count as healthy. With adapters beside a `base`, the model
+/// file holds them alone.
 pub(crate) fn save<B: Backend>(
     backend: &B,
     storage: &dyn Storage,
     run: &std::path::Path,
     (model, optimizer, state): (&Model<B>, &Optimizer<B>, &State),
-    identity: &Identity,
+    (identity, base): (&Identity, Option<&Base>),
 ) -> Result<PathBuf> {
     let layout = model.layout();
-    let weights = layout.specs.iter().enumerate().map(|(id, spec)| {
+    let trained = layout.specs.iter().enumerate().filter(|(id, _)| layout.trains(*id));
+    let weights = trained.map(|(id, spec)| {
         let shape = if spec.rows == 1 { vec![spec.cols] } else { vec![spec.rows, spec.cols] };
         (spec.name.clone(), shape, model.values(backend, id))
     });
@@ -99,7 +103,11 @@ pub(crate) fn save<B: Backend>(
         expected: "a state that can be written as JSON".into(),
         found: error.to_string(),
     })?;
-    let metadata = metadata(model.config(), model.vocab(), step)?;
+    let mut metadata = metadata(model.config(), model.vocab(), step)?;
+    if let Some(Base { path, hash }) = base {
+        let [at, hashed] = BASE;
+        metadata.extend([(at.to_owned(), path.display().to_string()), (hashed.to_owned(), hash.clone())]);
+    }
     let parts = [
         checkpoint::Part::tensors(MODEL, views(&weights), &with_formats(metadata, &weights))?,
         checkpoint::Part::tensors(OPTIMIZER, views(&moments), &with_formats(BTreeMap::new(), &moments))?,
@@ -253,7 +261,7 @@ impl ModelFile {
         }
         let layout = Layout::new(&config, vocab);
         let model = ModelFile { file, path, config, vocab, layout };
-        for id in 0..model.layout.specs.len() {
+        for id in (0..model.layout.specs.len()).filter(|id| model.layout.trains(*id)) {
             if let Values::Packed(stored) = model.read(id)? {
                 let spec = &model.layout.specs[id];
                 stored.check(spec.rows, spec.cols).map_err(|found| Error::Content {
@@ -267,6 +275,30 @@ impl ModelFile {
         Ok(model)
     }
 
+    /// The file.
+    pub(crate) fn path(&self) -> &std::path::Path {
+        &self.path
+    }
+
+    /// The model that its adapters belong to, where it has any.
+    ///
+    /// # Errors
+    /// [`Error::Content`] where the file does not say it.
+    pub(crate) fn base(&self) -> Result<Option<Base>> {
+        if self.layout.adapters.is_empty() {
+            return Ok(None);
+        }
+        let [path, hash] = BASE.map(|key| self.file.metadata().get(key));
+        match (path, hash) {
+            (Some(path), Some(hash)) => Ok(Some(Base { path: path.into(), hash: hash.clone() })),
+            _ => Err(Error::Content {
+                path: self.path.clone(),
+                expected: format!("the metadata entries {} of a file of adapters", BASE.join(" and ")),
+                found: "none".into(),
+            }),
+        }
+    }
+
     /// The hash of the tokenizer, where the file says it.
     pub(crate) fn tokenizer(&self) -> Option<&str> {
         self.file.metadata().get(TOKENIZER).map(String::as_str)
@@ -278,10 +310,10 @@ impl ModelFile {
         read_values(&self.file, &self.path, &spec.name, &shape, by_row)
     }
 
-    /// The weights of a tensor of the layout.
+    /// The weights of a tensor of the layout; beside adapters, of one of them.
     pub(crate) fn values(&self, id: usize) -> Values<'_> {
         // Pages of the tensor before leave memory: a model is read once, in order.
-        if let Some(before) = id.checked_sub(1) {
+        if let Some(before) = id.checked_sub(1).filter(|before| self.layout.trains(*before)) {
             self.release(before);
         }
         self.read(id).expect("every tensor was read") // cannot fail: the file does not change

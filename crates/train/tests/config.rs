@@ -1,7 +1,9 @@
 //! The configuration: messages, order of layers, round trips.
 
 use proptest::prelude::*;
-use tritrain_optim::{ControllerKind, DigitsKind, DirectionKind, GradientKind, ScheduleKind, StorageKind};
+use tritrain_optim::{
+    ControllerKind, DigitsKind, DirectionKind, GradientKind, OptimConfig, ScheduleKind, StorageKind,
+};
 use tritrain_train::{Config, FREE, Kind, RunConfig};
 
 /// The message of a file that must be refused.
@@ -439,6 +441,13 @@ fn any_config() -> impl Strategy<Value = Config> {
         config.run.steps = config.run.steps.max(1);
         if config.run.from.is_empty() {
             config.run.teach = 0.0;
+        }
+        if config.model.lora % 2 == 0 {
+            config.model.lora = 0;
+        } else {
+            config.model.precision = tritrain_model::Precision::Ternary;
+            (config.run.from, config.run.experts) = ("a model".into(), 0);
+            config.optim = OptimConfig { rate: config.optim.rate, ..OptimConfig::default() };
         }
         if config.run.experts > 0 {
             config.data.clusters_k = config.run.experts as u32;

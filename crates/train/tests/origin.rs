@@ -9,7 +9,7 @@ use tritrain_backend::Cpu;
 use tritrain_data::{Corpus, Document, PlanKind, Preparation, Source};
 use tritrain_files::{Disk, Storage, tensors::TensorFile, tokens::Split};
 use tritrain_model::{Activations, Keep, Precision};
-use tritrain_train::{Config, Error, Event, Run, RunConfig, Workplace, load};
+use tritrain_train::{Config, Error, Event, Run, RunConfig, Single, Workplace, evaluate_text, load, merge};
 
 const STEPS: u64 = 60;
 
@@ -188,6 +188,107 @@ fn a_teacher_gives_targets_and_its_predictions_are_kept() {
     place.run("copied", taught(0.75), None);
     assert!(place.metrics("copied") == place.metrics("taught"));
     assert_eq!(kept("copied"), before, "nothing was predicted again");
+}
+
+/// A ternary model and the configuration of a run that trains adapters beside it.
+fn adapting(place: &Place) -> (PathBuf, Config) {
+    let mut config = config();
+    config.model.precision = Precision::Ternary;
+    place.run("base", config.clone(), None);
+    let base = place.dir(&format!("base/step-{STEPS}"));
+    (config.run.from, config.run.seed, config.model.lora) = (base.display().to_string(), 7, 4);
+    config.optim.embedding_rate = 0.02;
+    (base, config)
+}
+
+#[test]
+fn adapters_learn_beside_a_model_that_stays_as_it_is() {
+    let place = Place::new();
+    let (base, config) = adapting(&place);
+    let before = fs::read(base.join("model.safetensors")).unwrap();
+    let (losses, _) = place.run("adapters", config.clone(), None);
+    let mean = |part: &[f32]| part.iter().sum::<f32>() / part.len() as f32;
+    assert!(mean(&losses[50..]) < mean(&losses[..10]), "{losses:?}");
+    assert_eq!(fs::read(base.join("model.safetensors")).unwrap(), before);
+    // They alone are saved: two factors for each of four matrices.
+    let path = place.dir(&format!("adapters/step-{STEPS}/model.safetensors"));
+    let saved = TensorFile::parse(&path, Disk.map(&path).unwrap()).unwrap();
+    assert!(saved.names().count() == 8 && saved.names().all(|name| name.contains("lora")));
+
+    // Stopped and gone on with, it is the same run; passes of two sequences are almost the same.
+    place.run("again", config.clone(), Some(25));
+    place.run("again", config.clone(), None);
+    assert!(place.metrics("again") == place.metrics("adapters"));
+    let again = place.dir(&format!("again/step-{STEPS}/model.safetensors"));
+    assert!(fs::read(again).unwrap() == fs::read(&path).unwrap());
+    let mut passes = config.clone();
+    passes.run.micro_batch = 2;
+    let (close, _) = place.run("passes", passes, None);
+    assert!(losses.iter().zip(&close).all(|(a, b)| (a - b).abs() < 0.05), "{losses:?}, {close:?}");
+
+    // One model of both: its file is a model like any other.
+    let backend = Cpu::new(2).unwrap();
+    let loaded = load(&Disk, &path).unwrap();
+    let documents =
+        vec![Document { text: "the old river runs after red fish ".repeat(40), ..Document::default() }];
+    let source = Source::Memory { name: "words".into(), documents };
+    let merged = merge(&backend, &Disk, &loaded, (&source, 0), &place.dir("merged")).unwrap();
+    assert_eq!(merged.merged.len(), 2, "its latent weights are known");
+    let least = merged.merged.iter().map(|(_, of)| of.loss).fold(f64::INFINITY, f64::min);
+    assert!(merged.merged.iter().any(|(way, of)| *way == merged.way && of.loss == least));
+    assert!(merged.changed > 0.0 && merged.changed < 0.5, "{}", merged.changed);
+    let whole = load(&Disk, &merged.path).unwrap();
+    assert!(whole.base().is_none() && whole.config.lora == 0);
+    let mut activations = Activations::new(&backend, &whole.config, 1, 16, Keep::Nothing);
+    let model = whole.model(&backend).unwrap();
+    let mut single = Single::new(&backend, &model, &mut activations);
+    let found = evaluate_text(&mut single, (&whole, None), (&Disk, &source), 0).unwrap();
+    assert_eq!(found[0].loss, least);
+    let twice = merge(&backend, &Disk, &loaded, (&source, 0), &place.dir("merged")).unwrap_err();
+    assert!(twice.to_string().contains("choose another --out"), "{twice}");
+    let plain = merge(&backend, &Disk, &whole, (&source, 0), &place.dir("more")).unwrap_err();
+    assert!(plain.to_string().contains("expected adapters"), "{plain}");
+
+    // Another model in its place, and none.
+    fs::copy(place.dir("base/step-10/model.safetensors"), base.join("model.safetensors")).unwrap();
+    fs::remove_file(base.join("manifest.json")).unwrap();
+    let changed = load(&Disk, &path).unwrap_err();
+    assert!(changed.to_string().contains("which the adapters were trained beside"), "{changed}");
+    fs::remove_dir_all(place.dir("base")).unwrap();
+    let gone = load(&Disk, &path).unwrap_err();
+    assert!(gone.to_string().contains("nothing at"), "{gone}");
+}
+
+#[test]
+fn adapters_are_for_whole_ternary_models() {
+    let place = Place::new();
+    let (_, config) = adapting(&place);
+    let backend = Cpu::new(1).unwrap();
+    let refused = |config: Config, part: &str| {
+        let dir = tempfile::tempdir().unwrap();
+        let workplace = Workplace::start(&Disk, dir.path(), config).unwrap();
+        let error = Run::new(&backend, &Disk, workplace, &place.corpus).err().unwrap();
+        assert!(error.to_string().contains(part), "{part:?} in {error}");
+    };
+    let mut f32 = config.clone();
+    f32.run.from = place.first.join(format!("step-{STEPS}")).display().to_string();
+    refused(f32, "a ternary model of the same sizes, for adapters");
+    let mut normed = config.clone();
+    normed.model.sub_norm = true;
+    refused(normed, "a ternary model of the same sizes, for adapters");
+    place.run("adapters", config.clone(), Some(5));
+    let mut twice = config.clone();
+    twice.run.from = place.dir("adapters").display().to_string();
+    refused(twice, "tritrain merge");
+    let mut wrong = config.clone();
+    wrong.run.from.clear();
+    assert!(wrong.check().unwrap_err().to_string().contains("there is no model to adapt"));
+    let mut wrong = config.clone();
+    wrong.optim.radius = 0.1;
+    assert!(wrong.check().unwrap_err().to_string().contains("matrices stay as they are"));
+    let mut wrong = config;
+    wrong.model.precision = Precision::F32;
+    assert!(wrong.check().unwrap_err().to_string().contains("adapters are for ternary matrices"));
 }
 
 #[test]

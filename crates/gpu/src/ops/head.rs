@@ -291,7 +291,7 @@ pub(crate) fn head_loss_backward(
     weight: f32,
     losses: &mut Floats,
     d_hidden: &mut Floats,
-    d_head: &mut Floats,
+    d_head: Option<&mut Floats>,
 ) {
     cross_entropy(gpu, hidden, head, targets, with, losses, Some((weight, d_hidden, d_head)));
 }
@@ -303,7 +303,7 @@ fn cross_entropy(
     targets: &Tokens,
     (dim, products): (usize, Products),
     losses: &mut Floats,
-    mut gradients: Option<(f32, &mut Floats, &mut Floats)>,
+    mut gradients: Option<(f32, &mut Floats, Option<&mut Floats>)>,
 ) {
     let (n, vocab) = (targets.len, head.len / dim);
     assert!(head.len == vocab * dim && hidden.len == n * dim && losses.len == n, "sizes of a head");
@@ -365,7 +365,9 @@ fn cross_entropy(
             );
             let d_logits = View::new(&logits, rows, vocab);
             gemm(gpu, d_logits, View::new(head, vocab, dim), Onto::Replace, place);
-            gemm(gpu, d_logits.t(), x, Onto::Add, Place { of: d_head, from: 0 });
+            if let Some(d_head) = d_head {
+                gemm(gpu, d_logits.t(), x, Onto::Add, Place { of: d_head, from: 0 });
+            }
             continue;
         };
         let by_token = Rounded::new(gpu, Kind::Int16, (&logits, 0), Some(&head_rows.scales), rows, vocab);
@@ -386,6 +388,7 @@ fn cross_entropy(
             dim,
             *weight,
         );
+        let Some(d_head) = d_head else { continue };
         let x = int8_rows(gpu, (hidden, first * dim), rows, dim);
         let place = Place { of: d_head, from: 0 };
         weight_gradient(gpu, Kind::Int16, &logits, &x.scales, &x, Onto::Add, place);

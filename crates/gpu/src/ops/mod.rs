@@ -132,6 +132,10 @@ impl Backend for Gpu {
         norm::quantize_rows(self, x, rows)
     }
 
+    fn dequantize_rows(&self, rows: &Rows, x: &mut Floats) -> usize {
+        norm::dequantize_rows(self, rows, x)
+    }
+
     fn matmul(&self, x: &Floats, w: &Floats, inputs: usize, residual: Option<&Floats>, y: &mut Floats) {
         matmul::matmul(self, x, w, inputs, residual, y)
     }
@@ -254,7 +258,7 @@ impl Backend for Gpu {
         weight: f32,
         losses: &mut Floats,
         d_hidden: &mut Floats,
-        d_head: &mut Floats,
+        d_head: Option<&mut Floats>,
     ) {
         head::head_loss_backward(self, hidden, head, targets, with, weight, losses, d_hidden, d_head)
     }

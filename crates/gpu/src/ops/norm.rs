@@ -207,6 +207,23 @@ pub(crate) fn quantize_rows(gpu: &Gpu, x: &Floats, rows: &mut Rows) {
     launch_quantise(gpu, x, None, rows, &mut unread);
 }
 
+/// One unit a number.
+#[cube(launch, create_dummy_kernel)]
+fn dequantise(codes: &[u32], scales: &[f32], x: &mut [f32], cols: usize) {
+    if ABSOLUTE_POS < x.len() {
+        let (row, col) = (ABSOLUTE_POS / cols, ABSOLUTE_POS % cols);
+        let code = crate::blocks::byte(codes[row * cols.div_ceil(4) + col / 4], (col % 4) as u32);
+        x[ABSOLUTE_POS] = f32::cast_from(code) * scales[row];
+    }
+}
+
+pub(crate) fn dequantize_rows(gpu: &Gpu, rows: &Rows, x: &mut Floats) -> usize {
+    super::buffers::resize(gpu, x, rows.rows * rows.cols);
+    let (codes, scales) = (arg(&rows.codes, rows.rows * rows.words()), arg(&rows.scales, rows.rows));
+    launch!(gpu, dequantise, cubes_for(x.len), units(), codes, scales, x.arg(), rows.cols);
+    rows.rows
+}
+
 pub(super) fn launch_quantise(
     gpu: &Gpu,
     x: &Floats,

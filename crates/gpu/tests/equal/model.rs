@@ -72,7 +72,10 @@ impl Case for Linear {
         b.ternary_input_gradient(&dy_rows, &w, &mut dx);
         let mut dw = b.floats(outputs * inputs);
         b.ternary_weight_gradient(&dy, &rows, &mut dw);
+        let mut back = b.floats(1);
+        assert_eq!(b.dequantize_rows(&rows, &mut back), tokens);
         vec![
+            Found::Exact("rows in f32", get(b, &back)),
             Found::Exact("codes", codes.iter().map(|code| f32::from(*code)).collect()),
             Found::Exact("scale", vec![scale]),
             Found::Exact("y", alone),
@@ -361,7 +364,7 @@ impl Case for Head {
             1.0 / tokens as f32,
             &mut losses,
             &mut d_hidden,
-            &mut d_head,
+            Some(&mut d_head),
         );
         let mut logits = b.floats(tokens * vocab);
         b.head_logits(&hidden, &head, dim, &mut logits);

@@ -62,7 +62,8 @@ impl Case {
         time: usize,
         random: &mut Random,
     ) -> Case {
-        config.check().expect("a configuration that fits together");
+        // The reference computes adapters beside exact matrices as well.
+        ModelConfig { lora: 0, ..config.clone() }.check().expect("a configuration that fits together");
         let layout = Layout::new(&config, vocab);
         let params = layout.specs.iter().map(|spec| {
             let mut values = random.normals(spec.len());
@@ -70,7 +71,7 @@ impl Case {
                 *v = match spec.kind {
                     TensorKind::Embedding => *v,
                     TensorKind::Norm => 1.0 + 0.3 * *v,
-                    TensorKind::Matrix => *v / (spec.cols as f64).sqrt(),
+                    TensorKind::Matrix | TensorKind::Adapter => *v / (spec.cols as f64).sqrt(),
                 };
             }
             values
@@ -96,6 +97,7 @@ impl Case {
             sub_norm: random.flip(),
             tied: random.flip(),
             precision: Precision::F32,
+            lora: random.range(0, 2),
             rope_theta: [10.0, 100.0, 10_000.0][random.range(0, 2)],
             norm_eps: [1e-5, 1e-3, 1e-1][random.range(0, 2)],
         };

@@ -18,6 +18,7 @@ fn tiny() -> Case {
         sub_norm: false,
         tied: false,
         precision: Precision::F32,
+        lora: 0,
         rope_theta: 10_000.0,
         norm_eps: 0.0,
     };
@@ -178,6 +179,7 @@ fn grouped_heads_equal_repeated_heads() {
         heads: 6,
         kv_heads: 2,
         precision: Precision::F32,
+        lora: 0,
         ffn: 5,
         layers: 2,
         ..ModelConfig::default()

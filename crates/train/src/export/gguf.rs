@@ -78,7 +78,7 @@ fn file_type(block: Block) -> u32 {
 /// The format of a piece in a file of `block`.
 fn format(kind: TensorKind, block: Block) -> Block {
     match kind {
-        TensorKind::Norm => Block::F32,
+        TensorKind::Norm | TensorKind::Adapter => Block::F32,
         TensorKind::Matrix => block,
         TensorKind::Embedding if block.is_ternary() => Block::F16,
         TensorKind::Embedding => block,

@@ -44,6 +44,7 @@ pub(crate) struct Weights {
 
 impl Weights {
     pub(crate) fn of<B: Backend>(backend: &B, loaded: &Loaded) -> Result<Weights> {
+        loaded.without_adapters()?;
         let model = loaded.model(backend)?;
         let layout = model.layout().clone();
         let tensor = |id: usize| match (model.codes(backend, id), model.values(backend, id)) {

@@ -101,6 +101,7 @@ impl File {
             sub_norm: self.architecture == "bitnet",
             tied: !self.file.names().any(|name| name == "output.weight"),
             precision: Precision::F32,
+            lora: 0,
             rope_theta: theta,
             norm_eps: self.file.float(&self.key("attention.layer_norm_rms_epsilon"))? as f32,
         })

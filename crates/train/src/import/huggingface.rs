@@ -178,6 +178,7 @@ impl<'s> Folder<'s> {
             sub_norm: kind == "bitnet",
             tied: self.flag("tie_word_embeddings", false)?,
             precision: Precision::F32,
+            lora: 0,
             rope_theta: theta.map_or(Ok(10_000.0), |theta| self.float(theta, "rope_theta"))?,
             norm_eps: self.float(&config["rms_norm_eps"], "rms_norm_eps")?,
         })

@@ -57,19 +57,25 @@ impl<B: Memory> Gradients<B> {
         kind: GradientKind,
         (passes, watches): (usize, bool),
     ) -> Gradients<B> {
-        let kind = if layout.ternary { kind } else { GradientKind::F32 };
-        let is_matrix = |spec: &TensorSpec| spec.kind == TensorKind::Matrix;
-        let is_own = |spec: &TensorSpec| !is_matrix(spec) || kind == GradientKind::F32;
+        let kind = if layout.ternary && layout.adapters.is_empty() { kind } else { GradientKind::F32 };
+        // Beside adapters nothing else has gradients; gains have room for those that the model makes on the way.
+        let frozen = !layout.adapters.is_empty();
+        let is_matrix = |spec: &TensorSpec| spec.kind == TensorKind::Matrix && !frozen;
+        let trains = |spec: &TensorSpec| !frozen || spec.kind == TensorKind::Adapter;
+        let is_own = |spec: &TensorSpec| trains(spec) && (!is_matrix(spec) || kind == GradientKind::F32);
+        let has_room = |spec: &TensorSpec| is_own(spec) || frozen && spec.kind == TensorKind::Norm;
         let specs = &layout.specs;
         let packed = specs.iter().map(|spec| {
             let stored = is_matrix(spec) && kind == GradientKind::Trits;
             stored.then(|| backend.packed(counts(passes), spec.rows, spec.cols, true))
         });
         let several = passes > 1;
-        let shares = |spec: &&TensorSpec| if several { is_matrix(spec) } else { !is_own(spec) };
+        let shares = |spec: &&TensorSpec| is_matrix(spec) && (several || !is_own(spec));
         let largest = specs.iter().filter(shares).map(TensorSpec::len).max();
-        let apart = specs.iter().map(|spec| if several && !is_matrix(spec) { spec.len() } else { 0 });
-        let sizes = specs.iter().map(|spec| if is_own(spec) { spec.len() } else { 0 });
+        let apart = specs
+            .iter()
+            .map(|spec| if several && !is_matrix(spec) && has_room(spec) { spec.len() } else { 0 });
+        let sizes = specs.iter().map(|spec| if has_room(spec) { spec.len() } else { 0 });
         let seen = |len: usize| if watches { len } else { 0 };
         let most = specs.iter().filter(|spec| is_matrix(spec)).map(TensorSpec::len).max().unwrap_or(0);
         let most_shared = if kind == GradientKind::F32 { 0 } else { most };
@@ -159,7 +165,8 @@ impl<B: Backend> Gradients<B> {
     /// Takes what a pass leaves of gradients of tensors that are no matrices.
     pub(super) fn gather(&mut self, backend: &B, pass: usize) {
         if self.passes > 1 {
-            for id in 0..self.floats.len() {
+            for at in 0..self.own.len() {
+                let id = self.own[at];
                 if self.matrices[id].is_none() {
                     self.add(backend, pass, id, false);
                 }
