@@ -167,7 +167,7 @@ pub(crate) fn drive<'a, B: Backend + 'a>(
     }
     outcome.steps = run.progress().0;
     if let (Some(peak), Some(processor)) = (peak_memory::bytes(), device.processor) {
-        let expected = memory::ledger(run.config(), run.model().vocab(), processor).bytes;
+        let expected = memory::ledger(run.config(), run.model().vocab(), processor)?.bytes;
         show::note(&format!(
             "memory: {} MiB at most, {} expected (see `{} memory`)",
             memory::mib(peak),

@@ -3,14 +3,20 @@
 use std::process::ExitCode;
 
 use tritrain_backend::{Cpu, Tier};
-use tritrain_train::{Class, Config, Ledger};
+use tritrain_data::Tokenizer;
+use tritrain_files::Disk;
+use tritrain_train::{Class, Config, Ledger, options};
 
 use crate::{args, error::Result, prepare, show};
 
 pub(crate) fn run(args: &args::Memory) -> Result<ExitCode> {
     let config = prepare::configured(args.config.as_deref(), &args.set)?;
     let backend = Cpu::new(config.run.threads)?;
-    let ledger = ledger(&config, config.data.vocab as usize, (backend.tier(), backend.threads()));
+    let vocab = match &config.data.tokenizer[..] {
+        "" => config.data.vocab as usize,
+        path => Tokenizer::from_file(path.as_ref())?.vocab_size() as usize,
+    };
+    let ledger = ledger(&config, vocab, (backend.tier(), backend.threads()))?;
     for line in table(&ledger) {
         show::line(&line)?;
     }
@@ -21,8 +27,12 @@ pub(crate) fn run(args: &args::Memory) -> Result<ExitCode> {
 }
 
 /// The ledger of a run with some instructions on some threads.
-pub(crate) fn ledger(config: &Config, vocab: usize, (tier, threads): (Tier, usize)) -> Ledger {
-    Ledger::new(config, vocab, tier, threads)
+pub(crate) fn ledger(config: &Config, vocab: usize, processor: (Tier, usize)) -> Result<Ledger> {
+    let teacher = match config.run.teach > 0.0 {
+        true => Some(options(&Disk, config.run.from.as_ref())?),
+        false => None,
+    };
+    Ok(Ledger::new(config, vocab, processor, teacher.as_ref()))
 }
 
 /// Bytes in MiB.

@@ -106,7 +106,7 @@ pub(crate) fn bench(args: &BenchRuns) -> Result<()> {
         let config = runs.config(set, 1)?;
         let losses = finals(found);
         let vocab = runs.corpus.tokenizer().vocab_size() as usize;
-        let bits = memory::ledger(&config, vocab, (runs.backend.tier(), runs.backend.threads()))
+        let bits = memory::ledger(&config, vocab, (runs.backend.tier(), runs.backend.threads()))?
             .ternary_bits_per_parameter;
         rows.push(Row {
             name,

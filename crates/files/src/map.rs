@@ -48,6 +48,17 @@ impl Bytes {
         }
     }
 
+    /// BLAKE3 of all of it, whose pages leave the memory of this process as soon as they are hashed.
+    pub fn hash(&self) -> blake3::Hash {
+        const PART: usize = 8 << 20;
+        let mut hasher = blake3::Hasher::new();
+        for (n, part) in self.chunks(PART).enumerate() {
+            hasher.update(part);
+            self.release(n * PART, part.len());
+        }
+        hasher.finalize()
+    }
+
     /// Tells the system that a part will not be read soon: its pages leave the memory of this process. No effect
     /// on owned bytes or where unsupported: it is advice.
     pub fn release(&self, offset: usize, len: usize) {

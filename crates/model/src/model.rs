@@ -265,6 +265,30 @@ impl<B: Backend> Model<B> {
         });
     }
 
+    /// [`Model::logits`] of the positions in turn, as many at a time as `part` has room for: hidden states and logits.
+    ///
+    /// # Panics
+    /// As [`Model::evaluate`]; or the batch is no whole number of parts.
+    pub fn logits_in_parts(
+        &self,
+        backend: &B,
+        a: &mut Activations<B>,
+        inputs: &[u32],
+        (part, logits): (&mut B::Floats, &mut B::Floats),
+        rows: usize,
+        mut take: impl FnMut(&[f32]) + Send,
+    ) {
+        backend.run(|| {
+            self.forward(backend, a, inputs, inputs);
+            let (head, dim) = (self.floats(self.layout.head), self.config.dim);
+            for hidden in backend.host(&a.hidden).chunks(rows * dim) {
+                backend.upload(hidden, part);
+                backend.head_logits(part, head, dim, logits);
+                take(&backend.host(logits));
+            }
+        });
+    }
+
     /// Losses as [`Model::evaluate`], and the gradients of `weight` times their sum, to `sink`: first half, up to the
     /// blocks.
     ///

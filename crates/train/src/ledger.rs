@@ -5,12 +5,13 @@
 
 use serde::Serialize;
 use tritrain_backend::{Memory, REPORT, Sizes, Tally, Tier, by_row, digits_room, working_memory};
-use tritrain_model::{Activations, Adapting, Keep, Layout, TensorKind, TensorSpec};
+use tritrain_model::{Activations, Adapting, Keep, Layout, ModelConfig, TensorKind, TensorSpec};
 use tritrain_optim::{DigitsKind, DirectionKind, GradientKind, Optimizer};
 
 use crate::{
     Config,
     learner::{Gradients, parameters},
+    origin::count_teacher,
 };
 
 /// What the program takes besides: its code, threads, tokenizer and pages of tokens. Measured on Linux.
@@ -47,8 +48,14 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// The ledger of a configuration with a vocabulary of `vocab` tokens, on a tier and a number of threads.
-    pub fn new(config: &Config, vocab: usize, tier: Tier, threads: usize) -> Ledger {
+    /// The ledger of a configuration with a vocabulary of `vocab` tokens, on a tier and a number of threads; with the
+    /// model in `run.from` where it teaches.
+    pub fn new(
+        config: &Config,
+        vocab: usize,
+        (tier, threads): (Tier, usize),
+        teacher: Option<&ModelConfig>,
+    ) -> Ledger {
         let (model, optim) = (&config.model, &config.optim);
         let layout = Layout::new(model, vocab);
         let tally = Tally::default();
@@ -109,6 +116,9 @@ impl Ledger {
         let tokens = config.run.batch / passes * model.context;
         Adapting::grown(&tally, &layout, tokens);
         let activations = tally.take();
+        let teaches = teacher.filter(|_| config.run.teach > 0.0);
+        teaches.inspect(|teacher| count_teacher(&tally, teacher, vocab, model.context));
+        let taught = tally.take();
         let sizes = Sizes {
             shape: model.attention(config.run.batch / passes, model.context),
             dim: model.dim,
@@ -152,6 +162,7 @@ impl Ledger {
             class("other tensors: gradients", f32s(with_gradients) * other_gradients, with_gradients),
             class("other tensors: optimizer state", other_state, with_gradients),
             class("activations", activations, 0),
+            class("model that teaches", taught, 0),
             class("room that matrices share: codes", codes - kept_codes, 0),
             class("room that matrices share: gradient", shared, 0),
             class("working memory of kernels", working, 0),

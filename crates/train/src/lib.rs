@@ -40,7 +40,7 @@ pub use generate::{Continuation, Next, Until, generate, generate_all};
 pub use import::{Imported, import};
 pub use learner::{Learner, Measured, Setup};
 pub use ledger::{Class, Ledger};
-pub use load::{Loaded, load};
+pub use load::{Loaded, load, options};
 pub use merge::{Merged, Way, merge};
 pub use meta::{Check, FOUND, Meta, MetaOptions, WRONG};
 pub use mixture::{Mixed, MixedContinuation, MixedLosses, Mixing, Mixture, WAYS, Weights};

@@ -246,6 +246,21 @@ pub fn load(storage: &dyn Storage, path: &Path) -> Result<Loaded> {
     Ok(Loaded { config, vocab, model, base, tokenizer, path: file, notes: Vec::new() })
 }
 
+/// The options of a model of ours, without its tokenizer and its weights.
+///
+/// # Errors
+/// [`Error::NoModel`]; a damaged file.
+pub fn options(storage: &dyn Storage, path: &Path) -> Result<ModelConfig> {
+    let Some(file) = find(storage, path)? else {
+        return Err(Error::NoModel {
+            path: path.to_path_buf(),
+            found: "no model file of this program".into(),
+        });
+    };
+    let tensors = TensorFile::parse(&file, storage.map(&file)?)?;
+    Ok(ModelFile::options(&tensors, &file)?.0)
+}
+
 /// The model that adapters were trained beside.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Base {
@@ -259,7 +274,7 @@ impl Base {
     /// That of a model that adapters are to be trained beside.
     pub(crate) fn of(storage: &dyn Storage, loaded: &Loaded) -> Result<Base> {
         let path = std::path::absolute(&loaded.path).unwrap_or_else(|_| loaded.path.clone());
-        let hash = blake3::hash(&storage.map(&path)?).to_hex().to_string();
+        let hash = storage.map(&path)?.hash().to_hex().to_string();
         Ok(Base { path, hash })
     }
 

@@ -7,7 +7,7 @@
 
 use std::path::Path;
 
-use tritrain_backend::{Backend, NO_TARGET, Stream, Values};
+use tritrain_backend::{Backend, Memory, NO_TARGET, Stream, Tally, Values};
 use tritrain_data::{
     Corpus,
     chat::{TEMPLATE, TOKENIZER_CONFIG},
@@ -18,7 +18,7 @@ use tritrain_files::{
     tokens::Split,
     write_atomic,
 };
-use tritrain_model::{Activations, Keep, Layout, Model, ModelConfig, Precision};
+use tritrain_model::{Activations, Keep, Layout, Model, ModelConfig, Precision, TensorKind};
 
 use crate::{Config, Error, Loaded, Result, load};
 
@@ -140,11 +140,31 @@ const FOLDER: &str = "teacher";
 pub(crate) struct Teacher<B: Backend> {
     model: Model<B>,
     activations: Activations<B>,
-    logits: B::Floats,
+    /// Hidden states and logits of some positions.
+    part: (B::Floats, B::Floats),
+    rows: usize,
     share: f32,
     seed: u64,
     /// Hash of the file.
     name: blake3::Hash,
+}
+
+/// Positions whose logits a teacher makes at once: at most 64, a divisor of the context.
+fn part(context: usize) -> usize {
+    (1..=context.min(64)).rev().find(|rows| context.is_multiple_of(*rows)).unwrap_or(1)
+}
+
+/// What a teacher takes, counted.
+pub(crate) fn count_teacher(tally: &Tally, config: &ModelConfig, vocab: usize, context: usize) {
+    let layout = Layout::new(config, vocab);
+    for spec in &layout.specs {
+        match layout.ternary && spec.kind == TensorKind::Matrix {
+            true => tally.ternary(spec.rows, spec.cols, false),
+            false => tally.floats(spec.len()),
+        }
+    }
+    Activations::<Tally>::new(tally, &ModelConfig { context, ..config.clone() }, 1, context, Keep::Nothing);
+    tally.floats(part(context) * (config.dim + vocab));
 }
 
 /// The most probable tokens of each position of a window, `[time][KEPT]` each.
@@ -162,13 +182,15 @@ impl<B: Backend> Teacher<B> {
         (context, share, seed): (usize, f32, u64),
     ) -> Result<Teacher<B>> {
         let config = ModelConfig { context, ..from.config.clone() };
+        let rows = part(context);
         Ok(Teacher {
             model: from.model(backend)?,
             activations: Activations::new(backend, &config, 1, context, Keep::Nothing),
-            logits: backend.floats(context * from.vocab),
+            part: (backend.floats(rows * config.dim), backend.floats(rows * from.vocab)),
+            rows,
             share,
             seed,
-            name: blake3::hash(&storage.map(&from.path)?),
+            name: storage.map(&from.path)?.hash(),
         })
     }
 
@@ -224,14 +246,16 @@ impl<B: Backend> Teacher<B> {
             }
             return Ok(Prediction { tokens, probabilities });
         }
-        self.model.logits(backend, &mut self.activations, inputs, &mut self.logits);
-        let logits = backend.host(&self.logits);
         let mut made = Prediction { tokens: Vec::new(), probabilities: Vec::new() };
-        for logits in logits.chunks_exact(self.model.vocab()) {
-            let (tokens, probabilities) = most_probable(logits);
-            made.tokens.extend_from_slice(&tokens);
-            made.probabilities.extend_from_slice(&probabilities);
-        }
+        let Teacher { model, activations, part: (hidden, logits), rows, .. } = self;
+        let vocab = model.vocab();
+        model.logits_in_parts(backend, activations, inputs, (hidden, logits), *rows, |logits| {
+            for logits in logits.chunks_exact(vocab) {
+                let (tokens, probabilities) = most_probable(logits);
+                made.tokens.extend_from_slice(&tokens);
+                made.probabilities.extend_from_slice(&probabilities);
+            }
+        });
         storage.create_dir_all(&dir)?;
         let views = [
             TensorView::u32("tokens", &shape, &made.tokens),

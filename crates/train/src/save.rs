@@ -234,10 +234,10 @@ pub(crate) struct ModelFile {
 }
 
 impl ModelFile {
-    /// Reads every tensor once.
-    pub(crate) fn new(file: TensorFile, path: PathBuf) -> Result<ModelFile> {
+    /// The options and the vocabulary of a model file, which its metadata say.
+    pub(crate) fn options(file: &TensorFile, path: &std::path::Path) -> Result<(ModelConfig, usize)> {
         let content = |expected: &str, found: String| Error::Content {
-            path: path.clone(),
+            path: path.to_path_buf(),
             expected: expected.to_owned(),
             found,
         };
@@ -259,6 +259,12 @@ impl ModelFile {
             let expected = format!("tensors of {} layers", config.layers);
             return Err(content(&expected, format!("{tensors} tensors")));
         }
+        Ok((config, vocab))
+    }
+
+    /// Reads every tensor once.
+    pub(crate) fn new(file: TensorFile, path: PathBuf) -> Result<ModelFile> {
+        let (config, vocab) = ModelFile::options(&file, &path)?;
         let layout = Layout::new(&config, vocab);
         let model = ModelFile { file, path, config, vocab, layout };
         for id in (0..model.layout.specs.len()).filter(|id| model.layout.trains(*id)) {

@@ -129,7 +129,7 @@ fn the_ledger_counts_what_is_allocated(backends: &mut Vec<Cpu>) {
                 let mut config = Config { model: model.clone(), optim: optim.clone(), ..Config::default() };
                 (config.run.batch, config.run.recompute) = (BATCH, recompute);
                 config.run.micro_batch = BATCH / passes;
-                let ledger = Ledger::new(&config, VOCAB, Tier::detect().unwrap(), threads);
+                let ledger = Ledger::new(&config, VOCAB, (Tier::detect().unwrap(), threads), None);
                 let found = live(&backend, &optim, &model, (recompute, passes));
                 let counted = ledger.of_the_run();
                 let off = counted as f64 / found as f64 - 1.0;
