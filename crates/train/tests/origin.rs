@@ -5,11 +5,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use tritrain_backend::Cpu;
+use tritrain_backend::{Cpu, Tier};
 use tritrain_data::{Corpus, Document, PlanKind, Preparation, Source};
 use tritrain_files::{Disk, Storage, tensors::TensorFile, tokens::Split};
-use tritrain_model::{Activations, Keep, Precision};
-use tritrain_train::{Config, Error, Event, Run, RunConfig, Single, Workplace, evaluate_text, load, merge};
+use tritrain_model::{Activations, Keep, Layout, Precision};
+use tritrain_train::{
+    Config, Error, Event, Ledger, Run, RunConfig, Single, Workplace, evaluate_text, load, merge, options,
+};
 
 const STEPS: u64 = 60;
 
@@ -172,6 +174,11 @@ fn a_teacher_gives_targets_and_its_predictions_are_kept() {
     let kept = |name: &str| fs::read_dir(place.dir(name).join("teacher")).map_or(0, |files| files.count());
     assert!(kept("taught") > 0 && kept("untaught") == 0);
     assert!(loss < place.loss + 0.5, "{loss} after {} of the teacher", place.loss);
+    let sizes = options(&Disk, &place.first).unwrap();
+    let bytes = |share, teacher| Ledger::new(&taught(share), 280, (Tier::SCALAR, 1), teacher).bytes;
+    let weights = 4 * Layout::new(&sizes, 280).parameters();
+    assert!(bytes(0.75, Some(&sizes)) - bytes(0.75, None) > weights);
+    assert_eq!(bytes(0.0, Some(&sizes)), bytes(0.0, None));
 
     // Stopped and gone on with, from kept predictions and without them, it is the same run.
     place.run("again", taught(0.75), Some(25));
