@@ -172,6 +172,21 @@ impl Backend for Cpu {
         rows::quantize(&self.cx, x, &mut to.codes, &mut to.scales);
     }
 
+    fn quantize_halves(&self, from: &[u8], to: &mut Int8Rows) {
+        /// Numbers that are f32 at a time.
+        const PART: usize = 1 << 20;
+        let cols = to.codes.len() / to.scales.len().max(1);
+        assert_eq!(from.len(), 2 * cols * to.scales.len(), "rows of fp16 numbers");
+        let rows = (PART / cols.max(1)).max(1);
+        let mut x = Vec::new();
+        let parts = from.chunks(2 * rows * cols).zip(to.codes.chunks_mut(rows * cols));
+        for ((from, codes), scales) in parts.zip(to.scales.chunks_mut(rows)) {
+            x.resize(codes.len(), 0.0);
+            widen(from, &mut x);
+            rows::quantize(&self.cx, &x, codes, scales);
+        }
+    }
+
     fn dequantize_rows(&self, rows: &Int8Rows, x: &mut Floats) -> usize {
         let _span = self.span("dequantize_rows");
         x.resize(rows.codes.len());

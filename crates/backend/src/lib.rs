@@ -25,7 +25,7 @@ pub use tritrain_kernels::{
 };
 use tritrain_trit::ternary::latent;
 pub use tritrain_trit::{NO_TARGET, format::Format, rng::Stream};
-pub use weight::{Sides, Stored, Values, Weight, by_row, digits_room};
+pub use weight::{Lent, Sides, Stored, Values, Weight, by_row, digits_room};
 
 /// Memory of a device. A [`Backend`] has it; a [`Tally`] only counts how much it would be.
 pub trait Memory: Send + Sync {
@@ -191,6 +191,12 @@ pub trait Backend: Memory {
     );
     /// Int8 rows: `scale = max|x| / 127`, round half to even.
     fn quantize_rows(&self, x: &Self::Floats, rows: &mut Self::Rows);
+    /// [`Backend::quantize_rows`] of fp16 numbers of the host, little endian.
+    fn quantize_halves(&self, from: &[u8], rows: &mut Self::Rows) {
+        let mut x = self.floats(from.len() / 2);
+        self.upload_halves(from, &mut x);
+        self.quantize_rows(&x, rows);
+    }
     /// What int8 rows stand for, `scale · code`: `x` is made as long as they are. Returns how many there are.
     fn dequantize_rows(&self, rows: &Self::Rows, x: &mut Self::Floats) -> usize;
 

@@ -1,6 +1,6 @@
 //! A parameter on a device, in f32 or in few bits, and how it moves.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, fmt, ops::Deref, sync::Arc};
 
 use half::f16;
 use tritrain_kernels::packed::{self, Packed};
@@ -74,13 +74,53 @@ impl Stored<'_> {
     }
 }
 
+/// Bytes that somebody else keeps, such as a part of a file; cheap to clone.
+#[derive(Clone)]
+pub struct Lent(Arc<dyn AsRef<[u8]> + Send + Sync>);
+
+impl Lent {
+    /// These bytes.
+    pub fn new(bytes: impl AsRef<[u8]> + Send + Sync + 'static) -> Lent {
+        Lent(Arc::new(bytes))
+    }
+
+    /// Some rows of a table of fp16 numbers with `cols` columns, as f32.
+    ///
+    /// # Panics
+    /// A row lies outside.
+    pub fn rows(&self, rows: &[u32], cols: usize) -> Vec<f32> {
+        let row = |row: &u32| halves(&self[2 * cols * *row as usize..][..2 * cols]);
+        rows.iter().flat_map(row).collect()
+    }
+}
+
+impl Deref for Lent {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        (*self.0).as_ref()
+    }
+}
+
+impl PartialEq for Lent {
+    fn eq(&self, other: &Lent) -> bool {
+        self[..] == other[..]
+    }
+}
+
+impl fmt::Debug for Lent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Lent({} bytes)", self.len())
+    }
+}
+
 /// A parameter tensor on the host.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Values<'a> {
     /// f32, row-major.
     Floats(Cow<'a, [f32]>),
     /// fp16, row-major, little endian.
-    Halves(Cow<'a, [u8]>),
+    Halves(Lent),
     /// Latent weights in few bits.
     Packed(Stored<'a>),
     /// Ternary codes, row-major, and their scale, an fp16 number: all that computes of a matrix.

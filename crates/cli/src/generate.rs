@@ -40,7 +40,7 @@ impl devices::Work for Asked<'_> {
     type Output = ExitCode;
 
     fn on<B: Backend>(self, backend: &B, _: &devices::On) -> Result<ExitCode> {
-        let model = self.of.model(backend)?;
+        let model = self.of.generating(backend)?;
         let code = if self.args.chat && self.args.prompt.is_empty() {
             converse(&self, (backend, &model))?
         } else if self.args.prompt.len() > 1 {

@@ -351,6 +351,11 @@ impl GgufFile {
         })
     }
 
+    /// The bytes of a tensor, to be kept apart from the file.
+    pub fn bytes(&self, name: &str) -> Option<Bytes> {
+        self.bytes.part(self.tensors.get(name)?.data.clone())
+    }
+
     /// Says that a tensor will not be read soon, see [`Bytes::release`].
     pub fn release(&self, name: &str) {
         if let Some(entry) = self.tensors.get(name) {

@@ -6,14 +6,17 @@
 
 use std::fs::File;
 use std::io;
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::sync::Arc;
 
 use memmap2::Mmap;
 
-/// The bytes of a file, mapped or owned; cheap to clone.
+/// The bytes of a file or of a part of it, mapped or owned; cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Bytes(Inner);
+pub struct Bytes {
+    inner: Inner,
+    part: Range<usize>,
+}
 
 #[derive(Clone, Debug)]
 enum Inner {
@@ -34,14 +37,22 @@ impl Bytes {
         // that cuts a finished file short can raise SIGBUS, as with any map, but cannot make us read
         // elsewhere: the length was fixed at this call.
         let map = unsafe { Mmap::map(file)? };
-        Ok(Bytes(Inner::Mapped(Arc::new(map))))
+        let part = 0..map.len();
+        Ok(Bytes { inner: Inner::Mapped(Arc::new(map)), part })
+    }
+
+    /// A part of them; none where they do not reach so far.
+    pub fn part(&self, part: Range<usize>) -> Option<Bytes> {
+        self.get(part.clone())?;
+        let part = self.part.start + part.start..self.part.start + part.end;
+        Some(Bytes { inner: self.inner.clone(), part })
     }
 
     /// Tells the system that reads will jump around, so that it does not read ahead. No effect on
     /// owned bytes or where unsupported: it is advice.
     pub fn advise_random(&self) {
         #[cfg(unix)]
-        if let Inner::Mapped(map) = &self.0
+        if let Inner::Mapped(map) = &self.inner
             && let Err(error) = map.advise(memmap2::Advice::Random)
         {
             tracing::debug!(%error, "madvise refused");
@@ -63,9 +74,10 @@ impl Bytes {
     /// on owned bytes or where unsupported: it is advice.
     pub fn release(&self, offset: usize, len: usize) {
         #[cfg(unix)]
-        if let Inner::Mapped(map) = &self.0
-            && offset.checked_add(len).is_some_and(|end| end <= map.len())
+        if let Inner::Mapped(map) = &self.inner
+            && offset.checked_add(len).is_some_and(|end| end <= self.part.len())
         {
+            let offset = self.part.start + offset;
             // Whole pages: the system refuses a start inside of one.
             const PAGE: usize = 1 << 16;
             let start = offset.next_multiple_of(PAGE).min(offset + len);
@@ -108,10 +120,11 @@ impl Deref for Bytes {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        match &self.0 {
-            Inner::Mapped(map) => map,
+        let all = match &self.inner {
+            Inner::Mapped(map) => &map[..],
             Inner::Owned(bytes) => bytes,
-        }
+        };
+        &all[self.part.clone()]
     }
 }
 
@@ -123,6 +136,7 @@ impl AsRef<[u8]> for Bytes {
 
 impl From<Vec<u8>> for Bytes {
     fn from(bytes: Vec<u8>) -> Self {
-        Bytes(Inner::Owned(bytes.into()))
+        let part = 0..bytes.len();
+        Bytes { inner: Inner::Owned(bytes.into()), part }
     }
 }

@@ -1,6 +1,6 @@
 //! Device memory of a forward and backward pass, made once per run.
 
-use tritrain_backend::{Memory, Shape};
+use tritrain_backend::{Backend, Memory, Shape};
 
 use crate::{
     ModelConfig, Precision,
@@ -33,21 +33,45 @@ pub(crate) struct BlockBuffers<B: Memory> {
     pub(crate) mid: B::Floats,
     pub(crate) ffn_in: Input<B>,
     pub(crate) ffn_rstd: B::Floats,
+    /// Without a backward pass it has the same room as `qkv`, in turn: then that one is empty between blocks.
     pub(crate) gate_up: B::Floats,
     pub(crate) down_in: Input<B>,
     pub(crate) down_rstd: B::Floats,
+    /// Lengths of `qkv` and `gate_up` where they take turns.
+    turns: Option<[usize; 2]>,
+}
+
+impl<B: Backend> BlockBuffers<B> {
+    /// Gives `qkv` its room, at the beginning of a block.
+    pub(crate) fn room_for_qkv(&mut self, backend: &B) {
+        if let Some([len, _]) = self.turns {
+            std::mem::swap(&mut self.qkv, &mut self.gate_up);
+            backend.resize(&mut self.qkv, len);
+        }
+    }
+
+    /// Gives `gate_up` its room, when nothing reads `qkv` any more.
+    pub(crate) fn room_for_gate_up(&mut self, backend: &B) {
+        if let Some([_, len]) = self.turns {
+            std::mem::swap(&mut self.qkv, &mut self.gate_up);
+            backend.resize(&mut self.gate_up, len);
+        }
+    }
 }
 
 impl<B: Memory> BlockBuffers<B> {
-    pub(crate) fn new(backend: &B, config: &ModelConfig, tokens: usize) -> BlockBuffers<B> {
+    pub(crate) fn new(backend: &B, config: &ModelConfig, tokens: usize, keep: Keep) -> BlockBuffers<B> {
         let ternary = config.precision == Precision::Ternary;
         let inner = config.heads * config.head_dim();
         let floats = |width: usize| backend.floats(tokens * width);
         let input = |width: usize| Input::new(backend, ternary, tokens, width);
+        let lens = [config.qkv_rows(), 2 * config.ffn].map(|width| tokens * width);
+        let turns = (keep == Keep::Nothing).then_some(lens);
+        let [qkv, gate_up] = if turns.is_some() { [0, lens[0].max(lens[1])] } else { lens };
         BlockBuffers {
             attn_in: input(config.dim),
             attn_rstd: floats(1),
-            qkv: floats(config.qkv_rows()),
+            qkv: backend.floats(qkv),
             attended: floats(inner),
             lse: floats(config.heads),
             o_in: input(inner),
@@ -55,9 +79,10 @@ impl<B: Memory> BlockBuffers<B> {
             mid: floats(config.dim),
             ffn_in: input(config.dim),
             ffn_rstd: floats(1),
-            gate_up: floats(2 * config.ffn),
+            gate_up: backend.floats(gate_up),
             down_in: input(config.ffn),
             down_rstd: floats(1),
+            turns,
         }
     }
 }
@@ -117,7 +142,7 @@ impl<B: Memory> Activations<B> {
             inputs: backend.tokens(tokens),
             targets: backend.tokens(tokens),
             stream: (0..stream).map(|_| floats(config.dim)).collect(),
-            blocks: (0..blocks).map(|_| BlockBuffers::new(backend, config, tokens)).collect(),
+            blocks: (0..blocks).map(|_| BlockBuffers::new(backend, config, tokens, keep)).collect(),
             gated: Gated::new(backend, ternary, tokens, config.ffn),
             rstd: floats(1),
             hidden: floats(config.dim),

@@ -22,11 +22,22 @@ impl<B: Backend> Model<B> {
         out: &mut B::Floats,
     ) {
         self.block_activations(backend, layer, x, buffers, gated, attend);
-        self.linear(backend, self.layout.blocks[layer].down, &buffers.down_in, Some(&buffers.mid), out);
+        self.block_output(backend, layer, buffers, out);
+    }
+
+    /// The last product of a block, after [`Model::block_activations`]: its input is read by nothing any more.
+    pub(crate) fn block_output(
+        &self,
+        backend: &B,
+        layer: usize,
+        from: &BlockBuffers<B>,
+        out: &mut B::Floats,
+    ) {
+        self.linear(backend, self.layout.blocks[layer].down, &from.down_in, Some(&from.mid), out);
     }
 
     /// [`Model::block_forward`] up to the input of the last matrix: all that backward reads.
-    fn block_activations(
+    pub(crate) fn block_activations(
         &self,
         backend: &B,
         layer: usize,
@@ -38,12 +49,14 @@ impl<B: Backend> Model<B> {
         let ids = &self.layout.blocks[layer];
         let f = buffers;
         self.normalise(backend, x, Some(ids.attn_norm), &mut f.attn_in, &mut f.attn_rstd);
+        f.room_for_qkv(backend);
         self.linear(backend, ids.qkv, &f.attn_in, None, &mut f.qkv);
         attend(&f.qkv, &mut f.attended, &mut f.lse);
         self.normalise(backend, &f.attended, ids.attn_sub_norm, &mut f.o_in, &mut f.o_rstd);
         self.linear(backend, ids.o, &f.o_in, Some(x), &mut f.mid);
 
         self.normalise(backend, &f.mid, Some(ids.ffn_norm), &mut f.ffn_in, &mut f.ffn_rstd);
+        f.room_for_gate_up(backend);
         self.linear(backend, ids.gate_up, &f.ffn_in, None, &mut f.gate_up);
         self.gate(backend, &f.gate_up, ids.ffn_sub_norm, gated, &mut f.down_in, &mut f.down_rstd);
     }

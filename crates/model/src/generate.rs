@@ -2,7 +2,7 @@
 
 use tritrain_backend::{Backend, Shape};
 
-use crate::{Model, Precision, activations::BlockBuffers, linear::Gated};
+use crate::{Keep, Model, Precision, activations::BlockBuffers, linear::Gated};
 
 /// Why a prompt cannot be continued.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -26,13 +26,10 @@ pub enum PromptError {
 struct Pass<B: Backend> {
     shape: Shape,
     tokens: B::Tokens,
-    /// The residual stream before and behind a block.
+    /// The residual stream.
     x: B::Floats,
-    out: B::Floats,
     block: BlockBuffers<B>,
     gated: Gated<B>,
-    hidden: B::Floats,
-    rstd: B::Floats,
 }
 
 /// Sequences being continued together: each token of all of them costs one pass over the weights.
@@ -42,9 +39,12 @@ struct Pass<B: Backend> {
 pub struct Generator<B: Backend> {
     /// Keys and values, `[layers][sequences]`.
     caches: Vec<Vec<B::Cache>>,
-    /// The head as int8 rows, in a ternary model: a quarter of the bytes to read for every token.
+    /// The head as int8 rows, in a ternary model that has none: a quarter of the bytes to read for every token.
     head: Option<B::Rows>,
     step: Pass<B>,
+    /// Hidden states of the newest tokens, and their reciprocal root mean squares.
+    hidden: B::Floats,
+    rstd: B::Floats,
     sequences: Vec<Vec<u32>>,
     device_logits: B::Floats,
     logits: Vec<f32>,
@@ -74,7 +74,8 @@ impl<B: Backend> Generator<B> {
                 }
             }
         }
-        let head = (model.config.precision == Precision::Ternary).then(|| {
+        let ternary = model.config.precision == Precision::Ternary;
+        let head = (ternary && model.head_rows.is_none()).then(|| {
             let mut rows = backend.rows(model.vocab, model.config.dim);
             backend.quantize_rows(model.floats(model.layout.head), &mut rows);
             rows
@@ -85,6 +86,8 @@ impl<B: Backend> Generator<B> {
             caches: caches.collect(),
             head,
             step: Pass::new(model, backend, (count, 1)),
+            hidden: backend.floats(count * model.config.dim),
+            rstd: backend.floats(count),
             sequences: vec![Vec::new(); count],
             device_logits: backend.floats(count * model.vocab),
             logits: vec![0.0; count * model.vocab],
@@ -141,6 +144,8 @@ impl<B: Backend> Generator<B> {
         let rows = self.logits.chunks_exact(model.vocab).zip(&kept).filter(|(_, kept)| **kept);
         self.logits = rows.flat_map(|(row, _)| row).copied().collect();
         self.step = Pass::new(model, backend, (count, 1));
+        self.hidden = backend.floats(count * model.config.dim);
+        self.rstd = backend.floats(count);
         self.device_logits = backend.floats(count * model.vocab);
     }
 
@@ -158,8 +163,9 @@ impl<B: Backend> Generator<B> {
             }
         }
         self.step.run(model, backend, &mut self.caches, 0, tokens);
-        let (hidden, dim, logits) = (&self.step.hidden, model.config.dim, &mut self.device_logits);
-        match &self.head {
+        model.last_norm(backend, &self.step.x, &mut self.hidden, &mut self.rstd);
+        let (hidden, dim, logits) = (&self.hidden, model.config.dim, &mut self.device_logits);
+        match model.head_rows.as_ref().or(self.head.as_ref()) {
             Some(head) => backend.head_logits_int8(hidden, head, logits),
             None => backend.head_logits(hidden, model.floats(model.layout.head), dim, logits),
         }
@@ -186,11 +192,8 @@ impl<B: Backend> Pass<B> {
             shape: config.attention(batch, time),
             tokens: backend.tokens(rows),
             x: backend.floats(rows * config.dim),
-            out: backend.floats(rows * config.dim),
-            block: BlockBuffers::new(backend, config, rows),
+            block: BlockBuffers::new(backend, config, rows, Keep::Nothing),
             gated: Gated::new(backend, config.precision == Precision::Ternary, rows, config.ffn),
-            hidden: backend.floats(rows * config.dim),
-            rstd: backend.floats(rows),
         }
     }
 
@@ -203,10 +206,8 @@ impl<B: Backend> Pass<B> {
         first: usize,
         tokens: &[u32],
     ) {
-        let (config, layout) = (&model.config, &model.layout);
         let shape = self.shape;
-        backend.upload_tokens(tokens, &mut self.tokens);
-        backend.embed(&self.tokens, model.floats(layout.embedding), config.dim, &mut self.x);
+        model.embed(backend, tokens, &mut self.tokens, &mut self.x);
         for (layer, caches) in caches.iter_mut().enumerate() {
             let caches = &mut caches[first..first + shape.batch];
             let attend = |qkv: &B::Floats, attended: &mut B::Floats, lse: &mut B::Floats| {
@@ -218,10 +219,8 @@ impl<B: Backend> Pass<B> {
                 }
             };
             let (block, gated) = (&mut self.block, &mut self.gated);
-            model.block_forward(backend, layer, &self.x, block, gated, attend, &mut self.out);
-            std::mem::swap(&mut self.x, &mut self.out);
+            model.block_activations(backend, layer, &self.x, block, gated, attend);
+            model.block_output(backend, layer, block, &mut self.x);
         }
-        let gain = model.floats(layout.norm);
-        backend.rmsnorm(&self.x, gain, config.norm_eps, &mut self.hidden, &mut self.rstd);
     }
 }

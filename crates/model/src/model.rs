@@ -2,7 +2,9 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use tritrain_backend::{Backend, Format, NO_TARGET, Products, Sides, Store, Values, Weight, rope_table};
+use tritrain_backend::{
+    Backend, Format, Lent, NO_TARGET, Products, Sides, Store, Values, Weight, rope_table,
+};
 
 use crate::{
     Activations, Layout, ModelConfig, Sink, TensorKind, activations::WITHOUT_GRADIENTS, adapter::Adapting,
@@ -18,6 +20,9 @@ pub fn counted(targets: &[u32]) -> usize {
 pub enum Use {
     /// Evaluation and generation: of a ternary matrix only its codes are kept.
     Inference,
+    /// Generation alone: the same, and of the tables of a ternary model nothing in f32 where they are fp16. Rows of the
+    /// embedding are looked up where they lie, and the head is int8.
+    Generation,
     /// Training, with f32 latent weights and codes beside them.
     Training,
     /// Training with latent weights in few bits, of this range ([`Backend::upload_packed`]). Codes exist for
@@ -49,6 +54,10 @@ pub struct Model<B: Backend> {
     codes: Vec<Codes<B>>,
     /// Room for codes, by shape.
     shared: Vec<([usize; 2], Mutex<B::Ternary>)>,
+    /// The embedding where it lies, in a model for generation.
+    table: Option<Lent>,
+    /// The head for one token at a time, in a model for generation.
+    pub(crate) head_rows: Option<B::Rows>,
     /// What products with adapters take, one matrix at a time.
     pub(crate) adapting: Mutex<Adapting<B>>,
     pub(crate) rope: B::Floats,
@@ -78,6 +87,8 @@ impl<B: Backend> Model<B> {
             codes: Vec::new(),
             shared: Vec::new(),
             adapting: Mutex::new(Adapting::new(backend)),
+            table: None,
+            head_rows: None,
             rope,
         };
         for id in 0..model.layout.specs.len() {
@@ -91,6 +102,19 @@ impl<B: Backend> Model<B> {
             let spec = &self.layout.specs[id];
             (spec.rows, spec.cols, spec.kind)
         };
+        if let (Use::Generation, true, Values::Halves(table)) = (purpose, self.layout.ternary, &values) {
+            if id == self.layout.head {
+                let mut head = backend.rows(rows, cols);
+                backend.quantize_halves(table, &mut head);
+                self.head_rows = Some(head);
+            }
+            if id == self.layout.embedding {
+                self.table = Some(table.clone());
+            }
+            self.weights.push(Weight::Floats(backend.floats(0)));
+            self.codes.push(Codes::None);
+            return;
+        }
         if !self.layout.ternary || kind != TensorKind::Matrix {
             let floats = values.floats(backend, rows, cols);
             self.weights.push(Weight::Floats(floats));
@@ -98,7 +122,7 @@ impl<B: Backend> Model<B> {
             return;
         }
         let (weight, codes) = match purpose {
-            Use::Inference => {
+            Use::Inference | Use::Generation => {
                 let mut codes = backend.ternary(rows, cols, false);
                 match &values {
                     Values::Packed(stored) => {
@@ -191,6 +215,17 @@ impl<B: Backend> Model<B> {
         self.weights[id].floats()
     }
 
+    /// `x[t] = embedding[tokens[t]]`; `room` is for the tokens on the device.
+    pub(crate) fn embed(&self, backend: &B, tokens: &[u32], room: &mut B::Tokens, x: &mut B::Floats) {
+        match &self.table {
+            Some(table) => backend.upload(&table.rows(tokens, self.config.dim), x),
+            None => {
+                backend.upload_tokens(tokens, room);
+                backend.embed(room, self.floats(self.layout.embedding), self.config.dim, x);
+            }
+        }
+    }
+
     /// The options the model was made with.
     pub fn config(&self) -> &ModelConfig {
         &self.config
@@ -245,7 +280,8 @@ impl<B: Backend> Model<B> {
     /// [`NO_TARGET`].
     ///
     /// # Panics
-    /// The tokens are not as many as the activations were made for, or outside the vocabulary.
+    /// The tokens are not as many as the activations were made for, or outside the vocabulary; or the model is for
+    /// generation alone.
     pub fn evaluate(&self, backend: &B, a: &mut Activations<B>, inputs: &[u32], targets: &[u32]) {
         backend.run(|| {
             self.forward(backend, a, inputs, targets);
@@ -388,8 +424,11 @@ impl<B: Backend> Model<B> {
             let attend = self.attend(backend, a.shape);
             self.block_forward(backend, layer, x, &mut a.blocks[layer % sets], &mut a.gated, attend, out);
         }
-        let (gain, eps) = (self.floats(self.layout.norm), self.config.norm_eps);
-        let x = &a.stream[self.config.layers % places];
-        backend.rmsnorm(x, gain, eps, &mut a.hidden, &mut a.rstd);
+        self.last_norm(backend, &a.stream[self.config.layers % places], &mut a.hidden, &mut a.rstd);
+    }
+
+    /// The norm behind the last block.
+    pub(crate) fn last_norm(&self, backend: &B, x: &B::Floats, hidden: &mut B::Floats, rstd: &mut B::Floats) {
+        backend.rmsnorm(x, self.floats(self.layout.norm), self.config.norm_eps, hidden, rstd);
     }
 }

@@ -27,7 +27,9 @@ fn expected(config: &ModelConfig, keep: Keep) -> usize {
     let (qkv, gate_up) = (config.qkv_rows(), 2 * ffn);
     let inputs = input(dim) + input(inner) + input(dim) + input(ffn);
     // Four reciprocal root mean squares, the log-sum-exps, and the stream between the halves.
-    let block = inputs + 4 * (qkv + inner + config.heads + 4 + dim + gate_up);
+    // Without a backward pass the widest two take turns.
+    let wide = if keep == Keep::Nothing { qkv.max(gate_up) } else { qkv + gate_up };
+    let block = inputs + 4 * (wide + inner + config.heads + 4 + dim);
     let (blocks, stream) = match keep {
         Keep::Everything => (config.layers, config.layers + 1),
         Keep::Inputs => (1, config.layers + 1),

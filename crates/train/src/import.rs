@@ -16,13 +16,13 @@ use std::{
 
 use half::f16;
 use serde_json::Value;
-use tritrain_backend::Values;
+use tritrain_backend::{Lent, Values};
 use tritrain_data::{
     Tokenizer,
     chat::{TEMPLATE, TOKENIZER_CONFIG},
 };
 use tritrain_files::{
-    Storage,
+    Bytes, Storage,
     tensors::{self, TensorView},
     write_atomic,
 };
@@ -112,7 +112,7 @@ pub(crate) trait Origin {
     fn read(&self, part: Part, shape: [usize; 2]) -> Result<Vec<f32>>;
 
     /// The bytes of a table that is stored in fp16.
-    fn halves(&self, _: Part, _: [usize; 2]) -> Result<Option<&[u8]>> {
+    fn halves(&self, _: Part, _: [usize; 2]) -> Result<Option<Bytes>> {
         Ok(None)
     }
 
@@ -240,7 +240,7 @@ impl<O: Origin> Foreign<O> {
     fn table(&self, part: Part) -> Result<Values<'_>> {
         let (shape, len) = ([self.rows, self.config.dim], self.vocab * self.config.dim);
         if let Some(halves) = self.origin.halves(part, shape)? {
-            return Ok(Values::Halves(halves[..2 * len].into()));
+            return Ok(Values::Halves(Lent::new(halves.part(0..2 * len).unwrap_or(halves))));
         }
         let mut table = self.origin.read(part, shape)?;
         table.truncate(len);

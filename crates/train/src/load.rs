@@ -60,6 +60,14 @@ impl Loaded {
         self.made(backend, Use::Inference)
     }
 
+    /// The model on a device, for generation alone: an embedding in fp16 stays where it lies.
+    ///
+    /// # Errors
+    /// As [`Loaded::model`].
+    pub fn generating<B: Backend>(&self, backend: &B) -> Result<Model<B>> {
+        self.made(backend, Use::Generation)
+    }
+
     /// The model on a device with its latent weights in f32, for gradients.
     ///
     /// # Errors

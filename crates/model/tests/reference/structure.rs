@@ -211,10 +211,10 @@ fn tied_gradient_is_the_sum_of_embedding_and_head() {
             let config = ModelConfig { tied: false, ..tied.config.clone() };
             let mut untied = Case::new(config, tied.vocab, tied.batch, tied.time, &mut Random(seed));
             untied.params = tied.params.clone();
-            untied.params.push(tied.params[tied.layout.embedding].clone());
+            untied.params.insert(untied.layout.head, tied.params[tied.layout.embedding].clone());
             (untied.tokens, untied.targets) = (tied.tokens.clone(), tied.targets.clone());
             let (together, mut apart) = (tied.gradients(arithmetic), untied.gradients(arithmetic));
-            let head = apart.pop().unwrap();
+            let head = apart.remove(untied.layout.head);
             for (e, h) in apart[untied.layout.embedding].iter_mut().zip(head) {
                 *e += h;
             }

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, path::Path};
 use serde_json::json;
 use tritrain_data::{GgufTokenizer, Tokenizer};
 use tritrain_files::{
-    Storage,
+    Bytes, Storage,
     gguf::{Block, GgufFile, Tensor, Value},
 };
 use tritrain_model::{Gate, ModelConfig, Precision};
@@ -203,9 +203,10 @@ impl Origin for File {
         Ok(values)
     }
 
-    fn halves(&self, part: Part, shape: [usize; 2]) -> Result<Option<&[u8]>> {
-        let tensor = self.tensor(&format!("{}.weight", stem(part)), &shape)?;
-        Ok((tensor.block == Block::F16).then_some(tensor.data))
+    fn halves(&self, part: Part, shape: [usize; 2]) -> Result<Option<Bytes>> {
+        let name = format!("{}.weight", stem(part));
+        let tensor = self.tensor(&name, &shape)?;
+        Ok(self.file.bytes(&name).filter(|_| tensor.block == Block::F16))
     }
 
     fn release(&self, part: Part) {
