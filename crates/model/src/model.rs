@@ -341,10 +341,9 @@ impl<B: Backend> Model<B> {
         self.forward(backend, a, inputs, targets);
         let layout = &self.layout;
         let b = a.back.as_mut().expect(WITHOUT_GRADIENTS);
-        for id in [layout.embedding, layout.head] {
-            if layout.trains(id) {
-                backend.clear(sink.buffer(backend, id));
-            }
+        let tables = if layout.head == layout.embedding { 0..1 } else { 0..2 };
+        for id in [layout.embedding, layout.head][tables].iter().filter(|id| layout.trains(**id)) {
+            backend.clear(sink.buffer(backend, *id));
         }
         let (head, with) = (self.floats(layout.head), self.head_products());
         let d_head = layout.trains(layout.head).then(|| sink.buffer(backend, layout.head));

@@ -165,16 +165,7 @@ fn ternary_gradients_equal_the_reference_with_the_same_roundings() {
 
 /// Cases of ternary models with adapters beside their matrices.
 fn adapted() -> Vec<Case> {
-    let base = ModelConfig {
-        dim: 256,
-        layers: 2,
-        heads: 4,
-        kv_heads: 2,
-        ffn: 256,
-        context: 64,
-        lora: 8,
-        ..ModelConfig::default()
-    };
+    let base = ModelConfig { lora: 8, ..small(Precision::Ternary)[0].config.clone() };
     vec![
         Case::new(base.clone(), 2, 33, 1),
         Case::new(ModelConfig { lora: 1, gate: Gate::Relu2, ..base.clone() }, 1, 64, 2),
