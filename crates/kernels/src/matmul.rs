@@ -3,10 +3,7 @@
 //! The crate takes memory for packed operands and gives it back in every call, and cannot be lent any:
 //! up to two allocations for each task of a product.
 
-use crate::{
-    Context,
-    strips::{Rect, Strips},
-};
+use crate::{Context, strips::Rect};
 
 /// A matrix of f32 in a slice: `rows × cols`, with a distance in elements between rows and columns.
 #[derive(Clone, Copy, Debug)]
@@ -105,63 +102,13 @@ pub fn matmul(cx: &Context, a: View<'_>, b: View<'_>, beta: f32, out: &mut [f32]
     });
 }
 
-/// Least rows of a task of [`symmetric`], and how many tasks there are at most beyond that.
-const SYMMETRIC: (usize, usize) = (64, 8);
-
-/// `out = a·b`, `[side][side]` row-major, of factors whose product is symmetric, such as `x·xᵀ`: what is above the
-/// diagonal is not computed but mirrored, but for squares on it.
+/// `out = a·b`, `out` row-major, on the calling thread.
 ///
 /// # Panics
 /// The shapes do not fit together.
-pub(crate) fn symmetric(cx: &Context, a: View<'_>, b: View<'_>, out: &mut [f32]) {
-    let side = a.rows;
-    assert!(a.cols == b.rows && b.cols == side && out.len() == side * side, "shapes of a symmetric product");
-    if out.is_empty() {
-        return;
-    }
-    let rows = side.div_ceil(SYMMETRIC.1).next_multiple_of(16).max(SYMMETRIC.0);
-    let strips = Strips::new(out, side);
-    let tasks = side.div_ceil(rows);
-    // The longest rows first.
-    cx.tasks(tasks, |task| {
-        let first = (tasks - 1 - task) * rows;
-        let end = side.min(first + rows);
-        // SAFETY: these rows belong to this task.
-        let mut below = unsafe { Rect::part_of(strips, (first, 0), (end - first, end)) };
-        product(a.rows_from(first, end - first), b.t().rows_from(0, end).t(), 0.0, &mut below);
-    });
-    cx.tasks(tasks, |task| {
-        let columns = task * rows..side.min((task + 1) * rows);
-        for row in columns.end..side {
-            // SAFETY: what lies in these columns below the diagonal is read by this task alone, and what mirrors it
-            // is written by it alone.
-            let below = unsafe { strips.slice(row, columns.start, columns.len()) };
-            for (above, value) in columns.clone().zip(below) {
-                // SAFETY: as above.
-                let to = unsafe { strips.slice(above, row, 1) };
-                to[0] = *value;
-            }
-        }
-    });
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::Tier;
-
-    #[test]
-    fn symmetric_products_are_products_and_symmetric() {
-        let cx = Context::new(Tier::detect().unwrap(), 3).unwrap();
-        for (side, inner) in [(0, 4), (1, 1), (2, 0), (63, 5), (64, 64), (65, 130), (200, 31), (641, 9)] {
-            let x: Vec<f32> = (0..side * inner).map(|i| ((i * 7919) % 201) as f32 - 100.0).collect();
-            let x = View::new(&x, side, inner);
-            let mut expected = vec![f32::NAN; side * side];
-            matmul(&cx, x, x.t(), 0.0, &mut expected);
-            let mut found = vec![f32::NAN; side * side];
-            symmetric(&cx, x, x.t(), &mut found);
-            // Integers, so that every order of sums is exact.
-            assert_eq!(found, expected, "{side} × {inner}");
-        }
+pub(crate) fn multiply(a: View<'_>, b: View<'_>, out: &mut [f32]) {
+    assert_eq!(out.len(), a.rows * b.cols);
+    if !out.is_empty() {
+        product(a, b, 0.0, &mut Rect::of(out, b.cols));
     }
 }

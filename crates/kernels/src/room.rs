@@ -30,13 +30,15 @@ pub fn training(tier: Tier, threads: usize, sizes: &Sizes) -> Vec<(&'static str,
     let most =
         |of: &dyn Fn([usize; 2]) -> usize| sizes.ternary.iter().map(|shape| of(*shape)).max().unwrap_or(0);
     let widest = most(&|[_, cols]| cols);
+    let orthogonal = sizes.orthogonal.iter().map(|[rows, cols]| update::orthogonal_room(*rows, *cols));
+    let orthogonal = orthogonal.max().unwrap_or(0);
     let desk = attention::backward_memory(sizes.shape)
         .max(attention::attend_memory(sizes.shape))
         .max(3 * sizes.ffn)
-        .max(descent::Desk::len(widest));
+        .max(descent::Desk::len(widest))
+        .max(orthogonal);
     let partial = sizes.matrices.iter().map(|[rows, cols]| rows.div_ceil(update::ROWS) * cols);
-    let orthogonal = sizes.orthogonal.iter().map(|[rows, cols]| update::orthogonal_room(*rows, *cols));
-    let partial = partial.chain(orthogonal).max();
+    let partial = partial.max();
     vec![
         ("ternary products", ternary::room(tier, tokens, &sizes.ternary)),
         ("weight gradients", outer::room(tier, outer::Kind::Int8, tokens, &sizes.ternary)),

@@ -99,24 +99,6 @@ impl<'a> Rect<'a> {
     }
 }
 
-impl<'a> Rect<'a> {
-    /// `rows × columns` of a matrix, from a row and column on.
-    ///
-    /// # Safety
-    /// No other slice or rectangle that holds one of these elements is in use.
-    ///
-    /// # Panics
-    /// They are not in the matrix.
-    pub(crate) unsafe fn part_of(
-        strips: Strips<'a>,
-        (first, column): (usize, usize),
-        (rows, columns): (usize, usize),
-    ) -> Rect<'a> {
-        assert!(column + columns <= strips.width && (first + rows) * strips.width <= strips.len);
-        Rect { strips, first, rows, column, columns }
-    }
-}
-
 impl Rect<'_> {
     /// Number of rows.
     pub(crate) fn rows(&self) -> usize {

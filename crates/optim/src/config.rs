@@ -18,7 +18,8 @@ pub enum DirectionKind {
     Lion,
     /// Signs of a mean of gradients (Bernstein et al., 1802.04434).
     Signum,
-    /// A mean of gradients, made orthogonal by products in f32 (Jordan et al., 2024); embeddings: factored.
+    /// A mean of gradients, 64 rows of which are made orthogonal at a time by products in f32 (Jordan et al., 2024; Khaled
+    /// et al., 2510.16981); embeddings: factored.
     Muon,
     /// AdamW that finds the size of its steps (Mishchenko and Defazio, 2306.06101): rates multiply it, as published by 1.
     Prodigy,

@@ -265,7 +265,7 @@ fn slice_kernel(from: &[f32], to: &mut [f32], first: usize) {
 }
 
 /// A copy of some numbers of a buffer.
-fn slice(gpu: &Gpu, x: &Floats, from: usize, len: usize) -> Floats {
+pub(super) fn slice(gpu: &Gpu, x: &Floats, from: usize, len: usize) -> Floats {
     let to = Floats { handle: gpu.room(len), len, room: len };
     launch!(gpu, slice_kernel, cubes_for(len), units(), x.arg(), to.arg(), from);
     to

@@ -56,6 +56,9 @@ fn matmul_kernel(
     b_row: usize,
     b_col: usize,
     y_from: usize,
+    a_step: usize,
+    b_step: usize,
+    y_step: usize,
     depth: usize,
     #[comptime] base: u32,
     #[comptime] own: usize,
@@ -67,6 +70,10 @@ fn matmul_kernel(
     let mut l = Shared::<[f32]>::new_slice(comptime![own * SIDE * (deep + 1)]);
     let mut r = Shared::<[f32]>::new_slice(comptime![own * SIDE * (deep + 1)]);
     let unit = UNIT_POS as usize;
+    let one = CUBE_POS_Z as usize;
+    let a_from = a_from + one * a_step;
+    let b_from = b_from + one * b_step;
+    let y_from = y_from + one * y_step;
     let across = unit % SIDE;
     let down = unit / SIDE;
     let first_row = CUBE_POS_Y as usize * tile;
@@ -132,8 +139,25 @@ fn matmul_kernel(
 
 /// `y = a·b`, or that added to something.
 pub(super) fn gemm(gpu: &Gpu, a: View<'_>, b: View<'_>, onto: Onto<'_>, y: Place<'_>) {
-    assert!(a.cols == b.rows && y.from + a.rows * b.cols <= y.of.len, "sizes of a product");
-    if a.rows * b.cols == 0 {
+    gemms(gpu, 1, (a, 0), (b, 0), onto, (y, 0));
+}
+
+/// Some products of one shape: each pair of factors and each result lies so many elements behind the one before.
+/// Onto a residual there is one.
+pub(super) fn gemms(
+    gpu: &Gpu,
+    count: usize,
+    (a, a_step): (View<'_>, usize),
+    (b, b_step): (View<'_>, usize),
+    onto: Onto<'_>,
+    (y, y_step): (Place<'_>, usize),
+) {
+    let last = count.saturating_sub(1);
+    assert!(a.cols == b.rows, "sizes of a product");
+    assert!(y.from + last * y_step + a.rows * b.cols <= y.of.len, "sizes of a product");
+    assert!(a.from + last * a_step + a.rows * a.cols <= a.of.len, "sizes of a product");
+    assert!(b.from + last * b_step + b.rows * b.cols <= b.of.len, "sizes of a product");
+    if count * a.rows * b.cols == 0 {
         return;
     }
     let spare = gpu.room(1);
@@ -147,7 +171,7 @@ pub(super) fn gemm(gpu: &Gpu, a: View<'_>, b: View<'_>, onto: Onto<'_>, y: Place
     launch!(
         gpu,
         matmul_kernel,
-        CubeCount::Static(b.cols.div_ceil(tile) as u32, a.rows.div_ceil(tile) as u32, 1),
+        CubeCount::Static(b.cols.div_ceil(tile) as u32, a.rows.div_ceil(tile) as u32, count as u32),
         CubeDim::new_1d(UNITS as u32),
         a.of.arg(),
         b.of.arg(),
@@ -163,6 +187,9 @@ pub(super) fn gemm(gpu: &Gpu, a: View<'_>, b: View<'_>, onto: Onto<'_>, y: Place
         b.row_stride,
         b.col_stride,
         y.from,
+        a_step,
+        b_step,
+        y_step,
         depth,
         base,
         own,

@@ -381,7 +381,7 @@ impl Case for Orthogonal {
 #[test]
 fn orthogonal_directions_are_the_same() {
     compare(&Orthogonal { rows: 1, cols: 1, seed: 1 });
-    for (rows, cols) in [(1, 40), (40, 1), (20, 33), (70, 35), (33, 130)] {
+    for (rows, cols) in [(1, 40), (40, 1), (20, 33), (70, 35), (33, 130), (192, 50), (150, 70)] {
         compare(&Orthogonal { rows, cols, seed: 2 });
     }
 }

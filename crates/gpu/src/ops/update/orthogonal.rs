@@ -9,8 +9,9 @@ use crate::{
     launch::{cubes_for, launch, units},
     ops::{
         buffers::{self, copy},
-        matmul::{View, gemm},
-        products::Onto,
+        head::slice,
+        matmul::{View, gemms},
+        products::{Onto, Place},
         reduce,
     },
 };
@@ -24,11 +25,14 @@ const QUINTICS: [[f32; 3]; 3] = [
 /// What norms are taken to be at least.
 const LEAST: f32 = 1e-30;
 
-/// `to = x / norm`.
+/// Rows of a block, each of which is a matrix of its own; the processor has the same.
+const BLOCK_ROWS: usize = 64;
+
+/// `to = x / norm` of each block.
 #[cube(launch, create_dummy_kernel)]
-fn unit_kernel(x: &[f32], square: &[f32], to: &mut [f32]) {
+fn unit_kernel(x: &[f32], squares: &[f32], to: &mut [f32], block: usize) {
     if ABSOLUTE_POS < to.len() {
-        let mut norm = square[0].sqrt();
+        let mut norm = squares[ABSOLUTE_POS / block].sqrt();
         if norm < LEAST {
             norm = LEAST;
         }
@@ -36,12 +40,12 @@ fn unit_kernel(x: &[f32], square: &[f32], to: &mut [f32]) {
     }
 }
 
-/// `square = a·I + b·gram + c·square`.
+/// `square = a·I + b·gram + c·square`, of each block.
 #[cube(launch, create_dummy_kernel)]
 fn quintic_kernel(gram: &[f32], square: &mut [f32], side: usize, a: f32, b: f32, c: f32) {
     if ABSOLUTE_POS < square.len() {
         let mut sum = c * square[ABSOLUTE_POS] + b * gram[ABSOLUTE_POS];
-        if ABSOLUTE_POS / side == ABSOLUTE_POS % side {
+        if ABSOLUTE_POS / side % side == ABSOLUTE_POS % side {
             sum += a;
         }
         square[ABSOLUTE_POS] = sum;
@@ -51,27 +55,42 @@ fn quintic_kernel(gram: &[f32], square: &mut [f32], side: usize, a: f32, b: f32,
 pub(crate) fn orthogonalize(gpu: &Gpu, x: &mut Floats, rows: usize, rms: f32) {
     let cols = x.len / rows.max(1);
     assert_eq!(x.len, rows * cols, "lengths of a matrix");
-    if x.len == 0 {
+    let (whole, rest) = (rows / BLOCK_ROWS, rows % BLOCK_ROWS);
+    orthogonalize_blocks(gpu, x, 0, (whole, BLOCK_ROWS, cols), rms);
+    orthogonalize_blocks(gpu, x, whole * BLOCK_ROWS * cols, (1, rest, cols), rms);
+}
+
+/// `count` blocks of one shape, from an element of `x` on.
+fn orthogonalize_blocks(
+    gpu: &Gpu,
+    x: &mut Floats,
+    from: usize,
+    (count, rows, cols): (usize, usize, usize),
+    rms: f32,
+) {
+    let (block, side) = (rows * cols, rows.min(cols));
+    if count * block == 0 {
         return;
     }
-    let side = rows.min(cols);
     let room = |len: usize| Floats { handle: gpu.room(len), len, room: len };
-    let mut square = gpu.floats(1);
-    reduce::add_sum_squares(gpu, x, &mut square, 0);
-    let unit = room(x.len);
-    launch!(gpu, unit_kernel, cubes_for(x.len), units(), x.arg(), square.arg(), unit.arg());
-    let small = || room(side * side);
+    let mut squares = gpu.floats(count);
+    let (part, unit) = (slice(gpu, x, from, count * block), room(count * block));
+    reduce::square_sums(gpu, &part, &mut squares);
+    launch!(gpu, unit_kernel, cubes_for(unit.len), units(), part.arg(), squares.arg(), unit.arg(), block);
+    let small = || room(count * side * side);
     let (mut gram, mut polynomial, mut product, mut spare) = (small(), small(), small(), small());
-    let unit = View::new(&unit, rows, cols);
+    let unit = View::at(&unit, 0, rows, cols);
     let (wide, tall) = if rows <= cols { (unit, unit.t()) } else { (unit.t(), unit) };
-    gemm(gpu, wide, tall, Onto::Replace, (&mut gram).into());
+    let step = side * side;
+    gemms(gpu, count, (wide, block), (tall, block), Onto::Replace, ((&mut gram).into(), step));
     let times = |a: &Floats, b: &Floats, to: &mut Floats| {
-        gemm(gpu, View::new(a, side, side), View::new(b, side, side), Onto::Replace, to.into());
+        let [a, b] = [a, b].map(|of| (View::at(of, 0, side, side), step));
+        gemms(gpu, count, a, b, Onto::Replace, (to.into(), step));
     };
     for (at, [a, b, c]) in QUINTICS.into_iter().enumerate() {
         times(&gram, &gram, &mut polynomial);
-        let count = cubes_for(side * side);
-        launch!(gpu, quintic_kernel, count, units(), gram.arg(), polynomial.arg(), side, a, b, c);
+        let cubes = cubes_for(count * step);
+        launch!(gpu, quintic_kernel, cubes, units(), gram.arg(), polynomial.arg(), side, a, b, c);
         if at == 0 {
             copy(gpu, &polynomial, &mut product);
         } else {
@@ -84,7 +103,8 @@ pub(crate) fn orthogonalize(gpu: &Gpu, x: &mut Floats, rows: usize, rms: f32) {
         }
     }
     buffers::scale(gpu, &mut product, rms * (rows.max(cols) as f32).sqrt());
-    let product = View::new(&product, side, side);
+    let product = (View::at(&product, 0, side, side), step);
+    let unit = (unit, block);
     let (left, right) = if rows <= cols { (product, unit) } else { (unit, product) };
-    gemm(gpu, left, right, Onto::Replace, x.into());
+    gemms(gpu, count, left, right, Onto::Replace, (Place { of: x, from }, block));
 }
