@@ -89,6 +89,9 @@ impl Default for ModelConfig {
 /// Ternary rows are a multiple of this: the block of Q2_0, the shortest of llama.cpp's ternary formats.
 const ROWS: usize = 64;
 
+/// Largest rank of adapters.
+const LORA: usize = 1024;
+
 /// A combination of options that no model has.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[error("model.{option} = {found}: {expected}")]
@@ -143,6 +146,9 @@ impl ModelConfig {
         }
         if self.kv_heads == 0 || !self.heads.is_multiple_of(self.kv_heads) {
             return fail("kv_heads", self.kv_heads, format!("must divide model.heads = {}", self.heads));
+        }
+        if self.lora > LORA {
+            return fail("lora", self.lora, format!("a rank of at most {LORA}"));
         }
         if self.lora > 0 && self.precision == Precision::F32 {
             return fail("lora", self.lora, "adapters are for ternary matrices: leave it 0".into());

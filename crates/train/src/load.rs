@@ -297,8 +297,11 @@ impl Base {
             let expected = "the model that its adapters were trained beside".into();
             return Err(content(adapters.path(), expected, format!("nothing at {}", self.path.display())));
         }
+        // Before it is loaded: adapters may name themselves.
+        if options(storage, &self.path)?.lora > 0 {
+            return Err(Error::Adapters { path: self.path.clone() });
+        }
         let loaded = load(storage, &self.path)?;
-        loaded.without_adapters()?;
         self.check(&Base::of(storage, &loaded)?)?;
         let config = ModelConfig { lora: 0, context: loaded.config.context, ..adapters.config.clone() };
         if config != loaded.config || adapters.vocab != loaded.vocab {

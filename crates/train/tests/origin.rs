@@ -261,6 +261,9 @@ fn adapters_learn_beside_a_model_that_stays_as_it_is() {
     fs::remove_file(base.join("manifest.json")).unwrap();
     let changed = load(&Disk, &path).unwrap_err();
     assert!(changed.to_string().contains("which the adapters were trained beside"), "{changed}");
+    fs::copy(&path, base.join("model.safetensors")).unwrap();
+    let itself = load(&Disk, &path).unwrap_err();
+    assert!(itself.to_string().contains("holds adapters"), "{itself}");
     fs::remove_dir_all(place.dir("base")).unwrap();
     let gone = load(&Disk, &path).unwrap_err();
     assert!(gone.to_string().contains("nothing at"), "{gone}");
