@@ -31,7 +31,7 @@ const LEAST: f32 = 1e-30;
 /// than with these, or with blocks of 32 or 16 rows (docs/low-bits.md).
 const BLOCK_ROWS: usize = 64;
 
-/// Draws the singular values of blocks of [`BLOCK_ROWS`] rows of `x` `[rows][cols]` towards one, by products on the
+/// Draws the singular values of blocks of 64 rows of `x` `[rows][cols]` towards one, by products on the
 /// smaller side of each, then multiplies it by `rms · √max(rows, cols)` of the block: that is about the root mean square
 /// of its entries, where it has full rank (Liu et al., 2502.16982, section 2.2). The bits belong to a machine
 /// type, as of all products in f32.
