@@ -14,7 +14,7 @@ use tritrain_files::{Disk, Storage, give_back_memory};
 use tritrain_model::{Activations, Keep, Layout, Precision, TensorKind};
 use tritrain_train::{
     Audit, CLUSTERS, Comparison, Config, Curve, Evaluation, Event, Loaded, Mixture, Run, STOPPED, Signals,
-    Single, Workplace, archive, evaluate_tasks, evaluate_text, import, load,
+    Single, Workplace, archive, evaluate_tasks, evaluate_text, import, load, windows_at_once,
 };
 
 use crate::{
@@ -322,7 +322,7 @@ impl devices::Work for Evaluating<'_> {
         let Evaluating { args, loaded, tasks, context } = self;
         let model = loaded.model(backend)?;
         if !args.data.is_empty() {
-            let batch = (BATCH * 512 / context).clamp(1, BATCH);
+            let batch = windows_at_once(context);
             let mut a = Activations::new(backend, &loaded.config, batch, context, Keep::Nothing);
             let source = Source::Paths(args.data.clone());
             let topics = topics(loaded)?;

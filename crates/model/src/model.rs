@@ -44,6 +44,22 @@ enum Codes<B: Backend> {
     Shared(usize),
 }
 
+/// Codes of a matrix for products forward.
+fn forward_codes<B: Backend>(backend: &B, values: &Values<'_>, (rows, cols): (usize, usize)) -> B::Ternary {
+    let mut codes = backend.ternary(rows, cols, false);
+    match values {
+        Values::Packed(stored) => {
+            let packed = values.packed(backend, (rows, cols), stored.format, 1.0);
+            backend.ternarize_packed(&packed, &mut codes, Sides::Forward);
+        }
+        Values::Codes(all, scale) => backend.upload_ternary(all, *scale, &mut codes),
+        Values::Floats(_) | Values::Halves(_) => {
+            backend.ternarize(&values.floats(backend, rows, cols), &mut codes);
+        }
+    }
+    codes
+}
+
 /// A model on a device: weights in [`Layout`] order (the latent weights, for ternary matrices) and the codes
 /// made from them.
 pub struct Model<B: Backend> {
@@ -123,33 +139,15 @@ impl<B: Backend> Model<B> {
         }
         let (weight, codes) = match purpose {
             Use::Inference | Use::Generation => {
-                let mut codes = backend.ternary(rows, cols, false);
-                match &values {
-                    Values::Packed(stored) => {
-                        let packed = values.packed(backend, (rows, cols), stored.format, 1.0);
-                        backend.ternarize_packed(&packed, &mut codes, Sides::Forward);
-                    }
-                    Values::Codes(all, scale) => backend.upload_ternary(all, *scale, &mut codes),
-                    Values::Floats(_) | Values::Halves(_) => {
-                        backend.ternarize(&values.floats(backend, rows, cols), &mut codes);
-                    }
-                }
+                let codes = forward_codes(backend, &values, (rows, cols));
                 (Weight::Floats(backend.floats(0)), Codes::Alone(codes))
             }
             Use::Adapters => {
-                let values = match &values {
-                    // Its scale comes of sums by row: the codes are those that other uses see.
-                    Values::Packed(stored) => {
-                        let packed = values.packed(backend, (rows, cols), stored.format, 1.0);
-                        let mut codes = backend.ternary(rows, cols, false);
-                        backend.ternarize_packed(&packed, &mut codes, Sides::Forward);
-                        let (codes, scale) = backend.download_ternary(&codes);
-                        Values::Codes(codes.into(), scale)
-                    }
-                    other => other.clone(),
-                };
+                // The codes that inference has, in both layouts.
+                let (found, scale) = backend.download_ternary(&forward_codes(backend, &values, (rows, cols)));
+                let latent = Values::Codes(found.into(), scale).floats(backend, rows, cols);
                 let mut codes = backend.ternary(rows, cols, true);
-                backend.ternarize(&values.floats(backend, rows, cols), &mut codes);
+                backend.ternarize(&latent, &mut codes);
                 (Weight::Floats(backend.floats(0)), Codes::Alone(codes))
             }
             Use::Training => {

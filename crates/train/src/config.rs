@@ -200,11 +200,6 @@ impl Config {
             fail("run.teach".into(), what);
         }
         if self.model.lora > 0 {
-            let plain = OptimConfig {
-                direction: self.optim.direction,
-                schedule: self.optim.schedule,
-                ..OptimConfig::default()
-            };
             let matrices = |of: &OptimConfig| {
                 let few = (of.latent, of.gradient, of.moment, of.digits);
                 (few, of.radius.to_bits(), of.clusters, of.controller, of.feedback)
@@ -215,7 +210,7 @@ impl Config {
                 Some("there is no model to adapt: name it in run.from, or by --from")
             } else if self.run.experts > 0 {
                 Some("experts have no adapters: set run.experts to 0")
-            } else if matrices(&self.optim) != matrices(&plain) || !alone {
+            } else if matrices(&self.optim) != matrices(&OptimConfig::default()) || !alone {
                 Some(
                     "matrices stay as they are: leave optim.latent, gradient, moment, digits, radius, clusters, \
                      controller and feedback at their defaults; direction \"prodigy\" and \"muon\" and schedule \

@@ -100,6 +100,12 @@ impl Evaluation {
     }
 }
 
+/// Windows of some length that are evaluated at once: four, and fewer of long ones.
+pub fn windows_at_once(time: usize) -> usize {
+    const MOST: usize = 4;
+    (MOST * 512 / time.max(1)).clamp(1, MOST)
+}
+
 /// What is evaluated: it predicts every token of a batch, in one or more ways at once.
 pub trait Predict {
     /// Sequences of a batch, and tokens of a sequence.

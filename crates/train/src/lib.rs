@@ -32,7 +32,9 @@ pub use audit::{Audit, ClusterAudit, audit};
 pub use compare::{Comparison, Curve, pearson};
 pub use config::{Config, ConfigError, Difference, FREE, Kind, OptionInfo, Problem, Section};
 pub use error::{Error, Result};
-pub use evaluate::{ClusterLoss, DomainLoss, Evaluation, Predict, Single, evaluate, evaluate_text};
+pub use evaluate::{
+    ClusterLoss, DomainLoss, Evaluation, Predict, Single, evaluate, evaluate_text, windows_at_once,
+};
 pub use export::{
     Floats, Hf, LinearClass, TEXT_TOKENS, Target, Verified, export, logits, text_of_run, tokens_of, verify,
 };

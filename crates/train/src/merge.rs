@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
-use tritrain_backend::{Backend, Cpu, Memory, Sides, Values};
+use tritrain_backend::{Backend, Cpu, Memory, Values};
 use tritrain_data::Source;
 use tritrain_files::{
     Storage,
@@ -14,7 +14,7 @@ use tritrain_trit::ternary;
 
 use crate::{
     Error, Evaluation, Loaded, Result, Single,
-    evaluate::only,
+    evaluate::{only, windows_at_once},
     evaluate_text,
     origin::bring_chat,
     save::{MODEL, TOKENIZER, metadata},
@@ -48,9 +48,6 @@ pub struct Merged {
     pub merged: Vec<(Way, Evaluation)>,
 }
 
-/// Windows evaluated at once.
-const BATCH: usize = 4;
-
 /// Merges the adapters of `loaded` into its base and writes the result into the folder `out`, with its tokenizer. All
 /// are evaluated on `source`, up to so many tokens; of the ways to merge, the one with the least loss is kept.
 ///
@@ -81,15 +78,16 @@ pub fn merge(
     }
     let config = ModelConfig { lora: 0, ..loaded.config.clone() };
     let evaluated = |model: &Model<Cpu>| {
-        let batch = (BATCH * 512 / config.context).clamp(1, BATCH);
-        let mut activations = Activations::new(backend, &config, batch, config.context, Keep::Nothing);
+        let (batch, time) = (windows_at_once(config.context), config.context);
+        let mut activations = Activations::new(backend, &config, batch, time, Keep::Nothing);
         let mut single = Single::new(backend, model, &mut activations);
         evaluate_text(&mut single, (loaded, None), (storage, source), max_tokens).map(only)
     };
-    let (base_loss, adapted) = (evaluated(&base.model(backend)?)?, evaluated(&loaded.model(backend)?)?);
+    let model = loaded.model(backend)?;
+    let (base_loss, adapted) = (evaluated(&base.model(backend)?)?, evaluated(&model)?);
     let (mut best, mut merged): (Option<(f64, Way, Weights)>, _) = (None, Vec::new());
     for way in [Way::Latent, Way::Nearest] {
-        let Some(weights) = weights(backend, loaded, way)? else { continue };
+        let Some(weights) = weights(backend, loaded, &model, way)? else { continue };
         let values = |id: usize| Values::from(&weights.tensors[id]);
         let evaluation = evaluated(&Model::new(backend, &config, loaded.vocab, &values, Use::Inference))?;
         if best.as_ref().is_none_or(|(least, ..)| evaluation.loss < *least) {
@@ -120,8 +118,8 @@ struct Weights {
     changed: f64,
 }
 
-/// Merged weights; none where there are no latent weights to go by.
-fn weights(backend: &Cpu, loaded: &Loaded, way: Way) -> Result<Option<Weights>> {
+/// Merged weights of `loaded`, which is also `model`; none where there are no latent weights to go by.
+fn weights(backend: &Cpu, loaded: &Loaded, model: &Model<Cpu>, way: Way) -> Result<Option<Weights>> {
     let layout = loaded.layout();
     let (mut tensors, mut changed, mut all) = (Vec::new(), 0, 0);
     let base = layout.specs.iter().enumerate().filter(|(_, spec)| spec.kind != TensorKind::Adapter);
@@ -131,24 +129,12 @@ fn weights(backend: &Cpu, loaded: &Loaded, way: Way) -> Result<Option<Weights>> 
             tensors.push(values.host().into_owned());
             continue;
         };
-        let mut codes = backend.ternary(spec.rows, spec.cols, false);
-        match &values {
-            Values::Packed(stored) => {
-                let packed = values.packed(backend, (spec.rows, spec.cols), stored.format, 1.0);
-                backend.ternarize_packed(&packed, &mut codes, Sides::Forward);
-            }
-            _ => backend.ternarize(&values.floats(backend, spec.rows, spec.cols), &mut codes),
-        }
-        let (codes, scale) = backend.download_ternary(&codes);
-        let added = {
-            let [a, b] = [a, b].map(|id| {
-                let spec = &layout.specs[*id];
-                Ok::<_, Error>(loaded.values(*id)?.floats(backend, spec.rows, spec.cols))
-            });
-            let mut product = backend.floats(spec.len());
-            backend.matmul_input_gradient(&b?, &a?, spec.cols, &mut product);
-            product
+        let Some((codes, scale)) = model.codes(backend, id) else {
+            unreachable!("adapters are beside ternary matrices");
         };
+        let mut added = backend.floats(spec.len());
+        let [a, b] = [a, b].map(|id| model.weights()[*id].floats());
+        backend.matmul_input_gradient(b, a, spec.cols, &mut added);
         let sum = |weights: &[f32]| weights.iter().zip(&added[..]).map(|(w, d)| w + d).collect::<Vec<f32>>();
         let latent = match (way, &values) {
             (Way::Latent, Values::Codes(..)) => return Ok(None),

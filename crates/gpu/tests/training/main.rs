@@ -192,6 +192,23 @@ fn a_step_waits_three_times_and_weights_in_few_bits_train_as_well() {
 }
 
 #[test]
+fn adapters_train_on_the_device_as_on_the_processor() {
+    let (cpu, gpu) = (Cpu::new(1).unwrap(), Gpu::new(Choice::Software).unwrap());
+    let dirs = tempfile::tempdir().unwrap();
+    let mut config = config();
+    (config.run.steps, config.run.eval_every, config.run.checkpoint_every) = (8, 0, 0);
+    let base = dirs.path().join("base");
+    train(&cpu, &config, &base, None);
+    (config.run.from, config.model.lora) = (base.display().to_string(), 4);
+    let dir = |name: &str| dirs.path().join(name);
+    let (expected, _) = train(&cpu, &config, &dir("cpu"), None);
+    let (found, _) = train(&gpu, &config, &dir("gpu"), None);
+    close(&found, &expected);
+    assert_ne!(expected.first(), expected.last());
+    assert_eq!(said(&cpu, &dir("gpu")), said(&gpu, &dir("gpu")));
+}
+
+#[test]
 fn a_device_that_goes_away_ends_the_run_with_its_checkpoint_sound() {
     // The device is lost to all that use it.
     if is_alone("a_device_that_goes_away_ends_the_run_with_its_checkpoint_sound") {
