@@ -6,6 +6,7 @@ mod start;
 
 use std::{
     borrow::Cow,
+    ops::Range,
     sync::{Mutex, PoisonError},
 };
 
@@ -20,8 +21,8 @@ use tritrain_kernels::{
 use tritrain_trit::ternary::scale_from_total;
 
 use crate::{
-    Adam, Apply, Assigned, Average, Backend, Descent, Factored, Gate, Momentum, Prodigy, Products, Search,
-    Shape, Sides, Store, Stored, Stream, Weight, profile::Profile, weight::widen,
+    Adam, Admission, Apply, Assigned, Average, Backend, Descent, Factored, Gate, Momentum, Prodigy, Products,
+    Search, Shape, Sides, Store, Stored, Stream, Weight, profile::Profile, weight::widen,
 };
 
 pub use memory::{Int8Rows, TernaryMatrix};
@@ -400,9 +401,9 @@ impl Backend for Cpu {
         loss::head_logits_int8(&self.cx, hidden, (&head.codes, &head.scales), &mut scratch, logits);
     }
 
-    fn sum(&self, x: &Floats, out: &mut Floats, at: usize) {
-        let _span = self.span("sum");
-        out[at] = elementwise::sum(&self.cx, x) as f32;
+    fn add_sum(&self, x: &Floats, out: &mut Floats, at: usize) {
+        let _span = self.span("add_sum");
+        out[at] += elementwise::sum(&self.cx, x) as f32;
     }
 
     fn add_sum_squares(&self, x: &Floats, out: &mut Floats, at: usize) {
@@ -418,6 +419,42 @@ impl Backend for Cpu {
     fn square_sums(&self, x: &Floats, out: &mut Floats) {
         let _span = self.span("square_sums");
         elementwise::square_sums(&self.cx, x, out);
+    }
+
+    fn admit(
+        &self,
+        statistics: &Floats,
+        limits: &Floats,
+        with: &Admission,
+        tensors: Range<usize>,
+        gates: &mut Floats,
+    ) {
+        update::admit(statistics, limits, with, tensors, gates);
+    }
+
+    fn approve(
+        &self,
+        (statistics, at): (&Floats, usize),
+        factor: f32,
+        tensors: Range<usize>,
+        gates: &mut Floats,
+    ) {
+        update::approve(statistics[at], factor, tensors, gates);
+    }
+
+    fn when(&self, gates: &Floats, at: usize, work: impl FnOnce(&Cpu)) {
+        if gates[at] != 0.0 {
+            work(self);
+        }
+    }
+
+    fn when_scaled(&self, gates: &Floats, at: usize, g: &mut Floats, work: impl FnOnce(&Cpu, &mut Floats)) {
+        self.when(gates, at, |cpu| {
+            if gates[at] != 1.0 {
+                cpu.scale(g, gates[at]);
+            }
+            work(cpu, g);
+        });
     }
 
     fn adam(&self, g: &mut Floats, m: &mut Floats, v: &mut Floats, with: Adam) {

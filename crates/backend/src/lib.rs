@@ -3,7 +3,7 @@
 //! A training step is a list of calls on device buffers. Nothing returns a value to the host except
 //! [`Backend::download`], so a GPU can queue a whole step and be waited for once.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, ops::Range};
 
 mod cpu;
 mod profile;
@@ -21,7 +21,7 @@ pub use tritrain_kernels::{
     kmeans::{Assigned, Search},
     loss::Products,
     room::{Sizes, training as working_memory},
-    update::{Adam, Apply, Average, BLOCK as ADAM_BLOCK, Factored, Momentum, Prodigy},
+    update::{Adam, Admission, Apply, Average, BLOCK as ADAM_BLOCK, Factored, Momentum, Prodigy},
 };
 use tritrain_trit::ternary::latent;
 pub use tritrain_trit::{NO_TARGET, format::Format, rng::Stream};
@@ -346,8 +346,8 @@ pub trait Backend: Memory {
     /// [`Backend::head_logits`] with the head as int8 rows.
     fn head_logits_int8(&self, hidden: &Self::Floats, head: &Self::Rows, logits: &mut Self::Floats);
 
-    /// `out[at] = Σ x`.
-    fn sum(&self, x: &Self::Floats, out: &mut Self::Floats, at: usize);
+    /// `out[at] += Σ x`.
+    fn add_sum(&self, x: &Self::Floats, out: &mut Self::Floats, at: usize);
     /// `out[at] += Σ x²`.
     fn add_sum_squares(&self, x: &Self::Floats, out: &mut Self::Floats, at: usize);
 
@@ -356,6 +356,41 @@ pub trait Backend: Memory {
 
     /// `out[r] = Σ x[r]²`; `x` `[rows][cols]`, `out` `[rows]`.
     fn square_sums(&self, x: &Self::Floats, out: &mut Self::Floats);
+
+    /// Decides which gradients of some `tensors` are taken, by the statistics of a step and limits of norms
+    /// `[tensors][2]`: into the first half of `gates` `[2][tensors]`.
+    fn admit(
+        &self,
+        statistics: &Self::Floats,
+        limits: &Self::Floats,
+        with: &Admission,
+        tensors: Range<usize>,
+        gates: &mut Self::Floats,
+    );
+    /// Decides which of their directions are taken, 1 or 0, into the second half: none where the root of
+    /// `statistics[at]`, times `factor`, is not finite.
+    fn approve(
+        &self,
+        statistics: (&Self::Floats, usize),
+        factor: f32,
+        tensors: Range<usize>,
+        gates: &mut Self::Floats,
+    );
+    /// Runs `work` where `gates[at]` is not zero. Where work is queued it runs in any case, on a backend whose device
+    /// finds out: sums, states, moments, points and weights that `work` would change stay as they were where the gate
+    /// is zero, while what becomes of gradients and reports is unknown.
+    fn when(&self, gates: &Self::Floats, at: usize, work: impl FnOnce(&Self))
+    where
+        Self: Sized;
+    /// [`Backend::when`] for one operation, which turns gradient `g` into a direction: `g` is multiplied by the gate.
+    fn when_scaled(
+        &self,
+        gates: &Self::Floats,
+        at: usize,
+        g: &mut Self::Floats,
+        work: impl FnOnce(&Self, &mut Self::Floats),
+    ) where
+        Self: Sized;
 
     /// Turns a gradient into the Adam update in place and advances the moments.
     fn adam(&self, g: &mut Self::Floats, m: &mut Self::Floats, v: &mut Self::Floats, with: Adam);

@@ -65,6 +65,13 @@ pub(crate) fn magnitude(x: f32) -> u32 {
     u32::reinterpret(x) & 0x7fff_ffffu32
 }
 
+/// Whether an operation does what it is for: see [`Backend::when`](tritrain_backend::Backend::when). One that makes a
+/// direction multiplies the gradient by the same number.
+#[cube]
+pub(crate) fn is_open(gates: &[f32], gate: usize) -> bool {
+    gates[gate] != 0.0f32
+}
+
 /// Nearest integer, ties to even, for |x| < 2^22, by the mantissa of a sum: rounding that no compiler may change.
 #[cube]
 pub(crate) fn nearest(x: f32) -> i32 {

@@ -17,7 +17,10 @@ use cubecl::{
 };
 use tritrain_backend::{Cpu, CpuError};
 
-use crate::Tiles;
+use crate::{
+    Tiles,
+    launch::{Buffer, arg},
+};
 
 /// A kind of device to compute on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -71,19 +74,22 @@ pub enum GpuError {
 }
 
 /// Backend on one GPU.
+#[derive(Clone)]
 pub struct Gpu {
     pub(crate) client: Client,
-    pub(crate) adapter: Adapter,
+    pub(crate) adapter: Arc<Adapter>,
     pub(crate) tiles: Tiles,
     wgpu: wgpu::Device,
     /// Conversions that happen once in a while, on the host.
-    pub(crate) host: Cpu,
-    waits: AtomicU64,
+    pub(crate) host: Arc<Cpu>,
+    /// Where the number is that says whether operations that have a gate do anything.
+    gate: (Buffer, usize),
+    waits: Arc<AtomicU64>,
     fault: Arc<First>,
     #[cfg(feature = "emit")]
-    pub(crate) watch: Option<crate::emit::Watch>,
+    pub(crate) watch: Option<Arc<crate::emit::Watch>>,
     #[cfg(feature = "emit")]
-    pub(crate) notes: Option<crate::record::Notes>,
+    pub(crate) notes: Option<Arc<crate::record::Notes>>,
 }
 
 /// What went wrong.
@@ -129,13 +135,16 @@ impl Gpu {
         let mut faults = faults.lock().unwrap_or_else(PoisonError::into_inner);
         faults.retain(|fault| fault.strong_count() > 0);
         faults.push(Arc::downgrade(&fault));
+        let client = client(&device);
+        let open = arg(&client.create_from_slice(&1.0f32.to_le_bytes()), 1);
         Ok(Gpu {
-            client: client(&device),
+            client,
+            gate: (open, 0),
             tiles: Tiles::of(adapter.class),
-            adapter,
+            adapter: Arc::new(adapter),
             wgpu,
-            host: Cpu::new(1)?,
-            waits: AtomicU64::new(0),
+            host: Arc::new(Cpu::new(1)?),
+            waits: Arc::default(),
             fault,
             #[cfg(feature = "emit")]
             watch: None,
@@ -166,6 +175,16 @@ impl Gpu {
             self.client.flush().unwrap_or_else(|error| self.note(Fault::Other(error.to_string())));
         }
         all
+    }
+
+    /// The gate of operations that have one: a number of a buffer that is not zero where they do what they are for.
+    pub(crate) fn gate(&self) -> (Buffer, usize) {
+        self.gate.clone()
+    }
+
+    /// The same backend with another gate.
+    pub(crate) fn behind(&self, gate: (Buffer, usize)) -> Gpu {
+        Gpu { gate, ..self.clone() }
     }
 
     /// How often the host waited for the device.

@@ -89,7 +89,7 @@ impl Gpu {
     /// The same backend, which writes the CUDA source of every kernel it launches to a folder.
     #[must_use]
     pub fn emitting(mut self, folder: impl Into<PathBuf>) -> Gpu {
-        self.watch = Some(Watch { folder: folder.into() });
+        self.watch = Some(Arc::new(Watch { folder: folder.into() }));
         self
     }
 }

@@ -1,7 +1,7 @@
 //! What is launched, noted in place of being done: a step of a model of any size on a device of none, for what can be
 //! said about its time beforehand.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use cubecl::prelude::CubeCount;
 
@@ -37,7 +37,7 @@ impl Gpu {
     /// The same backend, which notes launches and does none. Buffers have no memory, and every number read is a half.
     #[must_use]
     pub fn noting(mut self) -> Gpu {
-        self.notes = Some(Notes::default());
+        self.notes = Some(Arc::default());
         self
     }
 

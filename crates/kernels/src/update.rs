@@ -1,12 +1,14 @@
 //! Optimizer loops: gradients become updates in place, updates are applied to weights.
 
 mod adam8;
+mod admission;
 mod average;
 mod momentum;
 mod orthogonal;
 mod prodigy;
 
 pub use adam8::{BLOCK, adam8};
+pub use admission::{Admission, admit, approve};
 pub use average::{Average, average};
 pub use momentum::{Momentum, momentum, momentum_packed};
 pub(crate) use orthogonal::orthogonal_room;

@@ -87,12 +87,12 @@ impl<B: Backend> Averages<B> {
         true
     }
 
-    /// Lets `step` move the point of tensor `id` in the place of its weights, in update `update` at `rate`, and the
-    /// mean and the weights follow. A point counts by the square of its rate.
+    /// Lets `step` move the point of tensor `id` in the place of its weights, in update `update` at `rate`. A point counts
+    /// by the square of its rate.
     pub(crate) fn follow(
         &mut self,
-        backend: &B,
-        (id, weight): (usize, &mut Weight<B>),
+        id: usize,
+        weight: &mut Weight<B>,
         (update, rate): (u64, f32),
         step: impl FnOnce(&mut Weight<B>),
     ) {
@@ -101,11 +101,15 @@ impl<B: Backend> Averages<B> {
             self.here[0] += rate * rate;
             self.share = if self.here[0] > 0.0 { rate * rate / self.here[0] } else { 1.0 };
         }
-        let (point, mean) = (&mut self.points[id], &mut self.means[id]);
+        let point = &mut self.points[id];
         std::mem::swap(weight.floats_mut(), point);
         step(weight);
         std::mem::swap(weight.floats_mut(), point);
+    }
+
+    /// Lets the mean and the weights of tensor `id` follow its point.
+    pub(crate) fn average(&mut self, backend: &B, id: usize, weight: &mut Weight<B>) {
         let with = Average { share: self.share, kept: self.kept };
-        backend.average(weight.floats_mut(), point, mean, with);
+        backend.average(weight.floats_mut(), &self.points[id], &mut self.means[id], with);
     }
 }

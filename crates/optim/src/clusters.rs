@@ -153,11 +153,12 @@ impl Clusters {
         self.digits.clear();
     }
 
-    /// Notes the squares of the gradient by row of tensor `id`, whose rows have `cols` numbers.
-    pub(crate) fn gradient(&mut self, id: usize, squares: &[f32], cols: usize) {
-        let Some(rows) = self.rows[id].clone() else { return };
+    /// Notes the squares of the gradient by row of tensor `id`, whose rows have `cols` numbers; `share` is what the
+    /// gradient was multiplied by, 0 where it was left.
+    pub(crate) fn gradient(&mut self, id: usize, squares: &[f32], share: f32, cols: usize) {
+        let Some(rows) = self.rows[id].clone().filter(|_| share != 0.0) else { return };
         for (sums, squares) in self.sums[rows].iter_mut().zip(squares) {
-            sums[sum::GRADIENT] += squares / cols as f32;
+            sums[sum::GRADIENT] += share * share * squares / cols as f32;
         }
     }
 
@@ -305,7 +306,7 @@ mod tests {
                 [applied, 1.0, 1.0, 2.0 * wobble(row), 10.0, 0.0, 0.0]
             })
             .collect();
-        clusters.gradient(1, &squares, COLS);
+        clusters.gradient(1, &squares, 1.0, COLS);
         clusters.applied(1, &reports, COLS, true);
     }
 

@@ -27,4 +27,4 @@ pub use optimizer::{Optimizer, Parameter, Part, Rates, Role, StateError};
 pub use report::Report;
 pub use schedule::rate_at;
 pub use setback::{Setbacks, WINDOW as SETBACK_WINDOW};
-pub use spike::{Admission, Spikes};
+pub use spike::Spikes;

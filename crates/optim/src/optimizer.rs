@@ -1,11 +1,13 @@
 //! Directions: what turns one gradient per tensor into one update per tensor.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, ops::Range};
 
-use tritrain_backend::{Apply, Backend, Descent, Format, Memory, Pace, REPORT, Stream, Values, Weight};
+use tritrain_backend::{
+    Admission, Apply, Backend, Descent, Format, Memory, Pace, REPORT, Stream, Values, Weight,
+};
 
 use crate::{
-    Admission, DigitsKind, DirectionKind, OptimConfig, Report, ScheduleKind, SpikeKind, Spikes, Steer,
+    DigitsKind, DirectionKind, OptimConfig, Report, ScheduleKind, SpikeKind, Spikes, Steer,
     average::Averages,
     clusters::Clusters,
     direction::{PartMut, Slot},
@@ -101,6 +103,12 @@ pub struct Optimizer<B: Memory> {
     /// Of the free schedule.
     averages: Option<Averages<B>>,
     spikes: Spikes,
+    /// By tensor, the largest norm of a gradient that is no spike, and what a spike is scaled to.
+    limits: B::Floats,
+    limits_here: Vec<f32>,
+    /// What became of each gradient, and then of each direction: see [`Backend::admit`].
+    gates: B::Floats,
+    gates_here: Vec<f32>,
     seed: u64,
     /// Updates begun, for bias corrections, decay of the second moments and random numbers.
     updates: u64,
@@ -110,9 +118,9 @@ pub struct Optimizer<B: Memory> {
     /// By cluster, with room for the paces that come of it.
     steers: Vec<Steer>,
     paces: Vec<Pace>,
-    /// Squares of the rows of a matrix, where they are measured.
-    squares: B::Floats,
-    /// Reports of the rows of a matrix: one for all, or, where work is queued, one for each.
+    /// Squares of the rows of a matrix, where they are measured: one for all, or, where work is queued, one for each.
+    squares: Vec<B::Floats>,
+    /// Reports of the rows of a matrix, likewise.
     reports: Vec<B::Floats>,
     /// Matrices whose reports have not been read, in the order in which they moved.
     moved: Vec<usize>,
@@ -145,22 +153,28 @@ impl<B: Memory> Optimizer<B> {
         let rows = |parameter: &Parameter| if parameter.role == Role::Matrix { parameter.rows } else { 0 };
         let most = parameters.iter().map(rows).max().unwrap_or(0);
         let apart = parameters.iter().filter(|_| backend.queues()).map(rows);
-        let reports = apart.chain((!backend.queues()).then_some(most));
+        let rows = apart.chain((!backend.queues()).then_some(most));
+        let squares = rows.clone().map(|rows| if config.clusters > 1 { rows } else { 0 });
         let clusters = Clusters::new(&parameters, config.clusters);
+        let count = parameters.len();
         Optimizer {
             slots,
             distances: prodigy.then(|| Distances::new(backend, &parameters)),
             averages,
-            spikes: Spikes::new(parameters.len()),
+            spikes: Spikes::new(count),
+            limits: backend.floats(2 * count),
+            limits_here: vec![0.0; 2 * count],
+            gates: backend.floats(2 * count),
+            gates_here: vec![0.0; 2 * count],
             seed,
             updates: 0,
             admitted: Report::default(),
             steers: vec![Steer::default(); clusters.count()],
             paces: Vec::with_capacity(clusters.count()),
             clusters,
-            squares: backend.floats(most),
-            reports: reports.map(|rows| backend.floats(rows * REPORT)).collect(),
-            moved: Vec::with_capacity(parameters.len()),
+            squares: squares.map(|rows| backend.floats(rows)).collect(),
+            reports: rows.map(|rows| backend.floats(rows * REPORT)).collect(),
+            moved: Vec::with_capacity(count),
             parameters,
             config,
         }
@@ -174,7 +188,7 @@ impl<B: Backend> Optimizer<B> {
     }
 
     /// Begins an update: every tensor is then directed and applied, once each, in any order, and the update
-    /// [ends](Optimizer::end).
+    /// [ends](Optimizer::end). Those that nobody [judges](Optimizer::admit) move in any case.
     pub fn begin(&mut self, backend: &B) {
         let even = match self.config.latent.format() {
             Some(Format::Trits(even)) if self.config.digits == DigitsKind::Clusters => Some(even),
@@ -183,26 +197,44 @@ impl<B: Backend> Optimizer<B> {
         self.clusters.begin(backend, self.updates, (&self.parameters, even));
         self.admitted = Report::default();
         self.updates += 1;
+        for (id, limit) in self.limits_here.as_chunks_mut().0.iter_mut().enumerate() {
+            *limit = self.spikes.limit(&self.config, id);
+        }
+        backend.upload(&self.limits_here, &mut self.limits);
+        self.gates_here.fill(1.0);
+        backend.upload(&self.gates_here, &mut self.gates);
         if let Some(distances) = &mut self.distances {
             distances.begin(backend, &self.config, self.updates == 1);
         }
     }
 
-    /// Reads what the update did to matrices, together with other buffers: a device is waited for once.
+    /// Reads what the update did, together with other buffers: a device is waited for once.
     pub fn settle<'a>(&mut self, backend: &B, others: impl Iterator<Item = (&'a B::Floats, &'a mut [f32])>)
     where
         B::Floats: 'a,
     {
-        let Optimizer { reports, moved, clusters, parameters, updates, .. } = self;
-        let lens = moved.iter().map(|id| parameters[*id].rows * REPORT);
-        let mut here: Vec<Vec<f32>> = lens.map(|len| vec![0.0; len]).collect();
-        let new = moved.iter().map(|id| &reports[*id]).zip(here.iter_mut().map(|here| &mut here[..]));
+        let Optimizer { reports, squares, moved, clusters, parameters, updates, gates, gates_here, .. } =
+            self;
+        let (parameters, measured) = (&*parameters, clusters.measures(*updates));
+        let room = |each: usize| -> Vec<Vec<f32>> {
+            moved.iter().map(|id| vec![0.0; parameters[*id].rows * each]).collect()
+        };
+        let (mut reported, mut squared) = (room(REPORT), room(usize::from(measured)));
+        let new = moved.iter().map(|id| &reports[*id]).zip(reported.iter_mut().map(|here| &mut here[..]));
+        let new_squares =
+            moved.iter().map(|id| &squares[*id]).zip(squared.iter_mut().map(|here| &mut here[..]));
+        let new = new.chain(new_squares.filter(|_| measured)).chain([(&*gates, &mut gates_here[..])]);
         // Borrowed no longer than the reports.
         let others = others.map(|(device, here)| (device, &mut here[..]));
         backend.download_each(new.chain(others));
-        let measured = clusters.measures(*updates);
-        for (id, here) in moved.drain(..).zip(&here) {
-            clusters.applied(id, here, parameters[id].cols, measured);
+        for ((id, reports), squares) in moved.drain(..).zip(&reported).zip(&squared) {
+            let cols = parameters[id].cols;
+            if measured {
+                clusters.gradient(id, squares, gates_here[id], cols);
+            }
+            if gates_here[parameters.len() + id] != 0.0 {
+                clusters.applied(id, reports, cols, measured);
+            }
         }
     }
 
@@ -270,20 +302,51 @@ impl<B: Backend> Optimizer<B> {
         self.config.spike != SpikeKind::Off
     }
 
-    /// Whether tensor `id` moves in this update, by the norm of its gradient, which is scaled where it is a spike.
-    ///
-    /// # Panics
-    /// There is no such tensor.
-    pub fn admit(&mut self, backend: &B, id: usize, norm: f32, grad: &mut B::Floats) -> bool {
-        let admission = self.spikes.admit(&self.config, id, norm);
-        self.admitted.tensors += 1.0;
-        if admission != Admission::Whole {
-            self.admitted.clipped += 1.0;
+    /// Decides which of some `tensors` move in this update, and by how much gradients that are spikes are to be scaled:
+    /// by the `statistics` of the step, which has their squares multiplied by `share`.
+    pub fn admit(
+        &mut self,
+        backend: &B,
+        statistics: &B::Floats,
+        (loss, squares, share): (usize, usize, f32),
+        tensors: Range<usize>,
+    ) {
+        let with = Admission { loss, squares, share, alone: self.guards() };
+        backend.admit(statistics, &self.limits, &with, tensors, &mut self.gates);
+    }
+
+    /// Decides whether some `tensors` take the step that they are directed to: not where the norm of all directions,
+    /// the root of `statistics[at]`, is not finite, times `rate`.
+    pub fn approve(
+        &mut self,
+        backend: &B,
+        statistics: (&B::Floats, usize),
+        rate: f32,
+        tensors: Range<usize>,
+    ) {
+        backend.approve(statistics, rate, tensors, &mut self.gates);
+    }
+
+    /// Does `work` where tensor `id` has a direction; see [`Backend::when`].
+    pub fn when_admitted(&self, backend: &B, id: usize, work: impl FnOnce(&B)) {
+        backend.when(&self.gates, id, work);
+    }
+
+    /// Does `work` where tensor `id` takes its step; see [`Backend::when`].
+    pub fn when_approved(&self, backend: &B, id: usize, work: impl FnOnce(&B)) {
+        backend.when(&self.gates, self.parameters.len() + id, work);
+    }
+
+    /// Notes what became of the gradients of the update, by their norms, when it is [settled](Optimizer::settle).
+    pub fn admitted(&mut self, norm: impl Fn(usize) -> f32) {
+        for (id, parameter) in self.parameters.iter().enumerate() {
+            if parameter.role != Role::Frozen {
+                let whole = self.gates_here[id] == 1.0;
+                self.admitted.tensors += 1.0;
+                self.admitted.clipped += f64::from(!whole);
+                self.spikes.take(&self.config, id, norm(id), whole);
+            }
         }
-        if let Admission::Clipped(share) = admission {
-            backend.scale(grad, share);
-        }
-        admission != Admission::Left
     }
 
     /// The state of the spike guard, for a checkpoint.
@@ -311,19 +374,24 @@ impl<B: Backend> Optimizer<B> {
     pub fn direct(&mut self, backend: &B, id: usize, weight: &Weight<B>, grad: &mut B::Floats, rates: Rates) {
         let step = self.updates;
         assert!(step > 0, "an update begins before its directions");
-        let parameter = &self.parameters[id];
-        if parameter.role == Role::Matrix && self.clusters.measures(step) {
-            backend.resize(&mut self.squares, parameter.rows);
-            backend.square_sums(grad, &mut self.squares);
-            let squares = backend.host(&self.squares);
-            self.clusters.gradient(id, &squares, parameter.cols);
+        let Optimizer { parameters, clusters, slots, distances, gates, squares, config, .. } = self;
+        let parameter = &parameters[id];
+        if parameter.role == Role::Matrix && clusters.measures(step) {
+            let squares = &mut squares[if backend.queues() { id } else { 0 }];
+            backend.resize(squares, parameter.rows);
+            backend.square_sums(grad, squares);
+            if !backend.queues() {
+                clusters.gradient(id, &backend.host(squares), backend.host(gates)[id], parameter.cols);
+            }
         }
-        if let Some(distances) = &mut self.distances {
-            let at = (step == 1, rates.matrices);
-            return distances.direct(backend, &self.config, (id, weight), at, grad);
+        if let (Some(distances), true) = (&mut *distances, step == 1) {
+            distances.start(backend, id, weight);
         }
         let noise = Stream::new(self.seed, MOMENT_NOISE | id as u32, step);
-        self.slots[id].direct(backend, &self.config, parameter.rows, (step, noise), grad);
+        backend.when_scaled(gates, id, grad, |backend, grad| match distances {
+            Some(distances) => distances.direct(backend, config, (id, weight), rates.matrices, grad),
+            None => slots[id].direct(backend, config, parameter.rows, (step, noise), grad),
+        });
     }
 
     /// Moves tensor `id` against its direction.
@@ -342,8 +410,8 @@ impl<B: Backend> Optimizer<B> {
         // While a point moves, it is where the weights are.
         match self.averages.take() {
             Some(mut averages) => {
-                let step = |point: &mut Weight<B>| self.step(backend, id, point, direction, rates);
-                averages.follow(backend, (id, weight), update, step);
+                averages.follow(id, weight, update, |point| self.step(backend, id, point, direction, rates));
+                self.when_approved(backend, id, |backend| averages.average(backend, id, weight));
                 self.averages = Some(averages);
             }
             None => self.step(backend, id, weight, direction, rates),
@@ -373,10 +441,13 @@ impl<B: Backend> Optimizer<B> {
                 let (queues, len) = (backend.queues(), parameter.rows * REPORT);
                 let reports = &mut self.reports[if queues { id } else { 0 }];
                 backend.resize(reports, len);
-                backend.descend(weight, direction, self.slots[id].late_moment(), &with, reports);
+                let at = self.parameters.len() + id;
+                let moment = self.slots[id].late_moment();
+                let descend = |backend: &B| backend.descend(weight, direction, moment, &with, reports);
+                backend.when(&self.gates, at, descend);
                 if queues {
                     self.moved.push(id);
-                } else {
+                } else if backend.host(&self.gates)[at] != 0.0 {
                     self.clusters.applied(id, &backend.host(reports), parameter.cols, measured);
                 }
                 return;
@@ -385,7 +456,7 @@ impl<B: Backend> Optimizer<B> {
             Role::Gain => Apply { rate: rates.matrices * GAIN_SHARE, decay: 0.0 },
             Role::Frozen => return,
         };
-        backend.apply(weight.floats_mut(), direction, with);
+        self.when_approved(backend, id, |backend| backend.apply(weight.floats_mut(), direction, with));
     }
 
     /// Parts of the state that belong to no direction of a tensor.

@@ -77,19 +77,21 @@ impl<B: Backend> Distances<B> {
         backend.upload(&self.here, &mut self.numbers);
     }
 
+    /// Keeps the weights of tensor `id` as those that it starts from.
+    pub(crate) fn start(&mut self, backend: &B, id: usize, weight: &Weight<B>) {
+        backend.copy(weight.floats(), &mut self.tensors[id][3]);
+    }
+
     /// Turns the gradient of tensor `id` at `weight` into its direction, in place; the step will be `rate` times it.
     pub(crate) fn direct(
         &mut self,
         backend: &B,
         config: &OptimConfig,
         (id, weight): (usize, &Weight<B>),
-        (first, rate): (bool, f32),
+        rate: f32,
         grad: &mut B::Floats,
     ) {
         let (kept, weight) = (&mut self.tensors[id], weight.floats());
-        if first {
-            backend.copy(weight, &mut kept[3]);
-        }
         let OptimConfig { beta1, beta2, .. } = *config;
         let distance = self.here[DISTANCE];
         // In units of the first distance, as in the authors' program: its square alone would be very small.

@@ -26,17 +26,6 @@ const LEAST: f64 = 0.1;
 /// Deviations above the mean of what the statistics take in place of a spike, at most.
 const TAKEN: f64 = 2.0;
 
-/// What becomes of a gradient.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Admission {
-    /// It is taken as it is.
-    Whole,
-    /// It is a spike, and is multiplied by this.
-    Clipped(f32),
-    /// It is a spike or not finite: the tensor stays as it is.
-    Left,
-}
-
 /// Norms of a tensor's gradient so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -65,39 +54,52 @@ impl Spikes {
         self.tensors.len()
     }
 
-    /// Judges the norm of the gradient of tensor `id`, and takes it up.
-    pub(crate) fn admit(&mut self, config: &OptimConfig, id: usize, norm: f32) -> Admission {
+    /// The largest norm of a gradient of tensor `id` that is no spike, and the norm that a spike is scaled to, or 0
+    /// where it is left.
+    pub(crate) fn limit(&self, config: &OptimConfig, id: usize) -> [f32; 2] {
         if config.spike == SpikeKind::Off {
-            return Admission::Whole;
+            return [f32::MAX, 1.0];
         }
-        if !norm.is_finite() {
-            return Admission::Left;
-        }
+        let norms = &self.tensors[id];
+        let limit = (norms.mean + norms.above(config)).exp() as f32;
+        let usual = if config.spike == SpikeKind::Skip { 0.0 } else { norms.mean.exp() as f32 };
+        [limit.min(f32::MAX), usual]
+    }
+
+    /// Takes up the norm of the gradient of tensor `id` as it was; `whole` where that was no spike.
+    pub(crate) fn take(&mut self, config: &OptimConfig, id: usize, norm: f32, whole: bool) {
         // A gradient of zero says nothing about the others.
-        if norm == 0.0 {
-            return Admission::Whole;
+        if config.spike == SpikeKind::Off || !norm.is_finite() || norm == 0.0 {
+            return;
         }
         let norms = &mut self.tensors[id];
         let log = f64::from(norm).ln();
-        let deviation = norms.variance.sqrt().max(LEAST);
-        let z = f64::from(config.spike_z);
-        let (above, taken) = match norms.seen {
-            0 => (f64::INFINITY, 0.0),
-            1..WATCHED => (EARLY.ln(), EARLY.ln()),
-            _ => (z * deviation, z.min(TAKEN) * deviation),
-        };
-        let spike = log > norms.mean + above;
-        let admission = match config.spike {
-            _ if !spike => Admission::Whole,
-            SpikeKind::Clip => Admission::Clipped((norms.mean - log).exp() as f32),
-            SpikeKind::Skip | SpikeKind::Off => Admission::Left,
-        };
-        norms.take(if spike { norms.mean + taken } else { log });
-        admission
+        norms.take(if whole { log } else { norms.mean + norms.taken(config) });
     }
 }
 
 impl Norms {
+    /// How far above the mean the logarithm of a spike is, at least.
+    fn above(&self, config: &OptimConfig) -> f64 {
+        match self.seen {
+            0 => f64::INFINITY,
+            1..WATCHED => EARLY.ln(),
+            _ => f64::from(config.spike_z) * self.deviation(),
+        }
+    }
+
+    /// How far above the mean a spike is taken to be.
+    fn taken(&self, config: &OptimConfig) -> f64 {
+        match self.seen {
+            0..WATCHED => EARLY.ln(),
+            _ => f64::from(config.spike_z).min(TAKEN) * self.deviation(),
+        }
+    }
+
+    fn deviation(&self) -> f64 {
+        self.variance.sqrt().max(LEAST)
+    }
+
     fn take(&mut self, log: f64) {
         self.seen += 1;
         let weight = NEW.max(1.0 / self.seen as f64);
@@ -109,7 +111,37 @@ impl Norms {
 
 #[cfg(test)]
 mod tests {
+    use tritrain_backend::{Admission, Backend, Cpu, Memory};
+
     use super::*;
+
+    /// What becomes of a gradient.
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    enum Fate {
+        Whole,
+        Clipped(f32),
+        Left,
+    }
+
+    fn admit(spikes: &mut Spikes, config: &OptimConfig, id: usize, norm: f32) -> Fate {
+        let (backend, tensors) = (Cpu::new(1).unwrap(), spikes.len());
+        let mut statistics = vec![0.0; 1 + tensors];
+        statistics[1 + id] = norm * norm;
+        let limits: Vec<f32> = (0..tensors).flat_map(|id| spikes.limit(config, id)).collect();
+        let (mut of, mut given) = (backend.floats(1 + tensors), backend.floats(2 * tensors));
+        backend.upload(&statistics, &mut of);
+        backend.upload(&limits, &mut given);
+        let mut gates = backend.floats(2 * tensors);
+        let with = Admission { loss: 0, squares: 1, share: 1.0, alone: config.spike != SpikeKind::Off };
+        backend.admit(&of, &given, &with, id..id + 1, &mut gates);
+        let gate = backend.host(&gates)[id];
+        spikes.take(config, id, norm, gate == 1.0);
+        match gate {
+            1.0 => Fate::Whole,
+            0.0 => Fate::Left,
+            share => Fate::Clipped(share),
+        }
+    }
 
     fn config(spike: SpikeKind) -> OptimConfig {
         OptimConfig { spike, spike_z: 4.0, ..OptimConfig::default() }
@@ -123,7 +155,7 @@ mod tests {
     fn watched(config: &OptimConfig) -> Spikes {
         let mut spikes = Spikes::new(2);
         for step in 0..100 {
-            assert_eq!(spikes.admit(config, 1, quiet(step)), Admission::Whole, "step {step}");
+            assert_eq!(admit(&mut spikes, config, 1, quiet(step)), Fate::Whole, "step {step}");
         }
         spikes
     }
@@ -132,28 +164,29 @@ mod tests {
     fn a_spike_is_scaled_to_the_usual_norm_and_leaves_the_statistics_alone() {
         let config = config(SpikeKind::Clip);
         let mut spikes = watched(&config);
-        let Admission::Clipped(share) = spikes.admit(&config, 1, 1000.0) else { panic!("taken") };
+        let Fate::Clipped(share) = admit(&mut spikes, &config, 1, 1000.0) else { panic!("taken") };
         assert!((0.9..1.1).contains(&(share * 1000.0)), "{share}");
-        assert!(matches!(spikes.admit(&config, 1, 2.0), Admission::Clipped(_)), "still known");
+        assert!(matches!(admit(&mut spikes, &config, 1, 2.0), Fate::Clipped(_)), "still known");
         for step in 0..100 {
-            assert_eq!(spikes.admit(&config, 1, quiet(step)), Admission::Whole, "step {step}");
+            assert_eq!(admit(&mut spikes, &config, 1, quiet(step)), Fate::Whole, "step {step}");
         }
         // Small norms are no spikes, and the other tensor has seen nothing.
-        assert_eq!(spikes.admit(&config, 1, 1e-6), Admission::Whole);
-        assert_eq!(spikes.admit(&config, 0, 1000.0), Admission::Whole);
+        assert_eq!(admit(&mut spikes, &config, 1, 1e-6), Fate::Whole);
+        assert_eq!(admit(&mut spikes, &config, 0, 1000.0), Fate::Whole);
     }
 
     #[test]
     fn a_tensor_is_left_where_so_asked_or_where_nothing_is_finite() {
         let config = config(SpikeKind::Skip);
         let mut spikes = watched(&config);
-        assert_eq!(spikes.admit(&config, 1, 1000.0), Admission::Left);
+        assert_eq!(admit(&mut spikes, &config, 1, 1000.0), Fate::Left);
         let before = spikes.clone();
         for norm in [f32::NAN, f32::INFINITY] {
-            assert_eq!(spikes.admit(&config, 1, norm), Admission::Left);
+            assert_eq!(admit(&mut spikes, &config, 1, norm), Fate::Left);
         }
         assert_eq!(spikes, before);
-        assert_eq!(spikes.admit(&super::tests::config(SpikeKind::Off), 1, f32::NAN), Admission::Whole);
+        let off = super::tests::config(SpikeKind::Off);
+        assert_eq!(admit(&mut spikes, &off, 1, 1e9), Fate::Whole);
     }
 
     #[test]
@@ -168,16 +201,16 @@ mod tests {
                         // As gradients of the first steps do, within a factor of ten.
                         false => (quiet(step) * 10.0f32.powf((step % 3) as f32 / 2.0 - 0.5), false),
                     };
-                    match spikes.admit(&config, 0, norm) {
-                        Admission::Whole => assert!(!is_spike, "{step}"),
-                        Admission::Clipped(share) => {
+                    match admit(&mut spikes, &config, 0, norm) {
+                        Fate::Whole => assert!(!is_spike, "{step}"),
+                        Fate::Clipped(share) => {
                             assert!(is_spike && kind == SpikeKind::Clip, "{step}");
                             assert!((0.2..5.0).contains(&(share * norm)), "{share} at {step}");
                         }
-                        Admission::Left => assert!(is_spike && kind == SpikeKind::Skip, "{step}"),
+                        Fate::Left => assert!(is_spike && kind == SpikeKind::Skip, "{step}"),
                     }
                 }
-                assert_ne!(spikes.admit(&config, 0, 1000.0), Admission::Whole, "still known after {at}");
+                assert_ne!(admit(&mut spikes, &config, 0, 1000.0), Fate::Whole, "still known after {at}");
             }
         }
     }
@@ -186,8 +219,8 @@ mod tests {
     fn a_gradient_that_grows_a_thousandfold_at_first_is_followed_in_a_few_steps() {
         let config = config(SpikeKind::Clip);
         let mut spikes = Spikes::new(1);
-        spikes.admit(&config, 0, 1e-3);
-        let clipped = (0..100).filter(|step| spikes.admit(&config, 0, quiet(*step)) != Admission::Whole);
+        admit(&mut spikes, &config, 0, 1e-3);
+        let clipped = (0..100).filter(|step| admit(&mut spikes, &config, 0, quiet(*step)) != Fate::Whole);
         let clipped = clipped.count();
         assert!((1..6).contains(&clipped), "{clipped} steps");
     }
@@ -197,7 +230,7 @@ mod tests {
         let config = config(SpikeKind::Clip);
         let mut spikes = watched(&config);
         let clipped =
-            (0..200).filter(|step| spikes.admit(&config, 1, 1000.0 * quiet(*step)) != Admission::Whole);
+            (0..200).filter(|step| admit(&mut spikes, &config, 1, 1000.0 * quiet(*step)) != Fate::Whole);
         let clipped = clipped.count();
         assert!((20..100).contains(&clipped), "{clipped} steps");
     }
@@ -207,8 +240,8 @@ mod tests {
         let config = config(SpikeKind::Clip);
         let mut spikes = watched(&config);
         for step in 0..40 {
-            assert!(matches!(spikes.admit(&config, 1, 1e6), Admission::Clipped(_)), "step {step}");
-            assert_eq!(spikes.admit(&config, 1, quiet(step)), Admission::Whole, "step {step}");
+            assert!(matches!(admit(&mut spikes, &config, 1, 1e6), Fate::Clipped(_)), "step {step}");
+            assert_eq!(admit(&mut spikes, &config, 1, quiet(step)), Fate::Whole, "step {step}");
         }
     }
 }

@@ -6,7 +6,7 @@ use tritrain_backend::{Backend, Values};
 use tritrain_model::{Activations, Keep, Layout, Model, ModelConfig, TensorKind, Use, counted};
 use tritrain_optim::{GradientKind, OptimConfig, Optimizer, Parameter, Rates, Reduction, Report, Role, Skip};
 
-use gradients::{Gathering, finite};
+use gradients::Gathering;
 pub(crate) use gradients::{Gradients, MOST_PASSES};
 
 /// Sizes of what learns, and where its random numbers come from.
@@ -163,32 +163,33 @@ impl<B: Backend> Learner<B> {
             }
             if gathering.gradients.kind == GradientKind::None {
                 // The first matrix moves as soon as its gradient is there.
-                finite(gathering.gradients.loss, Skip::Loss)?;
                 gathering.optimizer.begin(backend);
             }
             model.block_gradients(backend, activations, &mut gathering);
             gradients.gather(backend, pass);
         }
-        let loss = self.gradients.finish(backend, &mut self.optimizer, self.model.weights_mut(), rates);
+        self.gradients.finish(backend, &mut self.optimizer, self.model.weights_mut(), rates);
         // Also where the step is left: some matrices may have moved.
         self.model.refresh(backend);
-        let loss = loss? / counted;
         let late = self.late_losses && !self.gradients.watched;
         let losses = late.then(|| (self.activations.losses(), &mut self.losses[..]));
         self.optimizer.settle(backend, [self.gradients.reading()].into_iter().chain(losses));
         self.gradients.take();
+        self.gradients.judge(&mut self.optimizer, rates)?;
+        let loss = self.gradients.loss() / counted;
+        let gradient_norm = self.gradients.norm(self.optimizer.guards());
+        let direction_norm = self.gradients.direction_norm();
         let predicted = self.gradients.predicted();
         let reduction = self.gradients.watched.then(|| {
-            self.gradients.loss = 0.0;
+            self.gradients.begin(backend);
             for (inputs, targets) in passes() {
                 self.model.evaluate(backend, &mut self.activations, inputs, targets);
                 self.gradients.add_losses(backend, self.activations.losses());
             }
-            let after = self.gradients.loss / counted;
+            self.gradients.read(backend);
+            let after = self.gradients.loss() / counted;
             Reduction { predicted, actual: f64::from(loss) - f64::from(after) }
         });
-        let gradient_norm = self.gradients.norm(self.optimizer.guards());
-        let direction_norm = self.gradients.direction_norm();
         let report = self.optimizer.report();
         Ok(Measured { loss, gradient_norm, direction_norm, report, reduction, rounded: None })
     }

@@ -10,7 +10,7 @@ use super::packed::{
 };
 use crate::{
     Floats, Gpu, Packed,
-    blocks::{UNITS, cube_sum, desk, magnitude},
+    blocks::{UNITS, cube_sum, desk, is_open, magnitude},
     launch::{Buffer, arg, cubes, cubes_for, launch, units},
 };
 
@@ -146,6 +146,8 @@ fn descend_kernel(
     direction: &[f32],
     new: &mut [f32],
     reports: &mut [f32],
+    gates: &[f32],
+    gate: usize,
     cols: usize,
     row_words: usize,
     digits: u32,
@@ -158,7 +160,7 @@ fn descend_kernel(
 ) {
     let mut desk = desk();
     let row = CUBE_POS;
-    if row < reports.len() / REPORT {
+    if row < reports.len() / REPORT && is_open(gates, gate) {
         let unit = UNIT_POS as usize;
         let (start, own) = place(places, row, row_words, digits, placed);
         let first = row * cols;
@@ -299,6 +301,7 @@ pub(crate) fn descend(
     let (_room, new) = matrix_room(gpu, rows, cols);
     let Layout { words, places, placed, row_words, digits, kind, .. } = of;
     let [low, high, tensor, time] = words_of(&with.noise.0);
+    let (gates, gate) = gpu.gate();
     launch!(
         gpu,
         descend_kernel,
@@ -310,6 +313,8 @@ pub(crate) fn descend(
         arg(direction, u.len),
         new,
         reports.arg(),
+        gates,
+        gate,
         cols,
         row_words,
         digits,

@@ -19,7 +19,7 @@ mod update;
 use crate::{Floats, Gpu, Packed, Rows, Ternary, Tokens};
 use attention::Cache;
 use clusters::Clusters;
-use std::borrow::Cow;
+use std::{borrow::Cow, ops::Range};
 use tritrain_backend::*;
 
 impl Backend for Gpu {
@@ -271,8 +271,8 @@ impl Backend for Gpu {
         head::head_logits_int8(self, hidden, head, logits)
     }
 
-    fn sum(&self, x: &Floats, out: &mut Floats, at: usize) {
-        reduce::sum(self, x, out, at)
+    fn add_sum(&self, x: &Floats, out: &mut Floats, at: usize) {
+        reduce::add_sum(self, x, out, at)
     }
 
     fn add_sum_squares(&self, x: &Floats, out: &mut Floats, at: usize) {
@@ -285,6 +285,31 @@ impl Backend for Gpu {
 
     fn square_sums(&self, x: &Floats, out: &mut Floats) {
         reduce::square_sums(self, x, out)
+    }
+
+    fn admit(
+        &self,
+        statistics: &Floats,
+        limits: &Floats,
+        with: &Admission,
+        tensors: Range<usize>,
+        gates: &mut Floats,
+    ) {
+        update::admit(self, statistics, limits, with, tensors, gates)
+    }
+
+    fn approve(&self, statistics: (&Floats, usize), factor: f32, tensors: Range<usize>, gates: &mut Floats) {
+        update::approve(self, statistics, factor, tensors, gates)
+    }
+
+    fn when(&self, gates: &Floats, at: usize, work: impl FnOnce(&Gpu)) {
+        assert!(at < gates.len, "a gate of those there are");
+        work(&self.behind((gates.arg(), at)))
+    }
+
+    fn when_scaled(&self, gates: &Floats, at: usize, g: &mut Floats, work: impl FnOnce(&Gpu, &mut Floats)) {
+        // What makes directions multiplies by its gate.
+        self.when(gates, at, |gpu| work(gpu, g))
     }
 
     fn adam(&self, g: &mut Floats, m: &mut Floats, v: &mut Floats, with: Adam) {

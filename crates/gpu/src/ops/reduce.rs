@@ -5,7 +5,7 @@ use cubecl::prelude::*;
 use super::buffers::SHARE;
 use crate::{
     Floats, Gpu,
-    blocks::{UNITS, cube_sum, desk},
+    blocks::{UNITS, cube_sum, desk, is_open},
     launch::{arg, cubes, launch, units},
 };
 
@@ -31,7 +31,7 @@ fn sum_shares(x: &[f32], y: &[f32], sums: &mut [f32], #[comptime] products: bool
 
 /// One cube: the sum of all shares, in the place of `out[at]` or added to it.
 #[cube(launch, create_dummy_kernel)]
-fn sum_sums(sums: &[f32], out: &mut [f32], at: usize, #[comptime] add: bool) {
+fn sum_sums(sums: &[f32], out: &mut [f32], gates: &[f32], gate: usize, at: usize, #[comptime] add: bool) {
     let mut desk = desk();
     let mut sum = 0.0f32;
     let mut i = UNIT_POS as usize;
@@ -40,7 +40,7 @@ fn sum_sums(sums: &[f32], out: &mut [f32], at: usize, #[comptime] add: bool) {
         i += UNITS;
     }
     let sum = cube_sum(sum, &mut desk);
-    if UNIT_POS == 0 {
+    if UNIT_POS == 0 && is_open(gates, gate) {
         out[at] = if comptime![add] { out[at] + sum } else { sum };
     }
 }
@@ -76,11 +76,16 @@ fn total(gpu: &Gpu, x: &Floats, y: Option<&Floats>, (out, at): (&mut Floats, usi
     let sums = || arg(&sums, shares);
     let products = y.is_some();
     launch!(gpu, sum_shares, cubes(shares), units(), x.arg(), y.unwrap_or(x).arg(), sums(), products);
-    launch!(gpu, sum_sums, cubes(1), units(), sums(), out.arg(), at, add);
+    let (gates, gate) = gpu.gate();
+    launch!(gpu, sum_sums, cubes(1), units(), sums(), out.arg(), gates, gate, at, add);
 }
 
 pub(crate) fn sum(gpu: &Gpu, x: &Floats, out: &mut Floats, at: usize) {
     total(gpu, x, None, (out, at), false);
+}
+
+pub(crate) fn add_sum(gpu: &Gpu, x: &Floats, out: &mut Floats, at: usize) {
+    total(gpu, x, None, (out, at), true);
 }
 
 pub(crate) fn add_sum_squares(gpu: &Gpu, x: &Floats, out: &mut Floats, at: usize) {

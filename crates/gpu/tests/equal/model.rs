@@ -411,7 +411,7 @@ impl Case for Buffers {
         let (mut random, len) = (Random::new(self.seed), self.rows * self.cols);
         let (x, y) = (put(b, &random.normal(len)), put(b, &random.normal(len)));
         let mut out = put(b, &[1.0, 2.0, 3.0]);
-        b.sum(&x, &mut out, 0);
+        b.add_sum(&x, &mut out, 0);
         b.add_sum_squares(&x, &mut out, 1);
         b.add_dot(&x, &y, &mut out, 2);
         let mut squares = b.floats(self.rows);

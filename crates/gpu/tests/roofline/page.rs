@@ -166,7 +166,7 @@ fn table(page: &mut String, step: &Step) {
     writeln!(
         page,
         "At most so many thousand tokens a second: {}. {} launches take {:.1} ms where the driver needs {:.0} µs for each \
-         (assumed), which is {}; the host waits three times besides.",
+         (assumed), which is {}; the host waits once besides.",
         rates.join(", "),
         all.count,
         all.count as f64 * LAUNCH * 1e3,

@@ -21,8 +21,6 @@ pub(crate) struct Gradients<B: Memory> {
     pub(super) passes: usize,
     /// With several passes, by tensor, of tensors that are no matrices: the gradient of the pass at hand.
     pass: Vec<B::Floats>,
-    /// Sum of the losses of all passes so far.
-    pub(super) loss: f32,
     /// Whether this step is compared with what its gradient predicts.
     pub(super) watched: bool,
     /// Gradients as they were, for that: by tensor, and of the matrix at hand; and its weights in f32.
@@ -39,9 +37,7 @@ pub(crate) struct Gradients<B: Memory> {
     shared: B::Floats,
     /// Numbers of every matrix, none for other tensors.
     matrices: Vec<Option<usize>>,
-    /// Tensors that stay as they are in this step.
-    left: Vec<bool>,
-    /// The loss, and squares of directions and gradients.
+    /// The loss, and squares of directions and gradients: the optimizer's guards go by them where they lie.
     statistics: B::Floats,
     /// The same as last read back.
     here: Vec<f32>,
@@ -83,7 +79,6 @@ impl<B: Memory> Gradients<B> {
             kind,
             passes,
             pass: apart.map(|len| backend.floats(len)).collect(),
-            loss: 0.0,
             watched: false,
             were: sizes.clone().map(|len| backend.floats(seen(len))).collect(),
             was: backend.floats(seen(most_shared)),
@@ -93,7 +88,6 @@ impl<B: Memory> Gradients<B> {
             packed: packed.collect(),
             shared: backend.floats(largest.unwrap_or(0)),
             matrices: specs.iter().map(|spec| is_matrix(spec).then(|| spec.len())).collect(),
-            left: vec![false; specs.len()],
             statistics: backend.floats(GRADIENTS + specs.len()),
             here: vec![0.0; GRADIENTS + specs.len()],
             fault: 1.0,
@@ -105,7 +99,11 @@ impl<B: Backend> Gradients<B> {
     /// Begins a step.
     pub(super) fn begin(&mut self, backend: &B) {
         backend.clear(&mut self.statistics);
-        self.loss = 0.0;
+    }
+
+    /// Sum of the losses of all tokens, as read.
+    pub(super) fn loss(&self) -> f32 {
+        self.here[LOSS]
     }
 
     /// What the step takes off the loss by the gradient, as read.
@@ -139,18 +137,9 @@ impl<B: Backend> Gradients<B> {
         }
     }
 
-    /// Adds the losses of the tokens of a pass to those before; of the only pass, when the
-    /// gradients are read.
+    /// Adds the losses of the tokens of a pass to those before.
     pub(super) fn add_losses(&mut self, backend: &B, losses: &B::Floats) {
-        backend.sum(losses, &mut self.statistics, LOSS);
-        if !self.reads_loss_late() {
-            self.read(backend);
-            self.loss += self.here[LOSS];
-        }
-    }
-
-    fn reads_loss_late(&self) -> bool {
-        self.passes == 1 && self.kind != GradientKind::None && !self.watched
+        backend.add_sum(losses, &mut self.statistics, LOSS);
     }
 
     /// `mean += part / passes` for a gradient of pass `pass`.
@@ -184,8 +173,7 @@ impl<B: Backend> Gradients<B> {
         squares.filter(|square| square.is_finite()).sum::<f64>().sqrt() as f32
     }
 
-    /// Directs and applies the matrix `id`, whose gradient is the shared one and its norm read; not where it is
-    /// not finite.
+    /// Directs and applies the matrix `id`, whose gradient is the shared one, as far as guards let it.
     fn move_shared(
         &mut self,
         backend: &B,
@@ -194,24 +182,23 @@ impl<B: Backend> Gradients<B> {
         weight: &mut Weight<B>,
         rates: Rates,
     ) {
+        // Squares of each pass were added up: their mean stands for that of the mean gradient.
+        let share = if self.packed[id].is_some() { 1.0 / self.passes as f32 } else { 1.0 };
+        optimizer.admit(backend, &self.statistics, (LOSS, GRADIENTS, share), id..id + 1);
         if self.watched {
             backend.resize(&mut self.was, self.matrices[id].unwrap_or_default());
             backend.copy(&self.shared, &mut self.was);
-        }
-        if !optimizer.admit(backend, id, self.here[GRADIENTS + id].sqrt(), &mut self.shared) {
-            return;
-        }
-        if self.watched {
-            self.multiply(backend, (id, true), weight, BEFORE);
+            optimizer
+                .when_admitted(backend, id, |backend| self.multiply(backend, (id, true), weight, BEFORE));
         }
         optimizer.direct(backend, id, weight, &mut self.shared, rates);
-        backend.add_sum_squares(&self.shared, &mut self.statistics, DIRECTION);
-        self.read(backend);
-        if finite(self.here[DIRECTION] * rates.matrices, Skip::UpdateNorm).is_ok() {
-            optimizer.apply(backend, id, weight, &self.shared, rates);
-        }
+        let statistics = &mut self.statistics;
+        let add = |backend: &B| backend.add_sum_squares(&self.shared, statistics, DIRECTION);
+        optimizer.when_admitted(backend, id, add);
+        optimizer.approve(backend, (&self.statistics, DIRECTION), rates.matrices, id..id + 1);
+        optimizer.apply(backend, id, weight, &self.shared, rates);
         if self.watched {
-            self.multiply(backend, (id, true), weight, AFTER);
+            optimizer.when_approved(backend, id, |backend| self.multiply(backend, (id, true), weight, AFTER));
         }
     }
 
@@ -229,28 +216,23 @@ impl<B: Backend> Gradients<B> {
         backend.add_dot(was, weight, &mut self.statistics, at);
     }
 
-    /// Applies what is left of a step, and gives the sum of the losses.
+    /// Applies what is left of a step, as far as guards let it.
     pub(super) fn finish(
         &mut self,
         backend: &B,
         optimizer: &mut Optimizer<B>,
         weights: &mut [Weight<B>],
         rates: Rates,
-    ) -> Result<f32, Skip> {
+    ) {
         for &id in &self.own {
             disturb(backend, &mut self.floats[id], self.fault);
             backend.add_sum_squares(&self.floats[id], &mut self.statistics, GRADIENTS + id);
         }
-        self.read(backend);
-        if self.reads_loss_late() {
-            self.loss = self.here[LOSS];
-        }
-        let loss = self.loss;
-        finite(loss, Skip::Loss)?;
-        finite(self.norm(optimizer.guards()), Skip::GradientNorm)?;
         if self.kind != GradientKind::None {
             optimizer.begin(backend);
         }
+        let all = 0..weights.len();
+        optimizer.admit(backend, &self.statistics, (LOSS, GRADIENTS, 1.0), all.clone());
         for (id, weight) in weights.iter_mut().enumerate() {
             if let (Some(packed), Some(len)) = (&self.packed[id], self.matrices[id]) {
                 backend.resize(&mut self.shared, len);
@@ -263,32 +245,40 @@ impl<B: Backend> Gradients<B> {
         }
         for at in 0..self.own.len() {
             let id = self.own[at];
-            let norm = self.here[GRADIENTS + id].sqrt();
             if self.watched {
                 backend.copy(&self.floats[id], &mut self.were[id]);
+                let weight = &weights[id];
+                optimizer.when_admitted(backend, id, |backend| {
+                    self.multiply(backend, (id, false), weight, BEFORE)
+                });
             }
-            self.left[id] = !optimizer.admit(backend, id, norm, &mut self.floats[id]);
-            if !self.left[id] {
-                if self.watched {
-                    self.multiply(backend, (id, false), &weights[id], BEFORE);
-                }
-                optimizer.direct(backend, id, &weights[id], &mut self.floats[id], rates);
-                backend.add_sum_squares(&self.floats[id], &mut self.statistics, DIRECTION);
-            }
+            optimizer.direct(backend, id, &weights[id], &mut self.floats[id], rates);
+            let (direction, statistics) = (&self.floats[id], &mut self.statistics);
+            let add = |backend: &B| backend.add_sum_squares(direction, statistics, DIRECTION);
+            optimizer.when_admitted(backend, id, add);
         }
-        self.read(backend);
-        let direction = self.here[DIRECTION].sqrt();
-        finite(direction * rates.matrices.max(rates.embedding), Skip::UpdateNorm)?;
+        let rate = rates.matrices.max(rates.embedding);
+        optimizer.approve(backend, (&self.statistics, DIRECTION), rate, all);
         for at in 0..self.own.len() {
             let id = self.own[at];
-            if !self.left[id] {
-                optimizer.apply(backend, id, &mut weights[id], &self.floats[id], rates);
-                if self.watched {
-                    self.multiply(backend, (id, false), &weights[id], AFTER);
-                }
+            optimizer.apply(backend, id, &mut weights[id], &self.floats[id], rates);
+            if self.watched {
+                let weight = &weights[id];
+                optimizer
+                    .when_approved(backend, id, |backend| self.multiply(backend, (id, false), weight, AFTER));
             }
         }
-        Ok(loss)
+    }
+
+    /// What the guards made of the step, by what was read.
+    ///
+    /// # Errors
+    /// Names what is not finite.
+    pub(super) fn judge(&self, optimizer: &mut Optimizer<B>, rates: Rates) -> Result<(), Skip> {
+        finite(self.loss(), Skip::Loss)?;
+        finite(self.norm(optimizer.guards()), Skip::GradientNorm)?;
+        optimizer.admitted(|id| self.here[GRADIENTS + id].sqrt());
+        finite(self.direction_norm() * rates.matrices.max(rates.embedding), Skip::UpdateNorm)
     }
 }
 
@@ -329,10 +319,7 @@ impl<B: Backend> Sink<B> for Gathering<'_, B> {
             backend.accumulate(&gradients.shared, &noise, *pass == 0, packed);
             return;
         }
-        gradients.read(backend);
-        if gradients.norm(optimizer.guards()).is_finite() {
-            gradients.move_shared(backend, optimizer, id, weight, *rates);
-        }
+        gradients.move_shared(backend, optimizer, id, weight, *rates);
     }
 }
 
@@ -352,6 +339,6 @@ fn disturb<B: Backend>(backend: &B, gradient: &mut B::Floats, factor: f32) {
     }
 }
 
-pub(super) fn finite(value: f32, what: Skip) -> Result<(), Skip> {
+fn finite(value: f32, what: Skip) -> Result<(), Skip> {
     if value.is_finite() { Ok(()) } else { Err(what) }
 }

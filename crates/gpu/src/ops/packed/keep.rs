@@ -9,7 +9,7 @@ use super::rows::{
 };
 use crate::{
     Floats, Gpu, Packed,
-    blocks::{UNITS, cube_max, cube_sum, desk, magnitude, word_desk},
+    blocks::{UNITS, cube_max, cube_sum, desk, is_open, magnitude, word_desk},
     launch::{Argument, Buffer, arg, cubes, launch, units},
 };
 
@@ -79,6 +79,8 @@ fn keep_kernel(
     steps: &mut [f32],
     mean: &mut [f32],
     levels: &mut [f32],
+    gates: &[f32],
+    gate: usize,
     rows: usize,
     cols: usize,
     row_words: usize,
@@ -98,7 +100,7 @@ fn keep_kernel(
     let mut desk = desk();
     let mut words_desk = word_desk();
     let row = CUBE_POS;
-    if row < rows {
+    if row < rows && is_open(gates, gate) {
         let (start, first) = (row * row_words, row * cols);
         let unit = UNIT_POS as usize;
         let mut before = 1.0f32;
@@ -109,7 +111,7 @@ fn keep_kernel(
         let mut most = 0u32;
         let mut i = unit;
         while i < cols {
-            let given = x[first + i];
+            let given = gates[gate] * x[first + i];
             let mut value = given;
             if comptime![mode.reads()] {
                 let old = number(&*words, start, cols, i, digits, kind);
@@ -198,6 +200,7 @@ fn keep(gpu: &Gpu, x: &Buffer, mean: &Buffer, noise: &Stream, to: &Packed, share
     let Shares { kept, seen, range } = shares;
     let [low, high, tensor, time] = words_of(noise);
     let (_room, levels) = matrix_room(gpu, rows, cols);
+    let (gates, gate) = gpu.gate();
     launch!(
         gpu,
         keep_kernel,
@@ -208,6 +211,8 @@ fn keep(gpu: &Gpu, x: &Buffer, mean: &Buffer, noise: &Stream, to: &Packed, share
         steps,
         mean,
         levels,
+        gates,
+        gate,
         rows,
         cols,
         row_words,

@@ -6,7 +6,7 @@ use tritrain_backend::{ADAM_BLOCK, Adam, Format, Stream};
 use super::corrections;
 use crate::{
     Floats, Gpu, Packed,
-    blocks::{UNITS, as_byte, byte, cube_max, magnitude, nearest, word_desk},
+    blocks::{UNITS, as_byte, byte, cube_max, is_open, magnitude, nearest, word_desk},
     launch::{cubes, launch, units},
     ops::packed::{RUN, SIDE, random_words, step, words_of},
 };
@@ -54,6 +54,8 @@ fn adam8_kernel(
     m_steps: &mut [f32],
     v: &mut [u32],
     v_steps: &mut [f32],
+    gates: &[f32],
+    gate: usize,
     beta1: f32,
     beta2: f32,
     new1: f32,
@@ -71,7 +73,7 @@ fn adam8_kernel(
     let mut means = Shared::<[u32]>::new_slice(ADAM_BLOCK);
     let mut roots = Shared::<[u32]>::new_slice(ADAM_BLOCK);
     let block = CUBE_POS;
-    if block < m_steps.len() {
+    if block < m_steps.len() && is_open(gates, gate) {
         let unit = UNIT_POS as usize;
         if unit < BLOCKS {
             let words = random_words(block, ADAM_BLOCK, unit, key_low, key_high, tensor, time);
@@ -84,7 +86,7 @@ fn adam8_kernel(
         let mut mean = 0.0f32;
         let mut root = 0.0f32;
         if i < g.len() {
-            let x = g[i];
+            let x = gates[gate] * g[i];
             let shift = 8u32 * (unit % 4) as u32;
             let old = f32::cast_from((v[block * WORDS + unit / 4] >> shift) & 0xffu32) * v_steps[block];
             let before =
@@ -142,6 +144,7 @@ pub(crate) fn adam8(gpu: &Gpu, g: &mut Floats, m: &mut Packed, v: &mut Packed, w
     let ([c1, c2], Adam { beta1, beta2, eps, .. }) = (corrections(with), with);
     let [low, high, tensor, time] = words_of(noise);
     let (m, v) = (m.layout(), v.layout());
+    let (gates, gate) = gpu.gate();
     launch!(
         gpu,
         adam8_kernel,
@@ -152,6 +155,8 @@ pub(crate) fn adam8(gpu: &Gpu, g: &mut Floats, m: &mut Packed, v: &mut Packed, w
         m.steps,
         v.words,
         v.steps,
+        gates,
+        gate,
         beta1,
         beta2,
         1.0 - beta1,

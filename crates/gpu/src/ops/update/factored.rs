@@ -5,7 +5,7 @@ use tritrain_backend::{Factored, Memory};
 
 use crate::{
     Floats, Gpu,
-    blocks::{UNITS, cube_sum, desk},
+    blocks::{UNITS, cube_sum, desk, is_open},
     launch::{arg, cubes, cubes_for, launch, units},
     ops::reduce,
 };
@@ -17,18 +17,18 @@ const TINY: f32 = 1e-30;
 
 /// One cube a row: the running mean of its squares.
 #[cube(launch, create_dummy_kernel)]
-fn row_means(g: &[f32], row: &mut [f32], cols: usize, beta2: f32, new: f32) {
+fn row_means(g: &[f32], row: &mut [f32], gates: &[f32], gate: usize, cols: usize, beta2: f32, new: f32) {
     let mut desk = desk();
     if CUBE_POS < row.len() {
         let mut sum = 0.0f32;
         let mut i = UNIT_POS as usize;
         while i < cols {
-            let value = g[CUBE_POS * cols + i];
+            let value = gates[gate] * g[CUBE_POS * cols + i];
             sum += value * value;
             i += UNITS;
         }
         let mean = cube_sum(sum, &mut desk) / f32::cast_from(cols);
-        if UNIT_POS == 0 {
+        if UNIT_POS == 0 && is_open(gates, gate) {
             row[CUBE_POS] = beta2 * row[CUBE_POS] + new * (mean + TINY);
         }
     }
@@ -36,14 +36,14 @@ fn row_means(g: &[f32], row: &mut [f32], cols: usize, beta2: f32, new: f32) {
 
 /// One unit a column and block of rows: the sum of squares.
 #[cube(launch, create_dummy_kernel)]
-fn column_squares(g: &[f32], parts: &mut [f32], rows: usize, cols: usize) {
+fn column_squares(g: &[f32], parts: &mut [f32], gates: &[f32], gate: usize, rows: usize, cols: usize) {
     if ABSOLUTE_POS < parts.len() {
         let (block, col) = (ABSOLUTE_POS / cols, ABSOLUTE_POS % cols);
         let first = block * ROWS;
         let last = min(first + ROWS, rows);
         let mut sum = 0.0f32;
         for row in first..last {
-            let value = g[row * cols + col];
+            let value = gates[gate] * g[row * cols + col];
             sum += value * value;
         }
         parts[ABSOLUTE_POS] = sum;
@@ -52,9 +52,17 @@ fn column_squares(g: &[f32], parts: &mut [f32], rows: usize, cols: usize) {
 
 /// One unit a column: the running mean of its squares.
 #[cube(launch, create_dummy_kernel)]
-fn column_means(parts: &[f32], col: &mut [f32], rows: usize, beta2: f32, new: f32) {
+fn column_means(
+    parts: &[f32],
+    col: &mut [f32],
+    gates: &[f32],
+    gate: usize,
+    rows: usize,
+    beta2: f32,
+    new: f32,
+) {
     let cols = col.len();
-    if ABSOLUTE_POS < cols {
+    if ABSOLUTE_POS < cols && is_open(gates, gate) {
         let mut sum = 0.0f32;
         for block in 0..parts.len() / cols {
             sum += parts[block * cols + ABSOLUTE_POS];
@@ -71,14 +79,23 @@ fn scaled(g: f32, total: f32, rows: usize, row: f32, col: f32) -> f32 {
 
 /// One cube a row: the sum of squares of the update.
 #[cube(launch, create_dummy_kernel)]
-fn scaled_squares(g: &[f32], row: &[f32], col: &[f32], total: &[f32], squares: &mut [f32]) {
+fn scaled_squares(
+    g: &[f32],
+    row: &[f32],
+    col: &[f32],
+    total: &[f32],
+    squares: &mut [f32],
+    gates: &[f32],
+    gate: usize,
+) {
     let mut desk = desk();
     let (rows, cols) = (row.len(), col.len());
     if CUBE_POS < rows {
         let mut sum = 0.0f32;
         let mut i = UNIT_POS as usize;
         while i < cols {
-            let value = scaled(g[CUBE_POS * cols + i], total[0], rows, row[CUBE_POS], col[i]);
+            let value = gates[gate] * g[CUBE_POS * cols + i];
+            let value = scaled(value, total[0], rows, row[CUBE_POS], col[i]);
             sum += value * value;
             i += UNITS;
         }
@@ -97,11 +114,13 @@ fn scale_update(
     col: &[f32],
     totals: &[f32],
     mean: &mut [f32],
+    gates: &[f32],
+    gate: usize,
     momentum: f32,
     new: f32,
     #[comptime] averaged: bool,
 ) {
-    if ABSOLUTE_POS < g.len() {
+    if ABSOLUTE_POS < g.len() && is_open(gates, gate) {
         let (rows, cols) = (row.len(), col.len());
         let (r, c) = (ABSOLUTE_POS / cols, ABSOLUTE_POS % cols);
         let rms = (totals[1] / f32::cast_from(g.len())).sqrt();
@@ -109,7 +128,7 @@ fn scale_update(
         if rms > 1.0f32 {
             clip = 1.0f32 / rms;
         }
-        let mut update = scaled(g[ABSOLUTE_POS], totals[0], rows, row[r], col[c]) * clip;
+        let mut update = scaled(gates[gate] * g[ABSOLUTE_POS], totals[0], rows, row[r], col[c]) * clip;
         if comptime![averaged] {
             update = momentum * mean[ABSOLUTE_POS] + new * update;
             mean[ABSOLUTE_POS] = update;
@@ -132,17 +151,30 @@ pub(crate) fn factored(
         return;
     }
     let (beta2, new) = (with.beta2, 1.0 - with.beta2);
-    launch!(gpu, row_means, cubes(rows), units(), g.arg(), row.arg(), cols, beta2, new);
+    let (gates, gate) = gpu.gate();
+    launch!(gpu, row_means, cubes(rows), units(), g.arg(), row.arg(), gates, gate, cols, beta2, new);
     let len = rows.div_ceil(ROWS) * cols;
     let parts = gpu.room(len);
     let parts = arg(&parts, len);
-    launch!(gpu, column_squares, cubes_for(len), units(), g.arg(), parts, rows, cols);
-    launch!(gpu, column_means, cubes_for(cols), units(), parts, col.arg(), rows, beta2, new);
+    launch!(gpu, column_squares, cubes_for(len), units(), g.arg(), parts, gates, gate, rows, cols);
+    launch!(gpu, column_means, cubes_for(cols), units(), parts, col.arg(), gates, gate, rows, beta2, new);
     let mut totals = gpu.floats(2);
     let squares = Floats { handle: gpu.room(rows), len: rows, room: rows };
     reduce::sum(gpu, row, &mut totals, 0);
     let given = totals.arg();
-    launch!(gpu, scaled_squares, cubes(rows), units(), g.arg(), row.arg(), col.arg(), given, squares.arg());
+    launch!(
+        gpu,
+        scaled_squares,
+        cubes(rows),
+        units(),
+        g.arg(),
+        row.arg(),
+        col.arg(),
+        given,
+        squares.arg(),
+        gates,
+        gate,
+    );
     reduce::sum(gpu, &squares, &mut totals, 1);
     launch!(
         gpu,
@@ -154,6 +186,8 @@ pub(crate) fn factored(
         col.arg(),
         totals.arg(),
         momentum.arg(),
+        gates,
+        gate,
         with.momentum,
         1.0 - with.momentum,
         momentum.len > 0,
