@@ -421,25 +421,12 @@ impl Backend for Cpu {
         elementwise::square_sums(&self.cx, x, out);
     }
 
-    fn admit(
-        &self,
-        statistics: &Floats,
-        limits: &Floats,
-        with: &Admission,
-        tensors: Range<usize>,
-        gates: &mut Floats,
-    ) {
-        update::admit(statistics, limits, with, tensors, gates);
+    fn admit(&self, statistics: &Floats, limits: &Floats, with: &Admission, gates: &mut Floats) {
+        update::admit(statistics, limits, with, gates);
     }
 
-    fn approve(
-        &self,
-        (statistics, at): (&Floats, usize),
-        factor: f32,
-        tensors: Range<usize>,
-        gates: &mut Floats,
-    ) {
-        update::approve(statistics[at], factor, tensors, gates);
+    fn approve(&self, of: (&Floats, usize), factor: f32, tensors: Range<usize>, gates: &mut Floats) {
+        update::approve(of.0[of.1], factor, tensors, gates);
     }
 
     fn when(&self, gates: &Floats, at: usize, work: impl FnOnce(&Cpu)) {

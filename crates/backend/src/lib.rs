@@ -357,14 +357,13 @@ pub trait Backend: Memory {
     /// `out[r] = Σ x[r]²`; `x` `[rows][cols]`, `out` `[rows]`.
     fn square_sums(&self, x: &Self::Floats, out: &mut Self::Floats);
 
-    /// Decides which gradients of some `tensors` are taken, by the statistics of a step and limits of norms
+    /// Decides which gradients of some tensors are taken, by the statistics of a step and limits of norms
     /// `[tensors][2]`: into the first half of `gates` `[2][tensors]`.
     fn admit(
         &self,
         statistics: &Self::Floats,
         limits: &Self::Floats,
         with: &Admission,
-        tensors: Range<usize>,
         gates: &mut Self::Floats,
     );
     /// Decides which of their directions are taken, 1 or 0, into the second half: none where the root of

@@ -311,8 +311,8 @@ impl<B: Backend> Optimizer<B> {
         (loss, squares, share): (usize, usize, f32),
         tensors: Range<usize>,
     ) {
-        let with = Admission { loss, squares, share, alone: self.guards() };
-        backend.admit(statistics, &self.limits, &with, tensors, &mut self.gates);
+        let with = Admission { loss, squares, share, alone: self.guards(), tensors };
+        backend.admit(statistics, &self.limits, &with, &mut self.gates);
     }
 
     /// Decides whether some `tensors` take the step that they are directed to: not where the norm of all directions,

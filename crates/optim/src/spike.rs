@@ -132,8 +132,9 @@ mod tests {
         backend.upload(&statistics, &mut of);
         backend.upload(&limits, &mut given);
         let mut gates = backend.floats(2 * tensors);
-        let with = Admission { loss: 0, squares: 1, share: 1.0, alone: config.spike != SpikeKind::Off };
-        backend.admit(&of, &given, &with, id..id + 1, &mut gates);
+        let alone = config.spike != SpikeKind::Off;
+        let with = Admission { loss: 0, squares: 1, share: 1.0, alone, tensors: id..id + 1 };
+        backend.admit(&of, &given, &with, &mut gates);
         let gate = backend.host(&gates)[id];
         spikes.take(config, id, norm, gate == 1.0);
         match gate {

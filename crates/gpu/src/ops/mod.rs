@@ -287,19 +287,12 @@ impl Backend for Gpu {
         reduce::square_sums(self, x, out)
     }
 
-    fn admit(
-        &self,
-        statistics: &Floats,
-        limits: &Floats,
-        with: &Admission,
-        tensors: Range<usize>,
-        gates: &mut Floats,
-    ) {
-        update::admit(self, statistics, limits, with, tensors, gates)
+    fn admit(&self, statistics: &Floats, limits: &Floats, with: &Admission, gates: &mut Floats) {
+        update::admit(self, statistics, limits, with, gates)
     }
 
-    fn approve(&self, statistics: (&Floats, usize), factor: f32, tensors: Range<usize>, gates: &mut Floats) {
-        update::approve(self, statistics, factor, tensors, gates)
+    fn approve(&self, of: (&Floats, usize), factor: f32, tensors: Range<usize>, gates: &mut Floats) {
+        update::approve(self, of, factor, tensors, gates)
     }
 
     fn when(&self, gates: &Floats, at: usize, work: impl FnOnce(&Gpu)) {

@@ -4,6 +4,7 @@
 
 mod clusters;
 mod engine;
+mod guards;
 mod model;
 mod optimizer;
 mod tiles;

@@ -13,19 +13,21 @@ pub struct Admission {
     pub share: f32,
     /// Whether a gradient that is not finite is left by itself; otherwise none is taken then.
     pub alone: bool,
+    /// Tensors that are decided about.
+    pub tensors: Range<usize>,
 }
 
-/// Decides about the gradients of some `tensors`: `gates[id]` is 1 where one is taken, 0 where it is not, and what it is
+/// Decides about the gradients of some tensors: `gates[id]` is 1 where one is taken, 0 where it is not, and what it is
 /// multiplied by where its norm is above the limit. `limits` has that limit and the norm that such a gradient is
 /// scaled to, of each tensor `[tensors][2]`.
 ///
 /// # Panics
 /// A place is outside its list.
-pub fn admit(statistics: &[f32], limits: &[f32], with: &Admission, tensors: Range<usize>, gates: &mut [f32]) {
+pub fn admit(statistics: &[f32], limits: &[f32], with: &Admission, gates: &mut [f32]) {
     let all = &statistics[with.squares..][..limits.len() / 2];
     let open =
         statistics[with.loss].is_finite() && (with.alone || all.iter().all(|square| square.is_finite()));
-    for id in tensors {
+    for id in with.tensors.clone() {
         let norm = (all[id] * with.share).sqrt();
         let [limit, usual] = [limits[2 * id], limits[2 * id + 1]];
         gates[id] = match open && norm.is_finite() {
@@ -56,14 +58,14 @@ mod tests {
     fn gates(statistics: &[f32], with: &Admission) -> [f32; 3] {
         // A limit of two and a usual norm of one; then one whose spikes are left; then one without a limit.
         let (limits, mut gates) = ([2.0, 1.0, 2.0, 0.0, f32::MAX, 1.0], [0.5; 6]);
-        admit(statistics, &limits, with, 0..3, &mut gates);
+        admit(statistics, &limits, with, &mut gates);
         assert_eq!(gates[3..], [0.5; 3], "the others are as they were");
         [gates[0], gates[1], gates[2]]
     }
 
     #[test]
     fn gradients_are_taken_scaled_or_left() {
-        let with = Admission { loss: 0, squares: 1, share: 1.0, alone: true };
+        let with = Admission { loss: 0, squares: 1, share: 1.0, alone: true, tensors: 0..3 };
         assert_eq!(gates(&[5.0, 4.0, 4.0, 1e30], &with), [1.0; 3]);
         assert_eq!(gates(&[5.0, 16.0, 16.0, 16.0], &with), [0.25, 0.0, 1.0]);
         assert_eq!(gates(&[5.0, 16.0, 16.0, 16.0], &Admission { share: 0.25, ..with.clone() }), [1.0; 3]);

@@ -72,15 +72,8 @@ fn approve_kernel(statistics: &[f32], gates: &mut [f32], at: usize, first: usize
     }
 }
 
-pub(crate) fn admit(
-    gpu: &Gpu,
-    statistics: &Floats,
-    limits: &Floats,
-    with: &Admission,
-    Range { start, end }: Range<usize>,
-    gates: &mut Floats,
-) {
-    let Admission { loss, squares, share, alone } = *with;
+pub(crate) fn admit(gpu: &Gpu, statistics: &Floats, limits: &Floats, with: &Admission, gates: &mut Floats) {
+    let Admission { loss, squares, share, alone, tensors: Range { start, end } } = *with;
     let tensors = limits.len / 2;
     assert!(end <= tensors && gates.len == limits.len, "limits and gates of tensors");
     assert!(loss < statistics.len && squares + tensors <= statistics.len, "places of statistics");
