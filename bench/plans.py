@@ -4,13 +4,16 @@
   python3 bench/plans.py CORPUS                                  # 3 M tokens, three seeds; hours
   python3 bench/plans.py CORPUS --tokens 12000000 --seeds 3 --record
   python3 bench/plans.py CORPUS --plans stratified adaptive --set model.layers=2
+  python3 bench/plans.py CORPUS --tokens 12000000 --known bench/record/plans-12000000-DATE.json --record
 
 Runs of all plans alternate, seed by seed, and keep their folders in OUT: a call that was stopped goes on.
 --jobs N trains N at once, which is for cores that have nothing else to do.
 For each plan it prints the mean validation loss at the end, and the share of the tokens of `stratified` that
 it takes to reach the final loss of that plan with the same seed (linear between evaluations; none where it
 does not), and what part of a step goes by until its batch is chosen and read and its losses are sorted by cluster.
---record writes bench/record/plans-DATE.json and an SVG of the curves, which needs matplotlib.
+--record writes bench/record/plans-TOKENS-DATE.json and an SVG of the curves, which needs matplotlib. With --done
+nothing is trained and what is done so far counts; --known RECORD takes the runs of a record, made with the same
+settings, as they are: so a comparison of days can be put together on several machines.
 """
 import argparse, datetime, json, platform, shutil, statistics, subprocess
 from concurrent.futures import ThreadPoolExecutor
@@ -22,12 +25,14 @@ EVALUATIONS, CHECKPOINTS = 40, 10
 
 
 def train(args, plan, seed):
-    """Validation losses of a run as (tokens, nats per token)."""
+    """Validation losses of a run as (tokens, nats per token), and the median share of a step that its plan takes."""
     out = args.out / f"{args.tokens}-{plan}-{seed}"
     sets = {
         "data.plan": plan, "data.clusters_k": args.k, "run.tokens": args.tokens, "run.seed": seed,
         "run.sample_every": 0, "run.keep": 1,
     }
+    if args.done and not (out / "done").exists():
+        return None
     if not (out / "done").exists():
         command = [args.tritrain, "train", "--data", *args.data, "--out", out, "--json"]
         # Evaluations by steps: the program says how many there are.
@@ -50,16 +55,21 @@ def train(args, plan, seed):
         (out / "done").touch()
     records = [json.loads(line) for line in open(out / "metrics.jsonl")]
     tokens = {record["step"]: record["tokens"] for record in records if "tokens" in record}
-    return [(tokens.get(r["step"], 0), r["validation_loss"]) for r in records if "validation_loss" in r]
+    curve = [(tokens.get(r["step"], 0), r["validation_loss"]) for r in records if "validation_loss" in r]
+    timing = [json.loads(line) for line in open(out / "timing.jsonl")]
+    return curve, statistics.median(r["plan_seconds"] / r["seconds"] for r in timing if "plan_seconds" in r)
 
 
-def overhead(args, plan):
-    """The median share of a step that the plan takes, over all runs that say so."""
-    shares = []
-    for path in args.out.glob(f"{args.tokens}-{plan}-*/timing.jsonl"):
-        records = [json.loads(line) for line in open(path)]
-        shares += [r["plan_seconds"] / r["seconds"] for r in records if "plan_seconds" in r]
-    return statistics.median(shares) if shares else None
+def known(args):
+    """Runs of a record, by plan and seed."""
+    if args.known is None:
+        return {}
+    record = json.loads(args.known.read_text())
+    for name, value in [("tokens", args.tokens), ("k", args.k), ("set", args.set)]:
+        if record[name] != value:
+            raise SystemExit(f"{args.known}: {name} is {record[name]}, expected {value}")
+    return {(plan, int(seed)): (run["curve"], run["overhead"])
+            for plan, seeds in record["runs"].items() for seed, run in seeds.items()}
 
 
 def tokens_to(curve, loss):
@@ -70,15 +80,16 @@ def tokens_to(curve, loss):
     return None
 
 
-def plot(curves, path):
+def plot(runs, path):
     import matplotlib
 
     matplotlib.use("svg")
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(8, 5))
-    for plan, runs in curves.items():
-        points = [(runs[0][i][0], statistics.mean(run[i][1] for run in runs)) for i in range(len(runs[0]))]
+    for plan, seeds in runs.items():
+        curves = [curve for curve, _ in seeds.values()]
+        points = [(curves[0][i][0], statistics.mean(curve[i][1] for curve in curves)) for i in range(len(curves[0]))]
         half = points[len(points) // 4 :]
         axes.plot([tokens / 1e6 for tokens, _ in half], [loss for _, loss in half], label=plan)
     axes.set_xlabel("million tokens")
@@ -99,31 +110,43 @@ def main():
     parser.add_argument("-k", type=int, default=16)
     parser.add_argument("--set", action="append", default=[])
     parser.add_argument("--record", action="store_true")
+    parser.add_argument("--done", action="store_true")
+    parser.add_argument("--known", type=Path)
     args = parser.parse_args()
     plans = ["stratified", *[plan for plan in args.plans if plan != "stratified"]]
-    curves = {plan: [] for plan in plans}
-    runs = [(seed, plan) for seed in range(1, args.seeds + 1) for plan in plans]
+    runs = {plan: {} for plan in plans}
+    order = [(plan, seed) for seed in range(1, args.seeds + 1) for plan in plans]
+    given = known(args)
     with ThreadPoolExecutor(args.jobs) as pool:
-        for (seed, plan), curve in zip(runs, pool.map(lambda run: train(args, run[1], run[0]), runs)):
-            curves[plan].append(curve)
-            print(f"seed {seed} {plan:12} {curve[-1][1]:.4f}", flush=True)
+        results = pool.map(lambda run: given.get(run) or train(args, *run), order)
+        for (plan, seed), run in zip(order, results):
+            if run:
+                runs[plan][seed] = run
+                print(f"seed {seed} {plan:12} {run[0][-1][1]:.4f}", flush=True)
     rows = []
-    for plan in plans:
-        final = [run[-1][1] for run in curves[plan]]
-        shares = [tokens_to(run, base[-1][1]) for run, base in zip(curves[plan], curves["stratified"])]
-        shares = [tokens and tokens / base[-1][0] for tokens, base in zip(shares, curves["stratified"])]
-        share = overhead(args, plan)
-        rows.append(dict(plan=plan, losses=final, mean=statistics.mean(final), tokens_to_stratified=shares, overhead=share))
-        shown = ", ".join("none" if share is None else f"{share:.3f}" for share in shares)
-        shown += "" if share is None else f"; overhead {100 * share:.3f} %"
-        print(f"{plan:12} {rows[-1]['mean']:.4f}  tokens to the loss of stratified: {shown}")
+    for plan in [plan for plan in plans if runs[plan]]:
+        final = {seed: curve[-1][1] for seed, (curve, _) in runs[plan].items()}
+        shares = {}
+        for seed, (base, _) in runs["stratified"].items():
+            if seed in runs[plan]:
+                tokens = tokens_to(runs[plan][seed][0], base[-1][1])
+                shares[seed] = tokens and tokens / base[-1][0]
+        overhead = statistics.median(share for _, share in runs[plan].values())
+        rows.append(dict(plan=plan, losses=final, mean=statistics.mean(final.values()),
+                         tokens_to_stratified=shares, overhead=overhead))
+        shown = ", ".join("none" if share is None else f"{share:.3f}" for share in shares.values())
+        print(f"{plan:12} {rows[-1]['mean']:.4f}  tokens to the loss of stratified: {shown};"
+              f" overhead {100 * overhead:.3f} %")
     if args.record:
         day = datetime.date.today().isoformat()
+        runs = {plan: seeds for plan, seeds in runs.items() if seeds}
+        kept = {plan: {seed: dict(curve=curve, overhead=overhead) for seed, (curve, overhead) in seeds.items()}
+                for plan, seeds in runs.items()}
         record = dict(date=day, machine=platform.processor() or platform.machine(), tokens=args.tokens, k=args.k,
-                      set=args.set, plans=rows, curves=curves)
+                      set=args.set, plans=rows, runs=kept)
         path = ROOT / "bench/record" / f"plans-{args.tokens}-{day}.json"
         path.write_text(json.dumps(record, indent=1) + "\n")
-        plot(curves, path.with_suffix(".svg"))
+        plot(runs, path.with_suffix(".svg"))
         print(path)
 
 
