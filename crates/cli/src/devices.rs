@@ -16,8 +16,9 @@ use crate::{
 };
 
 /// The kinds of GPU that `--device` names.
-const GPUS: [(DeviceName, &str); 4] = [
+const GPUS: [(DeviceName, &str); 5] = [
     (DeviceName::Cuda, "cuda"),
+    (DeviceName::Hip, "hip"),
     (DeviceName::Vulkan, "vulkan"),
     (DeviceName::Metal, "metal"),
     (DeviceName::Software, "software"),
@@ -109,15 +110,13 @@ mod gpu {
         };
         match device {
             DeviceName::Cpu => Ok(None),
-            DeviceName::Auto => Ok(Gpu::new(Choice::NATIVE).ok()),
-            DeviceName::Gpu => named(Gpu::new(Choice::NATIVE)),
+            DeviceName::Auto => Ok(Gpu::any().ok()),
+            DeviceName::Gpu => named(Gpu::any()),
+            DeviceName::Cuda => named(Gpu::new(Choice::Cuda)),
+            DeviceName::Hip => named(Gpu::new(Choice::Hip)),
             DeviceName::Vulkan => named(Gpu::new(Choice::Vulkan)),
             DeviceName::Metal => named(Gpu::new(Choice::Metal)),
             DeviceName::Software => named(Gpu::new(Choice::Software)),
-            DeviceName::Cuda => {
-                let why = "this program reaches GPUs through Vulkan or Metal alone".to_owned();
-                Err(Error::Device { name: name_of(device), why })
-            }
         }
     }
 

@@ -9,9 +9,10 @@ use std::{
 };
 
 use cubecl::{
-    MemoryPoolReport, MemoryScope,
+    Device, MemoryPoolReport, MemoryScope,
     bytes::Bytes,
     client::Client,
+    device::DeviceUnavailable,
     server::Handle,
     wgpu::{Metal, RuntimeOptions, Vulkan, WgpuDevice, WgpuDeviceKind, WgpuRuntime, try_init_setup, wgpu},
 };
@@ -29,6 +30,10 @@ pub enum Choice {
     Vulkan,
     /// A graphics processor through Metal.
     Metal,
+    /// One of NVIDIA through CUDA.
+    Cuda,
+    /// One of AMD through HIP.
+    Hip,
     /// A software implementation of Vulkan, for tests: it computes on the processor.
     Software,
 }
@@ -79,7 +84,8 @@ pub struct Gpu {
     pub(crate) client: Client,
     pub(crate) adapter: Arc<Adapter>,
     pub(crate) tiles: Tiles,
-    wgpu: wgpu::Device,
+    /// Where it is reached through graphics.
+    wgpu: Option<wgpu::Device>,
     /// Conversions that happen once in a while, on the host.
     pub(crate) host: Arc<Cpu>,
     /// Where the number is that says whether operations that have a gate do anything.
@@ -111,37 +117,54 @@ type Firsts = Arc<Mutex<Vec<Weak<First>>>>;
 #[derive(Clone)]
 struct Started {
     choice: Choice,
-    device: WgpuDevice,
-    adapter: Adapter,
-    wgpu: wgpu::Device,
+    client: Client,
+    adapter: Arc<Adapter>,
+    wgpu: Option<wgpu::Device>,
     faults: Firsts,
 }
 
 static STARTED: Mutex<Vec<Started>> = Mutex::new(Vec::new());
 
 impl Choice {
-    /// The way to graphics processors on this system.
+    /// The way to graphics processors that this system has.
     pub const NATIVE: Choice = if cfg!(target_vendor = "apple") { Choice::Metal } else { Choice::Vulkan };
+
+    /// The ways to graphics processors that this program was built with, in the order in which they are tried.
+    pub const WAYS: &[Choice] = &[
+        #[cfg(feature = "cuda")]
+        Choice::Cuda,
+        #[cfg(feature = "hip")]
+        Choice::Hip,
+        Choice::NATIVE,
+    ];
 }
 
 impl Gpu {
+    /// The first graphics processor that is found.
+    ///
+    /// # Errors
+    /// There is none; why the last of the [ways](Choice::WAYS) led to none.
+    pub fn any() -> Result<Gpu, GpuError> {
+        let (last, before) = Choice::WAYS.split_last().unwrap_or((&Choice::NATIVE, &[]));
+        before.iter().find_map(|choice| Gpu::new(*choice).ok()).map_or_else(|| Gpu::new(*last), Ok)
+    }
+
     /// Starts a device, or takes the one that was started before.
     ///
     /// # Errors
     /// There is none of the kind.
     pub fn new(choice: Choice) -> Result<Gpu, GpuError> {
-        let Started { device, adapter, wgpu, faults, .. } = start(choice)?;
+        let Started { client, adapter, wgpu, faults, .. } = start(choice)?;
         let fault = Arc::<First>::default();
         let mut faults = faults.lock().unwrap_or_else(PoisonError::into_inner);
         faults.retain(|fault| fault.strong_count() > 0);
         faults.push(Arc::downgrade(&fault));
-        let client = client(&device);
         let open = arg(&client.create_from_slice(&1.0f32.to_le_bytes()), 1);
         Ok(Gpu {
             client,
             gate: (open, 0),
             tiles: Tiles::of(adapter.class),
-            adapter: Arc::new(adapter),
+            adapter,
             wgpu,
             host: Arc::new(Cpu::new(1)?),
             waits: Arc::default(),
@@ -161,7 +184,7 @@ impl Gpu {
     /// Loses the device, as a driver may: for tests of what happens then.
     #[doc(hidden)]
     pub fn lose(&self) {
-        self.wgpu.destroy();
+        self.wgpu.iter().for_each(wgpu::Device::destroy);
     }
 
     /// Takes all memory of the device until what is returned is dropped, as another program may: likewise.
@@ -326,7 +349,10 @@ impl Adapter {
 impl fmt::Display for Adapter {
     /// The device in a few words.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ({}, {}", self.name, self.api, self.driver)?;
+        write!(f, "{} ({}", self.name, self.api)?;
+        if !self.driver.is_empty() {
+            write!(f, ", {}", self.driver)?;
+        }
         f.write_str(if self.class == Class::Software { ", software, for tests)" } else { ")" })
     }
 }
@@ -338,6 +364,7 @@ fn start(choice: Choice) -> Result<Started, GpuError> {
         Choice::Vulkan => (GPUS, "Vulkan"),
         Choice::Metal => (GPUS, "Metal"),
         Choice::Software => (&[WgpuDeviceKind::Cpu][..], "software Vulkan"),
+        Choice::Cuda | Choice::Hip => (&[][..], if choice == Choice::Cuda { "CUDA" } else { "HIP" }),
     };
     if cfg!(feature = "vulkan") && choice == Choice::Software {
         // Mesa's crashes on what CubeCL's SPIR-V does with shared memory.
@@ -351,17 +378,26 @@ fn start(choice: Choice) -> Result<Started, GpuError> {
         return Ok(started.clone());
     }
     let mut reason = String::new();
+    if kinds.is_empty() {
+        let (client, adapter) =
+            compute(choice, wanted).map_err(|reason| GpuError::None { wanted, reason })?;
+        let started =
+            Started { choice, client, adapter: Arc::new(adapter), wgpu: None, faults: Firsts::default() };
+        all.push(started.clone());
+        return Ok(started);
+    }
     for kind in kinds {
         let device = WgpuDevice::new(kind.clone());
         let setup = match choice {
             Choice::Metal => try_init_setup::<Metal>(&device, RuntimeOptions::default()),
-            Choice::Vulkan | Choice::Software => try_init_setup::<Vulkan>(&device, RuntimeOptions::default()),
+            _ => try_init_setup::<Vulkan>(&device, RuntimeOptions::default()),
         };
         match setup {
             Ok(setup) => {
-                let adapter = Adapter::of(&setup.adapter.get_info());
+                let adapter = Arc::new(Adapter::of(&setup.adapter.get_info()));
                 let faults = watch(&setup.device);
-                let started = Started { choice, device, adapter, wgpu: setup.device, faults };
+                let client = client(&device);
+                let started = Started { choice, client, adapter, wgpu: Some(setup.device), faults };
                 all.push(started.clone());
                 return Ok(started);
             }
@@ -369,6 +405,17 @@ fn start(choice: Choice) -> Result<Started, GpuError> {
         }
     }
     Err(GpuError::None { wanted, reason })
+}
+
+/// The first device of a runtime that is for computing alone, or why there is none.
+fn compute(choice: Choice, api: &str) -> Result<(Client, Adapter), String> {
+    let device = if choice == Choice::Cuda { Device::cuda(0) } else { Device::rocm(0) };
+    let client = device.map(|device| device.client()).map_err(|why| match why {
+        DeviceUnavailable::NotLinked(_) => format!("this program was built without {api}"),
+        DeviceUnavailable::NoSuchDevice { .. } => "its driver is not there or knows no device".into(),
+    })?;
+    let name = client.properties().identity.name.to_string();
+    Ok((client, Adapter { name, driver: String::new(), api: api.into(), class: Class::Discrete }))
 }
 
 /// What a runtime says of a device that is not there, without the device and the list of all others.

@@ -1,4 +1,4 @@
-//! The operations of a model and its optimizer on a GPU, one source for Vulkan, Metal and CUDA (CubeCL).
+//! The operations of a model and its optimizer on a GPU, one source for Vulkan, Metal, CUDA and HIP (CubeCL).
 //!
 //! `Gpu` is the backend: buffers stay on the device, calls are queued, and only what the trait says
 //! "waits" does. Without a feature that brings a runtime this crate is empty, and the rest of the program

@@ -14,8 +14,10 @@ pub(crate) enum DeviceName {
     Cpu,
     /// A GPU of any kind.
     Gpu,
-    /// An NVIDIA GPU.
+    /// An NVIDIA GPU through CUDA.
     Cuda,
+    /// An AMD GPU through HIP.
+    Hip,
     /// A GPU through Vulkan.
     Vulkan,
     /// A GPU of Apple.

@@ -183,6 +183,20 @@ fn a_device_is_shared_by_threads() {
 }
 
 #[test]
+fn without_a_driver_of_its_own_a_way_to_compute_is_an_error() {
+    for (choice, name, linked) in
+        [(Choice::Cuda, "CUDA", cfg!(feature = "cuda")), (Choice::Hip, "HIP", cfg!(feature = "hip"))]
+    {
+        assert_eq!(Choice::WAYS.contains(&choice), linked);
+        // A machine of tests may have such a device.
+        let Err(error) = Gpu::new(choice) else { continue };
+        let why = if linked { "its driver" } else { "built without" };
+        let words = error.to_string();
+        assert!(words.contains(&format!("no {name} device")) && words.contains(why), "{words}");
+    }
+}
+
+#[test]
 fn what_a_system_has_no_way_to_is_an_error() {
     let native = Choice::NATIVE;
     let other = if native == Choice::Metal { Choice::Vulkan } else { Choice::Metal };
