@@ -15,11 +15,14 @@ does not), and what part of a step goes by until its batch is chosen and read an
 nothing is trained and what is done so far counts; --known RECORD takes the runs of a record, made with the same
 settings, as they are: so a comparison of days can be put together on several machines.
 """
-import argparse, datetime, json, platform, shutil, statistics, subprocess
+import argparse, datetime, json, shutil, statistics, subprocess, sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "bench" / "peers"))
+from kmeans import processor
+
 PLANS = ["stratified", "shuffle", "balanced", "homogeneous", "adaptive", "ordered"]
 EVALUATIONS, CHECKPOINTS = 40, 10
 
@@ -65,6 +68,8 @@ def known(args):
     if args.known is None:
         return {}
     record = json.loads(args.known.read_text())
+    if "runs" not in record:
+        raise SystemExit(f"{args.known}: a record of before runs were kept by seed, expected `runs`")
     for name, value in [("tokens", args.tokens), ("k", args.k), ("set", args.set)]:
         if record[name] != value:
             raise SystemExit(f"{args.known}: {name} is {record[name]}, expected {value}")
@@ -142,7 +147,7 @@ def main():
         runs = {plan: seeds for plan, seeds in runs.items() if seeds}
         kept = {plan: {seed: dict(curve=curve, overhead=overhead) for seed, (curve, overhead) in seeds.items()}
                 for plan, seeds in runs.items()}
-        record = dict(date=day, machine=platform.processor() or platform.machine(), tokens=args.tokens, k=args.k,
+        record = dict(date=day, machine=processor(), tokens=args.tokens, k=args.k,
                       set=args.set, plans=rows, runs=kept)
         path = ROOT / "bench/record" / f"plans-{args.tokens}-{day}.json"
         path.write_text(json.dumps(record, indent=1) + "\n")

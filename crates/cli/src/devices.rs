@@ -158,14 +158,22 @@ mod gpu {
     use super::{Error, Result, name_of};
     use crate::args::DeviceName;
 
-    /// How a program that knows GPUs is made.
-    const BUILD: &str = "this program was built without GPUs; build it with `cargo build --release -p tritrain-cli --features gpu`";
+    /// How a program that knows GPUs of a kind is made.
+    fn build(device: DeviceName) -> String {
+        let feature = match device {
+            DeviceName::Cuda | DeviceName::Hip => name_of(device),
+            _ => "gpu",
+        };
+        format!(
+            "this program was built without GPUs; build it with `cargo build --release -p tritrain-cli --features {feature}`"
+        )
+    }
 
     /// None, unless one was asked for.
     pub(super) fn open(device: DeviceName) -> Result<Option<Gpu>> {
         match device {
             DeviceName::Auto | DeviceName::Cpu => Ok(None),
-            named => Err(Error::Device { name: name_of(named), why: BUILD.to_owned() }),
+            named => Err(Error::Device { name: name_of(named), why: build(named) }),
         }
     }
 
@@ -174,15 +182,15 @@ mod gpu {
     }
 
     pub(super) fn engine(device: DeviceName) -> Result<Result<Box<dyn Engine>, String>> {
-        open(device).map(|_| Err(BUILD.to_owned()))
+        open(device).map(|_| Err(build(device)))
     }
 
     pub(super) fn ready(backend: Gpu) -> Gpu {
         backend
     }
 
-    pub(super) fn survey(_: DeviceName) -> Result<(String, String), String> {
-        Err(BUILD.to_owned())
+    pub(super) fn survey(device: DeviceName) -> Result<(String, String), String> {
+        Err(build(device))
     }
 }
 

@@ -411,7 +411,9 @@ fn start(choice: Choice) -> Result<Started, GpuError> {
 fn compute(choice: Choice, api: &str) -> Result<(Client, Adapter), String> {
     let device = if choice == Choice::Cuda { Device::cuda(0) } else { Device::rocm(0) };
     let client = device.map(|device| device.client()).map_err(|why| match why {
-        DeviceUnavailable::NotLinked(_) => format!("this program was built without {api}"),
+        DeviceUnavailable::NotLinked(_) => {
+            format!("this program was built without {api}, the feature `{}`", api.to_lowercase())
+        }
         DeviceUnavailable::NoSuchDevice { .. } => "its driver is not there or knows no device".into(),
     })?;
     let name = client.properties().identity.name.to_string();
