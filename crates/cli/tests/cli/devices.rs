@@ -7,8 +7,17 @@ use crate::{Program, json, stderr, stdout};
 #[test]
 fn a_device_that_is_not_there_is_an_error_before_anything_else() {
     let program = Program::new();
-    for device in ["gpu", "cuda", "vulkan", "metal", "software"] {
-        let parts = [device, "built without GPUs", "--features gpu", "--device cpu"];
+    let wanted = [
+        ("gpu", "gpu"),
+        ("cuda", "cuda"),
+        ("hip", "hip"),
+        ("vulkan", "gpu"),
+        ("metal", "gpu"),
+        ("software", "gpu"),
+    ];
+    for (device, feature) in wanted {
+        let feature = format!("--features {feature}");
+        let parts = [device, "built without GPUs", &feature, "--device cpu"];
         program.fails(&["train", "--data", "absent", "--device", device], 2, &parts);
         program.fails(&["generate", "absent", "--device", device], 2, &parts);
         program.fails(&["eval", "absent", "--data", "absent", "--device", device], 2, &parts);
