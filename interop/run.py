@@ -58,7 +58,7 @@ def main():
     path = HERE / "record" / f"{record['date']}.json"
     if path.exists():
         record["models"] = json.loads(path.read_text())["models"]
-    for name, run in [("bitnet", args.bitnet), ("llama", args.llama)]:
+    for name, run in [("bitnet", args.bitnet), ("llama", args.llama), ("qwen2", args.qwen2)]:
         if run:
             work = pathlib.Path(args.work) / name
             shutil.rmtree(work, ignore_errors=True)
@@ -73,6 +73,7 @@ def arguments():
     parser.add_argument("--release", default="target/release", help="folder of the program and its examples")
     parser.add_argument("--bitnet", help="run folder of a model with sub-norms")
     parser.add_argument("--llama", help="run folder of a model without")
+    parser.add_argument("--qwen2", help="run folder of a model without, but with biases of queries, keys and values")
     parser.add_argument("--work", default="target/interop", help="folder for what is exported")
     parser.add_argument("--texts", type=int, default=4, help="contexts of validation text")
     return parser.parse_args()
@@ -97,13 +98,15 @@ def compare(ours, name, work, count):
             continuations["llama.cpp tq2_0"] = [llama.continuation(prompt, 24) for prompt in PROMPTS]
             tokens = llama.ids(strings.all()), llama.ids(strings.all(), parse_special=True)
         del llama
-    for kind, options in HF.items():
+    # AutoBitLinear cannot add a bias to what it has unpacked.
+    classes = {kind: options for kind, options in HF.items() if name != "qwen2" or kind != "autobitlinear"}
+    for kind, options in classes.items():
         path = work / f"{name}-{kind}"
         exported = ours.export(path, "--to", "hf", *options)
         program = Transformers(path)
         found = program.log_probabilities(texts)
         rows.append(row(f"transformers {kind}", texts, trained, floats, found, exported["bytes"]))
-        if kind == "autobitlinear":
+        if kind == next(iter(classes)):
             continuations["transformers"] = [program.continuation(prompt, 24) for prompt in PROMPTS]
             tokens += program.ids(strings.all()), program.ids(strings.all(), parse_special=True)
         del program

@@ -1,4 +1,4 @@
-//! Exported models in the programs that they are exported for: builds ours, installs theirs, trains two models, and
+//! Exported models in the programs that they are exported for: builds ours, installs theirs, trains three models, and
 //! calls `interop/run.py`. Whatever is there already is not made again.
 
 use std::path::Path;
@@ -37,18 +37,19 @@ fn steps(root: &Path, data: &str) -> Result<(), String> {
     }
     let install = ["-m", "pip", "install", "-q", "--only-binary", ":all:", "-r", "interop/requirements.txt"];
     call(&python, &install)?;
-    let runs = [("bitnet", "true"), ("llama", "false")].map(|(name, sub_norm)| (work.join(name), sub_norm));
-    for (run, sub_norm) in &runs {
-        if !run.join("best").exists() {
-            let sub_norm = format!("model.sub_norm={sub_norm}");
-            let options = ["--set", "run.tokens=1000000", "--set", &sub_norm];
-            let run = ["train", "--data", data, "--out", &text(run)];
+    let exports = text(&work.join("exports"));
+    let mut compare = vec!["interop/run.py".to_owned(), "--work".to_owned(), exports];
+    for (name, sub_norm, bias) in [("bitnet", true, false), ("llama", false, false), ("qwen2", false, true)] {
+        let run = text(&work.join(name));
+        if !work.join(name).join("best").exists() {
+            let [sub_norm, bias] = [format!("model.sub_norm={sub_norm}"), format!("model.qkv_bias={bias}")];
+            let options = ["--set", "run.tokens=1000000", "--set", &sub_norm, "--set", &bias];
+            let run = ["train", "--data", data, "--out", &run];
             call(&root.join("target/release/tritrain"), &[&run[..], &options].concat())?;
         }
+        compare.extend([format!("--{name}"), run]);
     }
-    let [bitnet, llama] = runs.map(|(run, _)| text(&run));
-    let exports = text(&work.join("exports"));
-    call(&python, &["interop/run.py", "--bitnet", &bitnet, "--llama", &llama, "--work", &exports])
+    call(&python, &compare.iter().map(String::as_str).collect::<Vec<_>>())
 }
 
 fn text(path: &Path) -> String {

@@ -4,14 +4,10 @@ mod memory;
 mod slices;
 mod start;
 
-use std::{
-    borrow::Cow,
-    ops::Range,
-    sync::{Mutex, PoisonError},
-};
+use std::{borrow::Cow, ops::Range, sync::PoisonError};
 
 use tritrain_kernels::{
-    Context, Floats, attention, descent, elementwise, embed, gate, kmeans, loss,
+    Floats, attention, bias, descent, elementwise, embed, gate, kmeans, loss,
     matmul::{self, View},
     norm, outer,
     packed::{Codes, Packed},
@@ -22,22 +18,11 @@ use tritrain_trit::ternary::scale_from_total;
 
 use crate::{
     Adam, Admission, Apply, Assigned, Average, Backend, Descent, Factored, Gate, Momentum, Prodigy, Products,
-    Search, Shape, Sides, Store, Stored, Stream, Weight, profile::Profile, weight::widen,
+    Search, Shape, Sides, Store, Stored, Stream, Weight, weight::widen,
 };
 
 pub use memory::{Int8Rows, TernaryMatrix};
-pub use start::CpuError;
-
-/// CPU kernels of one tier on one pool of threads.
-#[derive(Debug)]
-pub struct Cpu {
-    cx: Context,
-    profile: Option<Profile>,
-    ternary: Mutex<ternary::Scratch>,
-    outer: Mutex<outer::Scratch>,
-    loss: Mutex<loss::Scratch>,
-    descent: Mutex<descent::Scratch>,
-}
+pub use start::{Cpu, CpuError};
 
 impl Backend for Cpu {
     type Clusters = kmeans::Clusters;
@@ -263,6 +248,16 @@ impl Backend for Cpu {
         let _span = self.span("ternary_weight_gradient");
         let mut scratch = self.outer.lock().unwrap_or_else(PoisonError::into_inner);
         outer::weight_gradient(&self.cx, dy, &x.scales, &x.codes, Store::Replace, &mut scratch, dw);
+    }
+
+    fn add_bias(&self, with: &Floats, x: &mut Floats) {
+        let _span = self.span("add_bias");
+        bias::add(&self.cx, with, x);
+    }
+
+    fn bias_gradient(&self, dy: &Floats, d_bias: &mut Floats) {
+        let _span = self.span("bias_gradient");
+        bias::gradient(&self.cx, dy, d_bias);
     }
 
     fn attention(&self, qkv: &Floats, table: &Floats, shape: Shape, out: &mut Floats, lse: &mut Floats) {

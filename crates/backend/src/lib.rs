@@ -248,6 +248,11 @@ pub trait Backend: Memory {
     /// `dw = (dy · scales of x)ᵀ · codes of x`, with the first factor int16 by output column.
     fn ternary_weight_gradient(&self, dy: &Self::Floats, x: &Self::Rows, dw: &mut Self::Floats);
 
+    /// `x[t] += bias`; `x` `[tokens][outputs]`.
+    fn add_bias(&self, bias: &Self::Floats, x: &mut Self::Floats);
+    /// `d_bias = Σ dy[t]`, the gradient of [`Backend::add_bias`].
+    fn bias_gradient(&self, dy: &Self::Floats, d_bias: &mut Self::Floats);
+
     /// Causal attention over `qkv`, whose q and k are rotated by the rows of `table` on the way; `lse`
     /// `[batch][time][heads]` for the backward pass.
     fn attention(

@@ -99,7 +99,7 @@ impl ModelShape {
         let bytes = |spec: &TensorSpec| match spec.kind {
             TensorKind::Embedding => 0,
             TensorKind::Matrix if layout.ternary => spec.len() / 4,
-            TensorKind::Matrix | TensorKind::Norm | TensorKind::Adapter => spec.len() * 4,
+            TensorKind::Matrix | TensorKind::Norm | TensorKind::Bias | TensorKind::Adapter => spec.len() * 4,
         };
         let head = layout.specs[layout.head].len() * if layout.ternary { 1 } else { 4 };
         layout.specs.iter().map(bytes).sum::<usize>() + head

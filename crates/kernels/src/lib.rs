@@ -18,6 +18,7 @@ mod tier;
 #[cfg(target_arch = "x86_64")]
 mod amx;
 pub mod attention;
+pub mod bias;
 pub mod descent;
 mod dots;
 pub mod elementwise;

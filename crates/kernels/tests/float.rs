@@ -5,7 +5,7 @@ mod common;
 
 use common::assert_close;
 use tritrain_kernels::{
-    Context, Tier, elementwise,
+    Context, Tier, bias, elementwise,
     gate::{self, Gate},
     lanes, norm, rows, update,
 };
@@ -271,6 +271,25 @@ fn fused_gates_are_the_operations_they_are_made_of() {
             for gain in [Some(&gain[..]), None] {
                 same_everywhere(|cx| gates(cx, kind, cols, gain));
             }
+        }
+    }
+}
+
+#[test]
+fn biases_are_added_and_their_gradients_are_sums_in_order() {
+    for cx in contexts() {
+        for (rows, cols) in [(1, 1), (3, 7), (64, 256), (65, 257), (130, 1000)] {
+            let (b, x) = (noise(1, cols), noise(2, rows * cols));
+            let mut y = x.clone();
+            bias::add(&cx, &b, &mut y);
+            let mut sums = vec![9.0; cols];
+            bias::gradient(&cx, &x, &mut sums);
+            let mut expected = vec![0.0f32; cols];
+            for (at, x) in x.iter().enumerate() {
+                assert_eq!(y[at], x + b[at % cols], "{at} of {rows} × {cols}");
+                expected[at % cols] += x;
+            }
+            assert_eq!(sums, expected, "{rows} × {cols}");
         }
     }
 }

@@ -51,6 +51,9 @@ impl<B: Backend> Model<B> {
         self.normalise(backend, x, Some(ids.attn_norm), &mut f.attn_in, &mut f.attn_rstd);
         f.room_for_qkv(backend);
         self.linear(backend, ids.qkv, &f.attn_in, None, &mut f.qkv);
+        if let Some(id) = ids.qkv_bias {
+            backend.add_bias(self.floats(id), &mut f.qkv);
+        }
         attend(&f.qkv, &mut f.attended, &mut f.lse);
         self.normalise(backend, &f.attended, ids.attn_sub_norm, &mut f.o_in, &mut f.o_rstd);
         self.linear(backend, ids.o, &f.o_in, Some(x), &mut f.mid);
@@ -132,6 +135,9 @@ impl<B: Backend> Model<B> {
         };
         let results = (&f.attended, &f.lse);
         backend.attention_backward(&f.qkv, results, d_attended, &self.rope, shape, &mut b.d_qkv.floats);
+        if let Some(id) = ids.qkv_bias.filter(|id| self.layout.trains(*id)) {
+            backend.bias_gradient(&b.d_qkv.floats, sink.buffer(backend, id));
+        }
         b.d_qkv.round(backend);
         self.linear_backward(backend, ids.qkv, &b.d_qkv, &f.attn_in, &mut b.d_dim, sink);
         let (of, d_gain) = ((x, &f.attn_rstd), sink.buffer(backend, ids.attn_norm));

@@ -50,6 +50,8 @@ pub struct ModelConfig {
     pub gate: Gate,
     /// RMSNorm in front of the attention output and the FFN down projections, as in BitNet b1.58.
     pub sub_norm: bool,
+    /// Add a bias to queries, keys and values, as Qwen2 does.
+    pub qkv_bias: bool,
     /// Use the embedding matrix as the output head.
     pub tied: bool,
     /// "ternary" or "f32" matrices in the blocks.
@@ -77,6 +79,7 @@ impl Default for ModelConfig {
             context: 256,
             gate: Gate::Silu,
             sub_norm: true,
+            qkv_bias: false,
             tied: true,
             precision: Precision::Ternary,
             lora: 0,
@@ -146,6 +149,10 @@ impl ModelConfig {
         }
         if self.kv_heads == 0 || !self.heads.is_multiple_of(self.kv_heads) {
             return fail("kv_heads", self.kv_heads, format!("must divide model.heads = {}", self.heads));
+        }
+        if self.qkv_bias && self.sub_norm {
+            let expected = "no program that runs such models has both: set model.sub_norm to false";
+            return Err(ConfigError { option: "qkv_bias", found: "true".into(), expected: expected.into() });
         }
         if self.lora > LORA {
             return fail("lora", self.lora, format!("a rank of at most {LORA}"));

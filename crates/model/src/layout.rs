@@ -11,6 +11,8 @@ pub enum TensorKind {
     Embedding,
     /// Gain of an RMSNorm: f32, starts at one.
     Norm,
+    /// What a linear layer adds to each of its outputs: f32, starts at zero.
+    Bias,
     /// Matrix of a linear layer inside a block: ternary, or f32 in the twin.
     Matrix,
     /// One of the two factors of a low-rank adapter beside such a matrix: f32.
@@ -26,11 +28,19 @@ pub struct TensorSpec {
     pub kind: TensorKind,
     /// Outputs; 1 for gains.
     pub rows: usize,
-    /// Inputs.
+    /// Inputs; 1 for biases.
     pub cols: usize,
 }
 
 impl TensorSpec {
+    /// How its numbers are stored: gains and biases as vectors.
+    pub fn shape(&self) -> Vec<usize> {
+        match self.kind {
+            TensorKind::Norm | TensorKind::Bias => vec![self.len()],
+            TensorKind::Embedding | TensorKind::Matrix | TensorKind::Adapter => vec![self.rows, self.cols],
+        }
+    }
+
     /// Number of elements.
     pub fn len(&self) -> usize {
         self.rows * self.cols
@@ -49,6 +59,8 @@ pub struct BlockIds {
     pub attn_norm: usize,
     /// Query, key and value projections, one matrix.
     pub qkv: usize,
+    /// What is added to queries, keys and values, when the model has biases.
+    pub qkv_bias: Option<usize>,
     /// Gain of the norm in front of `o`, when the model has sub-norms.
     pub attn_sub_norm: Option<usize>,
     /// Attention output projection.
@@ -100,6 +112,9 @@ impl Layout {
                 let (attn_norm, ffn_norm) = (gain("attn_norm", dim), gain("ffn_norm", dim));
                 let attn_sub_norm = config.sub_norm.then(|| gain("attn_sub_norm", inner));
                 let ffn_sub_norm = config.sub_norm.then(|| gain("ffn_sub_norm", ffn));
+                let qkv_bias = config
+                    .qkv_bias
+                    .then(|| add(format!("layers.{n}.qkv_bias"), TensorKind::Bias, config.qkv_rows(), 1));
                 let mut matrix = |part: &str, rows, cols| {
                     add(format!("layers.{n}.{part}"), TensorKind::Matrix, rows, cols)
                 };
@@ -109,6 +124,7 @@ impl Layout {
                     ffn_norm,
                     ffn_sub_norm,
                     qkv: matrix("qkv", config.qkv_rows(), dim),
+                    qkv_bias,
                     o: matrix("o", dim, inner),
                     gate_up: matrix("gate_up", 2 * ffn, dim),
                     down: matrix("down", dim, ffn),

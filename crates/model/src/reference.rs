@@ -611,6 +611,9 @@ impl Reference<'_> {
 
         let qkv_in = input(&norm(&x, &params[ids.attn_norm], eps));
         let mut qkv = linear(&qkv_in, ids.qkv);
+        if let Some(id) = ids.qkv_bias {
+            qkv.chunks_exact_mut(config.qkv_rows()).for_each(|row| add(row, &params[id]));
+        }
         rope(&mut qkv, config, time);
         let (probabilities, attention) = attention(&qkv, config, batch, time);
         let o_in = match ids.attn_sub_norm {
@@ -681,6 +684,9 @@ impl Reference<'_> {
         }
         let mut dqkv = attention_backward(&dattention, &trace.qkv, &trace.probabilities, config, batch, time);
         rope_backward(&mut dqkv, config, time);
+        if let Some(id) = ids.qkv_bias {
+            dqkv.chunks_exact(config.qkv_rows()).for_each(|row| add(&mut gradients[id], row));
+        }
         let dh = linear_backward(&dqkv, &trace.qkv_in, ids.qkv, gradients);
         let mut dx = norm_backward(&dh, &trace.x, ids.attn_norm, gradients);
         add(&mut dx, &dmiddle);

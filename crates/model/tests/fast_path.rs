@@ -30,7 +30,7 @@ impl Case {
         for (id, (tensor, spec)) in weights.iter_mut().zip(&layout.specs).enumerate() {
             let stream = Stream::new(seed, 1000 + id as u32, 1);
             for (index, w) in tensor.iter_mut().enumerate() {
-                if spec.rows == 1 {
+                if matches!(spec.kind, TensorKind::Norm | TensorKind::Bias) {
                     *w += 0.3 * stream.normal(index as u64);
                 } else if id == layout.embedding || id == layout.head {
                     *w *= 20.0;
@@ -110,7 +110,7 @@ fn small(precision: Precision) -> Vec<Case> {
     vec![
         Case::new(base.clone(), 2, 33, 1),
         Case::new(ModelConfig { gate: Gate::Relu2, ..base.clone() }, 1, 64, 2),
-        Case::new(ModelConfig { sub_norm: false, tied: false, ..base.clone() }, 3, 17, 3),
+        Case::new(ModelConfig { sub_norm: false, tied: false, qkv_bias: true, ..base.clone() }, 3, 17, 3),
         Case::new(ModelConfig { kv_heads: 4, heads: 4, layers: 1, ..base.clone() }, 2, 1, 4),
         // Rows of 64 · 3 and 64 · 5.
         Case::new(ModelConfig { dim: 192, heads: 3, kv_heads: 1, ffn: 320, ..base.clone() }, 2, 19, 5),
@@ -169,7 +169,7 @@ fn adapted() -> Vec<Case> {
     vec![
         Case::new(base.clone(), 2, 33, 1),
         Case::new(ModelConfig { lora: 1, gate: Gate::Relu2, ..base.clone() }, 1, 64, 2),
-        Case::new(ModelConfig { lora: 5, sub_norm: false, tied: false, ..base }, 3, 17, 3),
+        Case::new(ModelConfig { lora: 5, sub_norm: false, tied: false, qkv_bias: true, ..base }, 3, 17, 3),
     ]
 }
 

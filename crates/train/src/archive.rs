@@ -82,12 +82,9 @@ pub fn archive<B: Backend>(
     let mut next = coded.iter();
     let mut views = Vec::new();
     for (spec, rows) in weights.layout.specs.iter().zip(&weights.tensors) {
-        match (rows, spec.rows) {
-            (Rows::Floats(values), 1) => views.push(TensorView::f32(&*spec.name, &[spec.cols], values)),
-            (Rows::Floats(values), _) => {
-                views.push(TensorView::f32(&*spec.name, &[spec.rows, spec.cols], values))
-            }
-            (Rows::Codes(..), _) => {
+        match rows {
+            Rows::Floats(values) => views.push(TensorView::f32(&*spec.name, &spec.shape(), values)),
+            Rows::Codes(..) => {
                 if let Some((name, bytes, scale)) = next.next() {
                     views.push(TensorView::u8(&*spec.name, &[bytes.len()], bytes));
                     views.push(TensorView::f16(&**name, &[1], scale));

@@ -19,12 +19,11 @@ use tritrain_model::ModelConfig;
 use tritrain_optim::{DirectionKind, GradientKind, OptimConfig, ScheduleKind};
 
 /// Options that do not decide what is learnt: they may change when a run goes on.
-pub const FREE: [&str; 7] = [
+pub const FREE: [&str; 6] = [
     "run.threads",
     "run.recompute",
     "run.eval_every",
     "run.sample_every",
-    "run.sample_tokens",
     "run.checkpoint_every",
     "run.keep",
 ];

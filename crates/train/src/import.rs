@@ -26,7 +26,7 @@ use tritrain_files::{
     tensors::{self, TensorView},
     write_atomic,
 };
-use tritrain_model::{ConfigError, Layout, ModelConfig, Precision, TensorKind};
+use tritrain_model::{ConfigError, Layout, ModelConfig, Precision};
 
 use crate::{
     Error, Result,
@@ -56,6 +56,9 @@ pub(crate) enum BlockPart {
     Q,
     K,
     V,
+    QBias,
+    KBias,
+    VBias,
     AttnSubNorm,
     O,
     FfnNorm,
@@ -66,11 +69,14 @@ pub(crate) enum BlockPart {
 }
 
 impl BlockPart {
-    const ALL: [BlockPart; 11] = [
+    const ALL: [BlockPart; 14] = [
         BlockPart::AttnNorm,
         BlockPart::Q,
         BlockPart::K,
         BlockPart::V,
+        BlockPart::QBias,
+        BlockPart::KBias,
+        BlockPart::VBias,
         BlockPart::AttnSubNorm,
         BlockPart::O,
         BlockPart::FfnNorm,
@@ -79,6 +85,8 @@ impl BlockPart {
         BlockPart::FfnSubNorm,
         BlockPart::Down,
     ];
+    /// Of queries, keys and values, in the order of their matrices.
+    const BIASES: [BlockPart; 3] = [BlockPart::QBias, BlockPart::KBias, BlockPart::VBias];
 }
 
 /// A tensor, as other programs divide them.
@@ -88,6 +96,18 @@ pub(crate) enum Part {
     Head,
     Norm,
     Block(usize, BlockPart),
+}
+
+impl Part {
+    /// Whether it is added to what a matrix gives.
+    fn is_bias(self) -> bool {
+        matches!(self, Part::Block(_, part) if BlockPart::BIASES.contains(&part))
+    }
+
+    /// The last part of its name.
+    fn end(self) -> &'static str {
+        if self.is_bias() { "bias" } else { "weight" }
+    }
 }
 
 /// What a file says about a model, before it is known whether ours can be it.
@@ -108,7 +128,7 @@ pub(crate) trait Origin {
     fn description(&self) -> Result<Description>;
 
     /// Numbers of a tensor of this shape, row-major, with rows of q and k in the order in which RoPE turns halves of a
-    /// head. Gains have one row.
+    /// head. Gains have one row, biases one column.
     fn read(&self, part: Part, shape: [usize; 2]) -> Result<Vec<f32>>;
 
     /// The bytes of a table that is stored in fp16.
@@ -151,8 +171,8 @@ pub(crate) struct Foreign<O> {
     /// What lies beside the tokenizer: names and bytes.
     pub(crate) beside: Vec<(&'static str, Vec<u8>)>,
     pub(crate) notes: Vec<String>,
-    /// Of the matrices of each block of a ternary model.
-    scales: Vec<[f32; 4]>,
+    /// Of each block of a ternary model.
+    scales: Vec<ternary::Scales>,
     origin: O,
 }
 
@@ -260,12 +280,27 @@ impl<O: Origin> Foreign<O> {
                 let gain = self.origin.read(Part::Block(n, part), [1, self.layout.specs[id].cols])?;
                 return Ok(Values::Floats(gain.into()));
             }
+            if Some(id) == ids.qkv_bias {
+                return self.biases(n);
+            }
             let matrices = [ids.qkv, ids.o, ids.gate_up, ids.down];
             if let Some(place) = matrices.into_iter().position(|of| of == id) {
                 return self.matrix(n, place);
             }
         }
-        unreachable!("every tensor of a layout is a table, a gain or a matrix of a block")
+        unreachable!("every tensor of a layout is a table, or a gain, bias or matrix of a block")
+    }
+
+    /// The biases of queries, keys and values of block `n`.
+    fn biases(&self, n: usize) -> Result<Values<'_>> {
+        let (shapes, mut biases) = (shapes(&self.config), Vec::new());
+        for (at, part) in BlockPart::BIASES.into_iter().enumerate() {
+            let (_, [rows, _]) = shapes[at];
+            let factor = self.scales.get(n).map_or(1.0, |scales| scales.biases[at]);
+            let own = self.origin.read(Part::Block(n, part), [rows, 1])?;
+            biases.extend(own.iter().map(|bias| factor * bias));
+        }
+        Ok(Values::Floats(biases.into()))
     }
 
     /// A matrix of block `n`, joined from its parts.
@@ -279,7 +314,7 @@ impl<O: Origin> Foreign<O> {
                 for (part, shape) in parts {
                     self.origin.codes(part, shape, &mut codes)?;
                 }
-                Ok(Values::Codes(codes.into(), scales[place]))
+                Ok(Values::Codes(codes.into(), scales.matrices[place]))
             }
             None => {
                 let mut weights = Vec::new();
@@ -321,7 +356,7 @@ fn write<O: Origin>(
 ) -> Result<Imported> {
     let mut weights = Vec::new();
     for (id, spec) in from.layout.specs.iter().enumerate() {
-        let shape = if spec.kind == TensorKind::Norm { vec![spec.cols] } else { vec![spec.rows, spec.cols] };
+        let shape = spec.shape();
         weights.push((&spec.name, shape, from.values(id)?.host()));
     }
     storage.create_dir_all(out)?;
@@ -397,9 +432,12 @@ fn shapes(config: &ModelConfig) -> [(BlockPart, [usize; 2]); 7] {
 /// All parts of a model.
 fn all_parts(config: &ModelConfig) -> impl Iterator<Item = Part> {
     let tables = [Part::Embedding, Part::Norm].into_iter().chain((!config.tied).then_some(Part::Head));
-    let sub_norm = config.sub_norm;
-    let there =
-        move |part: &BlockPart| sub_norm || !matches!(part, BlockPart::AttnSubNorm | BlockPart::FfnSubNorm);
+    let (sub_norm, qkv_bias) = (config.sub_norm, config.qkv_bias);
+    let there = move |part: &BlockPart| match part {
+        BlockPart::AttnSubNorm | BlockPart::FfnSubNorm => sub_norm,
+        BlockPart::QBias | BlockPart::KBias | BlockPart::VBias => qkv_bias,
+        _ => true,
+    };
     let of_block = move |n| BlockPart::ALL.into_iter().filter(there).map(move |part| Part::Block(n, part));
     tables.chain((0..config.layers).flat_map(of_block))
 }

@@ -241,7 +241,7 @@ pub(crate) fn parameters(layout: &Layout) -> Vec<Parameter> {
         _ if !layout.trains(id) => Role::Frozen,
         TensorKind::Matrix => Role::Matrix,
         TensorKind::Embedding | TensorKind::Adapter => Role::Embedding,
-        TensorKind::Norm => Role::Gain,
+        TensorKind::Norm | TensorKind::Bias => Role::Gain,
     };
     let specs = layout.specs.iter().enumerate();
     specs

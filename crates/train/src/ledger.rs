@@ -65,6 +65,7 @@ impl Ledger {
         };
         let matrices = of(|spec| spec.kind == TensorKind::Matrix);
         let (embedding, gains) = (layout.embedding, of(|spec| spec.kind == TensorKind::Norm));
+        let biases = of(|spec| spec.kind == TensorKind::Bias).parameters();
         let embedding_parameters = layout.specs[embedding].len();
         let head = if layout.head == embedding { 0 } else { layout.specs[layout.head].len() };
         let ternary = layout.ternary;
@@ -158,6 +159,7 @@ impl Ledger {
         }
         classes.extend([
             class("gains: weights", f32s(gains.parameters()), gains.parameters()),
+            class("biases: weights", f32s(biases), biases),
             class("adapters: weights", f32s(adapters), adapters),
             class("other tensors: gradients", f32s(with_gradients) * other_gradients, with_gradients),
             class("other tensors: optimizer state", other_state, with_gradients),

@@ -104,7 +104,7 @@ pub fn merge(
     let mut entries = metadata(&config, loaded.vocab, 0)?;
     entries.insert(TOKENIZER.to_owned(), loaded.tokenizer.hash().to_owned());
     let views = loaded.layout().specs.iter().zip(&weights.tensors).map(|(spec, weights)| {
-        let shape = if spec.rows == 1 { vec![spec.cols] } else { vec![spec.rows, spec.cols] };
+        let shape = spec.shape();
         TensorView::f32(spec.name.as_str(), &shape, weights)
     });
     // The model last: where it is, everything is.

@@ -39,6 +39,8 @@ pub use event::{Event, RowCluster, StepReport};
 
 /// Of tokens repeated in samples: what CTRL takes (arXiv 1909.05858, section 4.1).
 const PENALTY: f32 = 1.2;
+/// Tokens in a sample, but no more than the model sees.
+const SAMPLE: usize = 60;
 
 /// A training run: all of its state, and the loop in [`Run::advance`].
 pub struct Run<'a, B: Backend> {
@@ -439,9 +441,9 @@ impl<'a, B: Backend> Run<'a, B> {
 
     fn sample(&mut self) -> Result<Event> {
         self.learner.rest(self.backend);
-        let (step, run) = (self.state.step, &self.config().run);
+        let (step, config) = (self.state.step, self.config());
         // Small models easily fall into repeating one token.
-        let sampling = Sampling { repetition_penalty: PENALTY, seed: run.seed, ..Sampling::default() };
+        let sampling = Sampling { repetition_penalty: PENALTY, seed: config.run.seed, ..Sampling::default() };
         let tokenizer = self.corpus.tokenizer();
         let prompt = [tokenizer.eos()];
         let mut text = String::new();
@@ -450,7 +452,7 @@ impl<'a, B: Backend> Run<'a, B> {
             text.push_str(piece);
             true
         };
-        let until = Until::tokens(run.sample_tokens);
+        let until = Until::tokens(SAMPLE.min(config.model.context));
         self.backend.run_awake(|| generate(&mut next, tokenizer, &sampling, until, emit))?;
         self.state.sampled = Some(step);
         Ok(Event::Sampled { step, text })

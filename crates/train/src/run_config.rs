@@ -46,9 +46,6 @@ pub struct RunConfig {
     pub eval_tokens: u64,
     /// Print a sample this often; 0 only at the end.
     pub sample_every: u64,
-    /// Tokens in a sample.
-    #[schemars(range(min = 1, max = 4096))]
-    pub sample_tokens: usize,
     /// Save a checkpoint this often; 0 only at the end. Signals always save.
     pub checkpoint_every: u64,
     /// Newest checkpoints kept beside the best one.
@@ -80,7 +77,6 @@ impl Default for RunConfig {
             eval_every: 100,
             eval_tokens: 32_768,
             sample_every: 100,
-            sample_tokens: 60,
             checkpoint_every: 200,
             keep: 2,
         }

@@ -74,7 +74,7 @@ pub(crate) fn save<B: Backend>(
     let layout = model.layout();
     let trained = layout.specs.iter().enumerate().filter(|(id, _)| layout.trains(*id));
     let weights = trained.map(|(id, spec)| {
-        let shape = if spec.rows == 1 { vec![spec.cols] } else { vec![spec.rows, spec.cols] };
+        let shape = spec.shape();
         (spec.name.clone(), shape, model.values(backend, id))
     });
     let weights: Vec<_> = weights.collect();
@@ -312,7 +312,7 @@ impl ModelFile {
 
     fn read(&self, id: usize) -> Result<Values<'_>> {
         let spec = &self.layout.specs[id];
-        let shape = if spec.rows == 1 { vec![spec.cols] } else { vec![spec.rows, spec.cols] };
+        let shape = spec.shape();
         read_values(&self.file, &self.path, &spec.name, &shape, by_row)
     }
 

@@ -26,7 +26,6 @@ fn config() -> Config {
     config.run.eval_tokens = 4096;
     config.run.eval_every = 0;
     config.run.sample_every = 0;
-    config.run.sample_tokens = 1;
     config.run.checkpoint_every = STEPS / 2;
     config.run.keep = 100;
     config

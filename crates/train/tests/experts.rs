@@ -22,7 +22,7 @@ fn config() -> Config {
     (config.run.batch, config.run.steps, config.run.tokens) = (2, STEPS, 0);
     (config.run.experts, config.run.shared) = (K, 0.4);
     (config.run.eval_tokens, config.run.eval_every) = (512, 4);
-    (config.run.sample_every, config.run.sample_tokens) = (5, 4);
+    config.run.sample_every = 5;
     (config.run.checkpoint_every, config.run.keep) = (3, 1000);
     config
 }

@@ -10,7 +10,7 @@ use tritrain_data::{Source, Tokenizer, chat::ChatTemplate};
 use tritrain_files::gguf::{Block, GgufFile};
 use tritrain_files::tensors::{Dtype, TensorFile, TensorView, save};
 use tritrain_files::{Disk, Storage};
-use tritrain_model::{Gate, Layout, ModelConfig, Precision};
+use tritrain_model::{Gate, Layout, ModelConfig, Precision, TensorKind};
 use tritrain_train::{
     Error, Floats, Hf, LinearClass, Loaded, Target, export, import, load, logits, tokens_of, verify,
 };
@@ -59,9 +59,13 @@ impl Place {
                     // Values of the first block are so small that all their codes are zero.
                     let values = if spec.name.starts_with("layers.0") { 0.01 } else { 0.03 };
                     let size = [0.05, 0.15, values][3 * at / spec.len()];
-                    *w = if spec.rows == 1 { 1.0 + 0.3 * *w } else { size * *w };
+                    *w = match spec.kind {
+                        TensorKind::Norm => 1.0 + 0.3 * *w,
+                        TensorKind::Bias => 0.3 * *w,
+                        _ => size * *w,
+                    };
                 }
-                (if spec.rows == 1 { vec![spec.cols] } else { vec![spec.rows, spec.cols] }, values)
+                (spec.shape(), values)
             })
             .collect();
         let views = layout.specs.iter().zip(&weights);
@@ -177,6 +181,44 @@ fn rows_of_llama_turn_by_neighbours_as_ours_turn_by_halves() {
     assert!((found / expected - 1.0).abs() < 1e-9, "{found} {expected}");
     let wrong = score(&q, &k, &|i| (i, i + width / 2));
     assert!((wrong / expected - 1.0).abs() > 1e-3, "the order of rows matters");
+}
+
+#[test]
+fn biases_stand_where_qwen2_has_them() {
+    let biased = ModelConfig { sub_norm: false, qkv_bias: true, ..config() };
+    let place = Place::new(&biased);
+    let all = {
+        let path = place.dir.path().join("model.safetensors");
+        TensorFile::parse(&path, Disk.map(&path).unwrap()).unwrap().f32("layers.1.qkv_bias", &[512]).unwrap()
+    };
+    place.export(Target::Gguf(Block::Tq2_0), "a.gguf").unwrap();
+    place.export(Target::Hf(HF[1]), "hf").unwrap();
+    let (file, path) = (place.gguf("a.gguf"), place.out("hf").join("model.safetensors"));
+    let hf = TensorFile::parse(&path, Disk.map(&path).unwrap()).unwrap();
+    assert_eq!(file.text("general.architecture").unwrap(), "qwen2");
+    let (codes, scale) = place.codes("layers.1.qkv");
+    for (part, rows) in [("q", 0..256), ("k", 256..384), ("v", 384..512)] {
+        let bias = file.tensor(&format!("blk.1.attn_{part}.bias")).unwrap();
+        assert_eq!((bias.block, &bias.shape[..]), (Block::F32, &[rows.len()][..]));
+        assert_eq!(bias.floats().unwrap(), all[rows.clone()], "{part}");
+        let name = format!("model.layers.1.self_attn.{part}_proj.bias");
+        assert_eq!(hf.f32(&name, &[rows.len()]).unwrap(), all[rows.clone()], "{part}");
+        // Halves of a head turn together in qwen2: rows stay in our order.
+        let matrix = file.tensor(&format!("blk.1.attn_{part}.weight")).unwrap().floats().unwrap();
+        let own = codes[rows.start * 256..rows.end * 256].iter().map(|&code| f32::from(code) * scale);
+        assert!(own.eq(matrix), "{part}");
+    }
+    let json = fs::read_to_string(place.out("hf").join("config.json")).unwrap();
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(
+        (&json["model_type"], &json["architectures"][0]),
+        (&"qwen2".into(), &"Qwen2ForCausalLM".into())
+    );
+    // Not where its scale would multiply them, and not beside sub-norms, where nothing runs them.
+    let error = place.export(Target::Hf(HF[0]), "auto").unwrap_err();
+    assert!(error.to_string().contains("multiplies biases"), "{error}");
+    let error = ModelConfig { sub_norm: true, ..biased }.check().unwrap_err().to_string();
+    assert!(error.contains("qkv_bias = true") && error.contains("model.sub_norm"), "{error}");
 }
 
 #[test]

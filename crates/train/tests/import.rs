@@ -60,6 +60,15 @@ impl Folder {
                 folder.random(&format!("model.layers.{n}.self_attn.attn_sub_norm"), 1, DIM);
                 folder.random(&format!("model.layers.{n}.mlp.ffn_sub_norm"), 1, FFN);
             }
+            if kind == "qwen2" {
+                for (at, (part, rows)) in [("q", DIM), ("k", KV), ("v", KV)].into_iter().enumerate() {
+                    let stream = Stream::new((3 * n + at) as u64, 2, 0);
+                    // Quarters: every type holds them.
+                    let values = (0..rows as u64).map(|i| (8.0 * stream.normal(i)).round() / 8.0).collect();
+                    let name = format!("model.layers.{n}.self_attn.{part}_proj.bias");
+                    folder.tensors.insert(name, (vec![rows], values));
+                }
+            }
         }
         let tokenizer = Tokenizer::train(&["the cat sat on a mat. ".repeat(50)], 300).unwrap();
         tokenizer.save(&Disk, &folder.path().join("tokenizer.json")).unwrap();
@@ -87,7 +96,7 @@ impl Folder {
     /// Makes every matrix of the blocks codes times a scale of its own.
     fn ternarise(&mut self, scale: impl Fn(&str, usize) -> f32) {
         for (at, (name, (_, values))) in self.tensors.iter_mut().enumerate() {
-            if name.contains("proj") {
+            if name.contains("proj.weight") {
                 let scale = scale(name, at);
                 values.iter_mut().for_each(|w| {
                     *w = (f32::from(*w > 0.03) - f32::from(*w < -0.03)) * scale;
@@ -125,6 +134,12 @@ impl Folder {
 
     fn get(&self, name: &str) -> &[f32] {
         &self.tensors[&format!("{name}.weight")].1
+    }
+
+    /// Biases of queries, keys and values of block `n`.
+    fn biases(&self, n: usize) -> Vec<f32> {
+        let of = |part: &str| &self.tensors[&format!("model.layers.{n}.self_attn.{part}_proj.bias")].1[..];
+        [of("q"), of("k"), of("v")].concat()
     }
 
     fn out(&self, name: &str) -> PathBuf {
@@ -171,7 +186,13 @@ fn tensors(loaded: &Loaded) -> (BTreeMap<String, Vec<f32>>, Codes) {
 
 #[test]
 fn every_number_of_a_folder_arrives() {
-    let folder = Folder::new("llama");
+    for kind in ["llama", "qwen2"] {
+        every_number_arrives(kind);
+    }
+}
+
+fn every_number_arrives(kind: &str) {
+    let folder = Folder::new(kind);
     let loaded = folder.import("model");
     let config = &loaded.config;
     assert_eq!(
@@ -180,8 +201,8 @@ fn every_number_of_a_folder_arrives() {
     );
     assert_eq!((config.precision, config.gate, config.context), (Precision::F32, Gate::Silu, 64));
     assert_eq!(
-        (config.rope_theta, config.norm_eps, config.tied, config.sub_norm),
-        (50_000.0, 1e-6, false, false)
+        (config.rope_theta, config.norm_eps, config.tied, config.sub_norm, config.qkv_bias),
+        (50_000.0, 1e-6, false, false, kind == "qwen2")
     );
     let vocab = loaded.vocab;
     assert!(vocab < ROWS && vocab == loaded.tokenizer.vocab_size() as usize);
@@ -198,6 +219,7 @@ fn every_number_of_a_folder_arrives() {
         assert!(of("ffn_norm") == layer("post_attention_layernorm"), "ffn_norm of block {n}");
         let qkv = ["q", "k", "v"].map(|part| layer(&format!("self_attn.{part}_proj"))).concat();
         assert!(of("qkv") == qkv, "qkv of block {n}");
+        assert!(kind != "qwen2" || of("qkv_bias") == folder.biases(n), "biases of block {n}");
         assert!(of("o") == layer("self_attn.o_proj"), "o of block {n}");
         assert!(
             of("gate_up") == [layer("mlp.gate_proj"), layer("mlp.up_proj")].concat(),
@@ -224,10 +246,10 @@ fn difference(a: &[f32], b: &[f32]) -> f32 {
 }
 
 /// Scales that differ among q, k and v, and among gate and up, become one with the same codes, and the model computes
-/// the same.
+/// the same; biases go with them.
 #[test]
 fn ternary_models_keep_their_codes() {
-    for kind in ["bitnet", "llama"] {
+    for kind in ["bitnet", "llama", "qwen2"] {
         let mut folder = Folder::new(kind);
         folder.ternarise(|_, at| 0.02 + 0.003 * at as f32);
         let loaded = folder.import("model");
@@ -266,7 +288,7 @@ fn ternary_models_keep_their_codes() {
 #[test]
 fn exports_come_back_as_they_were() {
     let backend = Cpu::new(2).unwrap();
-    for kind in ["bitnet", "llama"] {
+    for kind in ["bitnet", "llama", "qwen2"] {
         let mut folder = Folder::new(kind);
         folder.config["tie_word_embeddings"] = json!(true);
         folder.tensors.remove("lm_head.weight");
@@ -274,9 +296,15 @@ fn exports_come_back_as_they_were() {
         let loaded = folder.import("model");
         assert_eq!(loaded.config.precision, Precision::Ternary);
         let text: Vec<u32> = (0..50).map(|n| n * 11 % loaded.vocab as u32).collect();
-        let (_, codes) = tensors(&loaded);
-        let packed = [LinearClass::AutoBitLinear, LinearClass::BitLinear].map(Hf::Packed);
-        let targets = packed.into_iter().chain([Hf::Online]).map(Target::Hf);
+        let (floats, codes) = tensors(&loaded);
+        let biases = |floats: &BTreeMap<String, Vec<f32>>| -> Vec<Vec<f32>> {
+            (0..LAYERS).filter_map(|n| floats.get(&format!("layers.{n}.qkv_bias")).cloned()).collect()
+        };
+        assert!(kind != "qwen2" || biases(&floats) == [0, 1].map(|n| folder.biases(n)));
+        let packed = [LinearClass::BitLinear, LinearClass::AutoBitLinear].map(Hf::Packed);
+        // AutoBitLinear cannot add a bias.
+        let packed = packed.into_iter().take(if kind == "qwen2" { 1 } else { 2 });
+        let targets = packed.chain([Hf::Online]).map(Target::Hf);
         let blocks = [Block::F32, Block::Tq1_0, Block::Tq2_0, Block::Q2_0].map(Target::Gguf);
         for (at, target) in targets.chain(blocks).enumerate() {
             let end = if matches!(target, Target::Gguf(_)) { ".gguf" } else { "" };
@@ -287,8 +315,9 @@ fn exports_come_back_as_they_were() {
             let back = load(&Disk, &back).unwrap();
             // A GGUF file names no seldom option.
             assert_eq!(back.config, loaded.config, "{target:?}");
-            let (_, found) = tensors(&back);
+            let (its, found) = tensors(&back);
             assert!(found == codes, "codes and scales of {target:?}");
+            assert!(biases(&its) == biases(&floats), "biases of {target:?}");
             assert_eq!(
                 back.tokenizer.encode("the cat 12").unwrap(),
                 loaded.tokenizer.encode("the cat 12").unwrap()
@@ -363,8 +392,14 @@ fn a_damaged_number_in_a_gguf_file_is_an_error() {
 
 #[test]
 fn f32_models_come_back_from_gguf() {
+    for kind in ["llama", "qwen2"] {
+        f32_model_comes_back_from_gguf(kind);
+    }
+}
+
+fn f32_model_comes_back_from_gguf(kind: &str) {
     let backend = Cpu::new(2).unwrap();
-    let folder = Folder::new("llama");
+    let folder = Folder::new(kind);
     let loaded = folder.import("model");
     let text: Vec<u32> = (0..50).map(|n| n * 11 % loaded.vocab as u32).collect();
     let exported = folder.out("model.gguf");
@@ -407,8 +442,11 @@ fn what_cannot_be_held_is_refused_with_the_reason() {
     with("quantization_config", bitnet, "norms of their own");
 
     let mut bias = Folder::new("qwen2");
-    bias.tensors.insert("model.layers.0.self_attn.q_proj.bias".into(), (vec![DIM], vec![0.5; DIM]));
-    bias.refused("model.layers.0.self_attn.q_proj.bias, which has no place");
+    bias.tensors.insert("model.layers.0.self_attn.o_proj.bias".into(), (vec![DIM], vec![0.5; DIM]));
+    bias.refused("model.layers.0.self_attn.o_proj.bias, which has no place");
+    let mut some = Folder::new("qwen2");
+    some.tensors.remove("model.layers.1.self_attn.k_proj.bias").unwrap();
+    some.refused("it has no tensor model.layers.1.self_attn.k_proj.bias");
     let mut broken = Folder::new("llama");
     broken.tensors.get_mut("model.norm.weight").unwrap().1[3] = f32::INFINITY;
     broken.refused("its norm holds inf");

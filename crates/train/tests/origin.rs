@@ -32,7 +32,6 @@ fn config() -> Config {
     config.run.eval_tokens = 128;
     config.run.eval_every = 0;
     config.run.sample_every = 0;
-    config.run.sample_tokens = 1;
     config.run.checkpoint_every = 10;
     config.run.keep = 100;
     config

@@ -34,7 +34,6 @@ fn config() -> Config {
     config.run.eval_tokens = 64;
     config.run.eval_every = 7;
     config.run.sample_every = 9;
-    config.run.sample_tokens = 4;
     config.run.checkpoint_every = 1;
     config.run.keep = 1000;
     config
@@ -250,6 +249,23 @@ fn digits_by_cluster_resume_and_change_what_is_learnt() {
             found.iter().zip(&room).all(|(found, room)| found <= room),
             "{latent:?}: {found:?} of {room:?}"
         );
+    }
+}
+
+/// Biases are learnt, in a step and in passes.
+#[test]
+fn biases_are_learnt_and_resume() {
+    for micro_batch in [0, 1] {
+        let mut config = config();
+        (config.model.sub_norm, config.model.qkv_bias, config.run.micro_batch) = (false, true, micro_batch);
+        let whole = whole_of(config);
+        check_threads(&whole, "biases");
+        check_resuming(&whole, &Cpu::new(2).unwrap(), 13);
+        let path = whole.dir.join(format!("step-{STEPS}/model.safetensors"));
+        let file = TensorFile::parse(&path, fs::read(&path).unwrap().into()).unwrap();
+        let biases = file.f32("layers.0.qkv_bias", &[512]).unwrap();
+        // Two heads of queries, one of keys and of values: all move from zero.
+        assert!(biases.iter().filter(|bias| **bias != 0.0).count() > 500, "{biases:?}");
     }
 }
 

@@ -2,9 +2,8 @@
 
 use std::{collections::BTreeMap, sync::Mutex};
 
-use tritrain_kernels::{Context, ContextError, Tier};
+use tritrain_kernels::{Context, ContextError, Tier, descent, loss, outer, ternary};
 
-use super::Cpu;
 use crate::{
     Spent,
     profile::{Profile, Span},
@@ -12,6 +11,17 @@ use crate::{
 
 /// Why the CPU backend cannot start.
 pub type CpuError = ContextError;
+
+/// CPU kernels of one tier on one pool of threads.
+#[derive(Debug)]
+pub struct Cpu {
+    pub(super) cx: Context,
+    pub(super) profile: Option<Profile>,
+    pub(super) ternary: Mutex<ternary::Scratch>,
+    pub(super) outer: Mutex<outer::Scratch>,
+    pub(super) loss: Mutex<loss::Scratch>,
+    pub(super) descent: Mutex<descent::Scratch>,
+}
 
 impl Cpu {
     /// The fastest tier of this machine (or the one `TRITRAIN_TIER` names) on `threads` threads, 0 for

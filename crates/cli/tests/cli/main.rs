@@ -21,7 +21,6 @@ const TINY: [&str; 9] = [
     "run.steps=6",
     "run.eval_tokens=128",
     "run.eval_every=3",
-    "run.sample_tokens=5",
 ];
 
 struct Program {

@@ -1,6 +1,7 @@
 //! Operations: what is launched for each, with which kernels.
 
 mod attention;
+mod bias;
 mod buffers;
 mod clusters;
 mod descend;
@@ -166,6 +167,14 @@ impl Backend for Gpu {
 
     fn ternary_weight_gradient(&self, dy: &Floats, x: &Rows, dw: &mut Floats) {
         ternary::ternary_weight_gradient(self, dy, x, dw)
+    }
+
+    fn add_bias(&self, bias: &Floats, x: &mut Floats) {
+        bias::add(self, bias, x)
+    }
+
+    fn bias_gradient(&self, dy: &Floats, d_bias: &mut Floats) {
+        bias::gradient(self, dy, d_bias)
     }
 
     fn attention(&self, qkv: &Floats, table: &Floats, shape: Shape, out: &mut Floats, lse: &mut Floats) {

@@ -161,7 +161,7 @@ fn gain_parts(dh: &[f32], x: &[f32], rstd: &[f32], parts: &mut [f32], cols: usiz
 
 /// One unit a column: the sum of all blocks.
 #[cube(launch, create_dummy_kernel)]
-fn add_parts(parts: &[f32], out: &mut [f32]) {
+pub(super) fn add_parts(parts: &[f32], out: &mut [f32]) {
     let cols = out.len();
     if ABSOLUTE_POS < cols {
         let mut sum = 0.0f32;

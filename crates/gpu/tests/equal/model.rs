@@ -34,6 +34,35 @@ impl Case for Norm {
     }
 }
 
+/// Biases of rows, and their gradients.
+#[derive(Debug)]
+struct Bias {
+    rows: usize,
+    cols: usize,
+    seed: u64,
+}
+
+impl Case for Bias {
+    fn run<B: Backend>(&self, b: &B) -> Vec<Found> {
+        let mut random = Random::new(self.seed);
+        let (bias, mut x) =
+            (put(b, &random.normal(self.cols)), put(b, &random.normal(self.rows * self.cols)));
+        b.add_bias(&bias, &mut x);
+        let mut d_bias = b.floats(self.cols);
+        b.bias_gradient(&x, &mut d_bias);
+        vec![Found::Close("x", get(b, &x)), Found::Close("d_bias", get(b, &d_bias))]
+    }
+}
+
+#[test]
+fn biases_are_the_same() {
+    compare(&Bias { rows: 1, cols: 1, seed: 1 });
+    for seed in 0..40 {
+        let mut random = Random::new(seed);
+        compare(&Bias { rows: random.size(150), cols: random.size(600), seed });
+    }
+}
+
 #[test]
 fn norms_are_the_same() {
     compare(&Norm { rows: 1, cols: 1, seed: 1 });

@@ -16,6 +16,7 @@ fn tiny() -> Case {
         context: 1,
         gate: Gate::Relu2,
         sub_norm: false,
+        qkv_bias: false,
         tied: false,
         precision: Precision::F32,
         lora: 0,

@@ -1,8 +1,9 @@
-//! GGUF as stock llama.cpp loads it: architecture `bitnet` for models with sub-norms, `llama` for those without.
+//! GGUF as stock llama.cpp loads it: architecture `bitnet` for models with sub-norms, `qwen2` for those with biases
+//! instead, `llama` for those with neither.
 //!
-//! Source: llama.cpp, `src/llama-arch.cpp` (names), `src/models/bitnet.cpp` and `src/models/llama.cpp` (what is
-//! computed): both gate by silu; `bitnet` has its head tied and pairs the halves of a head in RoPE as we do; `llama`
-//! pairs neighbours, so rows of queries and keys change places.
+//! Source: llama.cpp, `src/llama-arch.cpp` (names), `src/models/bitnet.cpp`, `qwen2.cpp` and `llama.cpp` (what is
+//! computed): all gate by silu; `bitnet` has its head tied; `bitnet` and `qwen2` pair the halves of a head in RoPE as
+//! we do; `llama` pairs neighbours, so rows of queries and keys change places.
 
 use std::path::Path;
 
@@ -24,7 +25,11 @@ const TARGET: &str = "GGUF";
 
 /// Of `config`, what stock llama.cpp calls it.
 fn architecture(config: &ModelConfig) -> &'static str {
-    if config.sub_norm { "bitnet" } else { "llama" }
+    match (config.sub_norm, config.qkv_bias) {
+        (true, _) => "bitnet",
+        (false, true) => "qwen2",
+        (false, false) => "llama",
+    }
 }
 
 pub(super) fn check(config: &ModelConfig, block: Block) -> Result<()> {
@@ -78,7 +83,7 @@ fn file_type(block: Block) -> u32 {
 /// The format of a piece in a file of `block`.
 fn format(kind: TensorKind, block: Block) -> Block {
     match kind {
-        TensorKind::Norm | TensorKind::Adapter => Block::F32,
+        TensorKind::Norm | TensorKind::Bias | TensorKind::Adapter => Block::F32,
         TensorKind::Matrix => block,
         TensorKind::Embedding if block.is_ternary() => Block::F16,
         TensorKind::Embedding => block,
@@ -181,11 +186,7 @@ pub(super) fn write(
     let spec = |piece: &Piece| Spec {
         name: piece.gguf.clone(),
         block: format(piece.kind, block),
-        shape: if piece.kind == TensorKind::Norm {
-            vec![piece.cols]
-        } else {
-            vec![piece.rows.len(), piece.cols]
-        },
+        shape: piece.shape(),
     };
     let specs: Vec<Spec> = pieces.iter().map(spec).collect();
     let mut writer = Writer::create(storage, path, &metadata(storage, loaded, weights, block)?, &specs)?;
@@ -287,8 +288,8 @@ pub(super) fn read(file: &GgufFile, config: &ModelConfig, piece: &Piece) -> Resu
     let differs = |expected: String, found: String| {
         Err(Error::Differs { path: file.path().to_path_buf(), what: piece.gguf.clone(), expected, found })
     };
-    if tensor.len() != piece.rows.len() * piece.cols || tensor.shape.last() != Some(&piece.cols) {
-        return differs(format!("{} × {}", piece.rows.len(), piece.cols), format!("{:?}", tensor.shape));
+    if tensor.shape != piece.shape() {
+        return differs(format!("{:?}", piece.shape()), format!("{:?}", tensor.shape));
     }
     let rows = match tensor.block.is_ternary() {
         true => {

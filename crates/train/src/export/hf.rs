@@ -1,4 +1,5 @@
-//! A folder for transformers: `BitNetForCausalLM` for models with sub-norms, `LlamaForCausalLM` for those without.
+//! A folder for transformers: `BitNetForCausalLM` for models with sub-norms, `Qwen2ForCausalLM` for those with biases
+//! instead, `LlamaForCausalLM` for those with neither.
 //!
 //! Source: transformers, `integrations/bitnet.py` (`pack_weights`, `BitLinear`, `AutoBitLinear`, `WeightQuant`).
 //! Ternary matrices are four codes in a byte, of rows a quarter of the matrix apart, with a scale that
@@ -106,6 +107,11 @@ pub(super) fn check(config: &ModelConfig, hf: Hf) -> Result<()> {
             "this model's matrices are f32, there are no codes to pack",
             "take --type f32, f16 or bf16",
         ),
+        (true, Hf::Packed(LinearClass::AutoBitLinear)) if config.qkv_bias => refuse(
+            TARGET,
+            "AutoBitLinear multiplies biases by the scale of the packed matrix, too",
+            "take --linear-class bitlinear or --mode online",
+        ),
         (true, Hf::Packed(_)) => {
             let kv = config.kv_heads * config.head_dim();
             if !kv.is_multiple_of(4) {
@@ -125,9 +131,10 @@ fn number(x: f32) -> Value {
 
 fn config_json(loaded: &Loaded, weights: &Weights, hf: Hf) -> Value {
     let config = &weights.config;
-    let (architecture, kind) = match config.sub_norm {
-        true => ("BitNetForCausalLM", "bitnet"),
-        false => ("LlamaForCausalLM", "llama"),
+    let (architecture, kind) = match (config.sub_norm, config.qkv_bias) {
+        (true, _) => ("BitNetForCausalLM", "bitnet"),
+        (false, true) => ("Qwen2ForCausalLM", "qwen2"),
+        (false, false) => ("LlamaForCausalLM", "llama"),
     };
     let gate = match config.gate {
         Gate::Silu => "silu",
@@ -212,7 +219,7 @@ pub(super) fn write<B: Backend>(
                     expected: format!("{} in {}", piece.hf, block.name()),
                     found: error.to_string(),
                 })?;
-                tensors.push((piece.hf.clone(), dtype, shape(&piece), data));
+                tensors.push((piece.hf.clone(), dtype, piece.shape(), data));
             }
         }
     }
@@ -279,10 +286,6 @@ fn tokenizer_json(loaded: &Loaded) -> Result<String> {
         });
     }
     Ok(format!("{json:#}\n"))
-}
-
-fn shape(piece: &Piece) -> Vec<usize> {
-    if piece.kind == TensorKind::Norm { vec![piece.cols] } else { vec![piece.rows.len(), piece.cols] }
 }
 
 /// Code + 1 of four rows in a byte, a quarter of the matrix apart, the first in the lowest bits.
@@ -369,7 +372,7 @@ impl Folder {
         }
         let (_, dtype, block) = self.hf.floats();
         let mut floats = vec![0.0; piece.rows.len() * piece.cols];
-        let bytes = self.file.typed(&piece.hf, dtype, &shape(piece))?;
+        let bytes = self.file.typed(&piece.hf, dtype, &piece.shape())?;
         blocks::decode(block, bytes, &mut floats).map_err(|error| Error::Content {
             path: path.join(TENSORS),
             expected: format!("{} in {}", piece.hf, block.name()),

@@ -132,12 +132,25 @@ pub(crate) struct Piece {
     pub(crate) heads: Option<usize>,
 }
 
+impl Piece {
+    /// How other programs store it: gains and biases as vectors.
+    pub(crate) fn shape(&self) -> Vec<usize> {
+        match self.kind {
+            TensorKind::Norm | TensorKind::Bias => vec![self.rows.len() * self.cols],
+            TensorKind::Embedding | TensorKind::Matrix | TensorKind::Adapter => {
+                vec![self.rows.len(), self.cols]
+            }
+        }
+    }
+}
+
 /// All pieces of a model, each row of each tensor once.
 pub(crate) fn pieces(config: &ModelConfig, layout: &Layout) -> Vec<Piece> {
     let mut pieces = Vec::new();
     let mut add = |tensor: usize, rows: Range<usize>, heads, gguf: String, hf: String| {
         let (cols, kind) = (layout.specs[tensor].cols, layout.specs[tensor].kind);
-        let (gguf, hf) = (format!("{gguf}.weight"), format!("{hf}.weight"));
+        let end = if kind == TensorKind::Bias { "bias" } else { "weight" };
+        let (gguf, hf) = (format!("{gguf}.{end}"), format!("{hf}.{end}"));
         pieces.push(Piece { tensor, rows, cols, kind, gguf, hf, heads });
     };
     let all = |tensor: usize| 0..layout.specs[tensor].rows;
@@ -150,9 +163,11 @@ pub(crate) fn pieces(config: &ModelConfig, layout: &Layout) -> Vec<Piece> {
             add(tensor, rows, heads, format!("blk.{n}.{gguf}"), format!("model.layers.{n}.{hf}"));
         };
         add(ids.attn_norm, 0..1, None, "attn_norm", "input_layernorm");
-        add(ids.qkv, 0..inner, Some(config.heads), "attn_q", "self_attn.q_proj");
-        add(ids.qkv, inner..inner + kv, Some(config.kv_heads), "attn_k", "self_attn.k_proj");
-        add(ids.qkv, inner + kv..inner + 2 * kv, None, "attn_v", "self_attn.v_proj");
+        for id in std::iter::once(ids.qkv).chain(ids.qkv_bias) {
+            add(id, 0..inner, Some(config.heads), "attn_q", "self_attn.q_proj");
+            add(id, inner..inner + kv, Some(config.kv_heads), "attn_k", "self_attn.k_proj");
+            add(id, inner + kv..inner + 2 * kv, None, "attn_v", "self_attn.v_proj");
+        }
         if let Some(id) = ids.attn_sub_norm {
             add(id, 0..1, None, "attn_sub_norm", "self_attn.attn_sub_norm");
         }
@@ -179,7 +194,8 @@ mod tests {
     #[test]
     fn pieces_are_every_row_once() {
         for (sub_norm, tied) in [(true, true), (false, false)] {
-            let config = ModelConfig { sub_norm, tied, kv_heads: 2, ..ModelConfig::default() };
+            let config =
+                ModelConfig { sub_norm, tied, qkv_bias: tied, kv_heads: 2, ..ModelConfig::default() };
             let layout = Layout::new(&config, 300);
             let mut rows = vec![0; layout.specs.len()];
             let all = pieces(&config, &layout);

@@ -99,6 +99,7 @@ impl File {
             context: self.number("context_length")?,
             gate: Gate::Silu,
             sub_norm: self.architecture == "bitnet",
+            qkv_bias: self.file.names().any(|found| found == name(Part::Block(0, BlockPart::QBias))),
             tied: !self.file.names().any(|name| name == "output.weight"),
             precision: Precision::F32,
             lora: 0,
@@ -132,7 +133,8 @@ impl File {
 
     /// Whether rows of a matrix are in the order in which neighbours are rotated.
     fn neighbours(&self, part: Part) -> bool {
-        self.architecture == "llama" && matches!(part, Part::Block(_, BlockPart::Q | BlockPart::K))
+        use BlockPart::{K, KBias, Q, QBias};
+        self.architecture == "llama" && matches!(part, Part::Block(_, Q | K | QBias | KBias))
     }
 
     fn head_dim(&self) -> Result<usize> {
@@ -188,12 +190,14 @@ impl Origin for File {
     }
 
     fn read(&self, part: Part, [rows, cols]: [usize; 2]) -> Result<Vec<f32>> {
-        let name = format!("{}.weight", stem(part));
+        let name = name(part);
         if rows == 1 {
             return self.floats(&name, &[cols]);
         }
-        let mut values = self.floats(&name, &[rows, cols])?;
-        let factor = self.factor(part)?;
+        let is_bias = part.is_bias();
+        let mut values =
+            if is_bias { self.floats(&name, &[rows]) } else { self.floats(&name, &[rows, cols]) }?;
+        let factor = if is_bias { 1.0 } else { self.factor(part)? };
         if factor != 1.0 {
             values.iter_mut().for_each(|value| *value *= factor);
         }
@@ -204,17 +208,17 @@ impl Origin for File {
     }
 
     fn halves(&self, part: Part, shape: [usize; 2]) -> Result<Option<Bytes>> {
-        let name = format!("{}.weight", stem(part));
+        let name = name(part);
         let tensor = self.tensor(&name, &shape)?;
         Ok(self.file.bytes(&name).filter(|_| tensor.block == Block::F16))
     }
 
     fn release(&self, part: Part) {
-        self.file.release(&format!("{}.weight", stem(part)));
+        self.file.release(&name(part));
     }
 
     fn scale(&self, part: Part, shape: [usize; 2]) -> Result<Option<f64>> {
-        let tensor = self.tensor(&format!("{}.weight", stem(part)), &shape)?;
+        let tensor = self.tensor(&name(part), &shape)?;
         match blocks::scale(tensor.block, tensor.data).map(f64::from) {
             // The sign goes into the codes.
             Some(scale) => {
@@ -225,7 +229,7 @@ impl Origin for File {
     }
 
     fn codes(&self, part: Part, shape: [usize; 2], to: &mut Vec<i8>) -> Result<()> {
-        let name = format!("{}.weight", stem(part));
+        let name = name(part);
         let tensor = self.tensor(&name, &shape)?;
         let negative = self.factor(part)? < 0.0;
         if negative || blocks::scale(tensor.block, tensor.data).is_none_or(|scale| scale.to_f32() <= 0.0) {
@@ -244,13 +248,18 @@ impl Origin for File {
     fn left_over(&self, config: &ModelConfig) -> Option<String> {
         let mut known = BTreeSet::new();
         for part in all_parts(config) {
-            known.extend(["weight", "scale"].map(|end| format!("{}.{end}", stem(part))));
+            known.extend([part.end(), "scale"].map(|end| format!("{}.{end}", stem(part))));
         }
         self.file.names().find(|name| !known.contains(*name)).map(str::to_owned)
     }
 }
 
-/// The name of a tensor, without its end.
+/// The name of a tensor.
+fn name(part: Part) -> String {
+    format!("{}.{}", stem(part), part.end())
+}
+
+/// The same without its end.
 fn stem(part: Part) -> String {
     let (n, part) = match part {
         Part::Embedding => return "token_embd".into(),
@@ -263,9 +272,9 @@ fn stem(part: Part) -> String {
         BlockPart::FfnNorm => "ffn_norm",
         BlockPart::AttnSubNorm => "attn_sub_norm",
         BlockPart::FfnSubNorm => "ffn_sub_norm",
-        BlockPart::Q => "attn_q",
-        BlockPart::K => "attn_k",
-        BlockPart::V => "attn_v",
+        BlockPart::Q | BlockPart::QBias => "attn_q",
+        BlockPart::K | BlockPart::KBias => "attn_k",
+        BlockPart::V | BlockPart::VBias => "attn_v",
         BlockPart::O => "attn_output",
         BlockPart::Gate => "ffn_gate",
         BlockPart::Up => "ffn_up",
@@ -298,5 +307,10 @@ mod tests {
         let rows: Vec<f32> = (0..8).flat_map(|row| [row as f32 * 10.0, row as f32 * 10.0 + 1.0]).collect();
         let order: Vec<f32> = halves(&rows, 2, 4).chunks(2).map(|row| row[0] / 10.0).collect();
         assert_eq!(order, [0.0, 2.0, 1.0, 3.0, 4.0, 6.0, 5.0, 7.0]);
+        assert_eq!(
+            halves(&[0, 1, 2, 3, 4, 5, 6, 7], 1, 4),
+            [0, 2, 1, 3, 4, 6, 5, 7],
+            "biases have one column"
+        );
     }
 }

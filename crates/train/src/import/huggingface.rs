@@ -131,7 +131,9 @@ impl<'s> Folder<'s> {
         }
         for key in ["attention_bias", "mlp_bias"] {
             if self.flag(key, false)? {
-                return Err(self.refused(format!("it has {key}; linear layers here have no biases")));
+                let what =
+                    format!("it has {key}; here queries, keys and values may have biases, nothing else");
+                return Err(self.refused(what));
             }
         }
         for (key, plain) in [("partial_rotary_factor", 1.0), ("pretraining_tp", 1.0)] {
@@ -176,6 +178,7 @@ impl<'s> Folder<'s> {
             context: self.number("max_position_embeddings")?,
             gate,
             sub_norm: kind == "bitnet",
+            qkv_bias: self.places.contains_key(&name(Part::Block(0, BlockPart::QBias))),
             tied: self.flag("tie_word_embeddings", false)?,
             precision: Precision::F32,
             lora: 0,
@@ -306,11 +309,11 @@ impl Origin for Folder<'_> {
     }
 
     fn read(&self, part: Part, [rows, cols]: [usize; 2]) -> Result<Vec<f32>> {
-        let stem = stem(part);
-        match rows {
-            1 => self.floats(&format!("{stem}.weight"), &[cols]),
-            _ if matches!(part, Part::Block(..)) => self.matrix(&stem, [rows, cols]),
-            _ => self.floats(&format!("{stem}.weight"), &[rows, cols]),
+        match (rows, part) {
+            (1, _) => self.floats(&name(part), &[cols]),
+            _ if part.is_bias() => self.floats(&name(part), &[rows]),
+            (_, Part::Block(..)) => self.matrix(&stem(part), [rows, cols]),
+            _ => self.floats(&name(part), &[rows, cols]),
         }
     }
 
@@ -318,7 +321,7 @@ impl Origin for Folder<'_> {
         let packed = matches!(self.quantised, Quantised::Divides | Quantised::Multiplies);
         let mut known = BTreeSet::new();
         for part in all_parts(config) {
-            known.insert(format!("{}.weight", stem(part)));
+            known.insert(name(part));
             if packed {
                 known.insert(format!("{}.weight_scale", stem(part)));
             }
@@ -333,7 +336,12 @@ impl Origin for Folder<'_> {
     }
 }
 
-/// The name of a tensor, without its end.
+/// The name of a tensor.
+fn name(part: Part) -> String {
+    format!("{}.{}", stem(part), part.end())
+}
+
+/// The same without its end.
 fn stem(part: Part) -> String {
     let (n, part) = match part {
         Part::Embedding => return "model.embed_tokens".into(),
@@ -346,9 +354,9 @@ fn stem(part: Part) -> String {
         BlockPart::FfnNorm => "post_attention_layernorm",
         BlockPart::AttnSubNorm => "self_attn.attn_sub_norm",
         BlockPart::FfnSubNorm => "mlp.ffn_sub_norm",
-        BlockPart::Q => "self_attn.q_proj",
-        BlockPart::K => "self_attn.k_proj",
-        BlockPart::V => "self_attn.v_proj",
+        BlockPart::Q | BlockPart::QBias => "self_attn.q_proj",
+        BlockPart::K | BlockPart::KBias => "self_attn.k_proj",
+        BlockPart::V | BlockPart::VBias => "self_attn.v_proj",
         BlockPart::O => "self_attn.o_proj",
         BlockPart::Gate => "mlp.gate_proj",
         BlockPart::Up => "mlp.up_proj",

@@ -3,7 +3,7 @@
 //! Other programs give each projection a scale; here one matrix of q, k and v has one, and one of gate and up. Scores
 //! of attention are products of q and k, so both may take the geometric mean of their scales. What v and up lack is a
 //! factor of everything behind them, up to `o` and `down`: these two take it, or a sub-norm in between divides by it,
-//! but for its epsilon. What is left is the rounding of scales to fp16; scales that are equal and fp16 already, as in
+//! but for its epsilon. Biases follow what they are added to. What is left is the rounding of scales to fp16; scales that are equal and fp16 already, as in
 //! our own exports, stay.
 
 use half::f16;
@@ -24,8 +24,17 @@ pub(super) fn codes_of(weights: &[f32]) -> impl Iterator<Item = i8> {
     weights.iter().map(|w| i8::from(*w > 0.0) - i8::from(*w < 0.0))
 }
 
-/// The scales of qkv, o, gate and up, and down of every block; `None` unless all matrices are codes times a scale.
-pub(super) fn scales(config: &ModelConfig, origin: &impl Origin) -> Result<Option<Vec<[f32; 4]>>> {
+/// What a block becomes.
+#[derive(Debug)]
+pub(super) struct Scales {
+    /// Scales of qkv, o, gate and up, and down: fp16 numbers.
+    pub(super) matrices: [f32; 4],
+    /// What biases of q, k and v are multiplied by.
+    pub(super) biases: [f32; 3],
+}
+
+/// The scales of every block; `None` unless all matrices are codes times a scale.
+pub(super) fn scales(config: &ModelConfig, origin: &impl Origin) -> Result<Option<Vec<Scales>>> {
     let mut all = Vec::new();
     for n in 0..config.layers {
         let mut scales = [0.0; 7];
@@ -35,7 +44,11 @@ pub(super) fn scales(config: &ModelConfig, origin: &impl Origin) -> Result<Optio
                 None => return Ok(None),
             }
         }
-        all.push(join(config.sub_norm, scales).map(|scale| scale as f32));
+        let matrices = join(config.sub_norm, scales);
+        all.push(Scales {
+            matrices: matrices.map(|scale| scale as f32),
+            biases: [0, 1, 2].map(|part| factor(matrices[0], scales[part]) as f32),
+        });
     }
     Ok(Some(all))
 }
