@@ -150,10 +150,6 @@ impl ModelConfig {
         if self.kv_heads == 0 || !self.heads.is_multiple_of(self.kv_heads) {
             return fail("kv_heads", self.kv_heads, format!("must divide model.heads = {}", self.heads));
         }
-        if self.qkv_bias && self.sub_norm {
-            let expected = "no program that runs such models has both: set model.sub_norm to false";
-            return Err(ConfigError { option: "qkv_bias", found: "true".into(), expected: expected.into() });
-        }
         if self.lora > LORA {
             return fail("lora", self.lora, format!("a rank of at most {LORA}"));
         }

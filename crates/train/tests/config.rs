@@ -438,7 +438,6 @@ fn any_config() -> impl Strategy<Value = Config> {
         config.model.dim = config.model.heads * half * 256;
         config.model.ffn = config.model.ffn.next_multiple_of(256).min(262_144);
         config.model.dim = config.model.dim.min(65_536 / config.model.heads / 256 * 256 * config.model.heads);
-        config.model.qkv_bias &= !config.model.sub_norm;
         config.run.steps = config.run.steps.max(1);
         if config.run.from.is_empty() {
             config.run.teach = 0.0;

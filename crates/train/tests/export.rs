@@ -184,7 +184,7 @@ fn rows_of_llama_turn_by_neighbours_as_ours_turn_by_halves() {
 }
 
 #[test]
-fn biases_stand_where_qwen2_has_them() {
+fn biases_stand_where_qwen2_and_llama_have_them() {
     let biased = ModelConfig { sub_norm: false, qkv_bias: true, ..config() };
     let place = Place::new(&biased);
     let all = {
@@ -210,15 +210,16 @@ fn biases_stand_where_qwen2_has_them() {
     }
     let json = fs::read_to_string(place.out("hf").join("config.json")).unwrap();
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
-    assert_eq!(
-        (&json["model_type"], &json["architectures"][0]),
-        (&"qwen2".into(), &"Qwen2ForCausalLM".into())
-    );
-    // Not where its scale would multiply them, and not beside sub-norms, where nothing runs them.
+    assert_eq!((&json["model_type"], &json["attention_bias"]), (&"llama".into(), &true.into()));
+    let zeros = hf.f32("model.layers.1.self_attn.o_proj.bias", &[256]).unwrap();
+    assert!(zeros.iter().all(|bias| *bias == 0.0));
+    // Not where its scale would multiply them; beside sub-norms in transformers alone.
     let error = place.export(Target::Hf(HF[0]), "auto").unwrap_err();
     assert!(error.to_string().contains("multiplies biases"), "{error}");
-    let error = ModelConfig { sub_norm: true, ..biased }.check().unwrap_err().to_string();
-    assert!(error.contains("qkv_bias = true") && error.contains("model.sub_norm"), "{error}");
+    let both = Place::new(&ModelConfig { sub_norm: true, ..biased });
+    both.export(Target::Hf(HF[1]), "hf").unwrap();
+    let error = both.export(Target::Gguf(Block::Tq2_0), "gguf").unwrap_err();
+    assert!(error.to_string().contains("no biases of queries"), "{error}");
 }
 
 #[test]

@@ -429,7 +429,7 @@ fn what_cannot_be_held_is_refused_with_the_reason() {
     with("rope_scaling", json!({"rope_type": "llama3", "factor": 8.0}), "its RoPE is scaled");
     with("rope_parameters", json!({"rope_type": "yarn"}), "its RoPE is of type \"yarn\"");
     with("hidden_act", json!("gelu"), "hidden_act is \"gelu\"");
-    with("attention_bias", json!(true), "attention_bias");
+    with("mlp_bias", json!(true), "mlp_bias");
     with("head_dim", json!(128), "head_dim is 128 in 4 heads of 256");
     with("num_attention_heads", json!(0), "number of heads is 0");
     with("num_key_value_heads", json!(3), "its kv_heads is 3");
@@ -444,6 +444,9 @@ fn what_cannot_be_held_is_refused_with_the_reason() {
     let mut bias = Folder::new("qwen2");
     bias.tensors.insert("model.layers.0.self_attn.o_proj.bias".into(), (vec![DIM], vec![0.5; DIM]));
     bias.refused("model.layers.0.self_attn.o_proj.bias, which has no place");
+    let zero = vec![0.0; DIM];
+    bias.tensors.insert("model.layers.0.self_attn.o_proj.bias".into(), (vec![DIM], zero));
+    bias.import("zero");
     let mut some = Folder::new("qwen2");
     some.tensors.remove("model.layers.1.self_attn.k_proj.bias").unwrap();
     some.refused("it has no tensor model.layers.1.self_attn.k_proj.bias");

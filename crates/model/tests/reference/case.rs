@@ -87,7 +87,6 @@ impl Case {
         let mut random = Random(seed);
         let kv_heads = random.range(1, 2);
         let heads = kv_heads * random.range(1, 3);
-        let sub_norm = random.flip();
         let config = ModelConfig {
             dim: heads * 2 * random.range(1, 3),
             layers: random.range(1, 2),
@@ -96,8 +95,8 @@ impl Case {
             ffn: random.range(2, 9),
             context: 6,
             gate: if random.flip() { Gate::Silu } else { Gate::Relu2 },
-            sub_norm,
-            qkv_bias: !sub_norm && random.flip(),
+            sub_norm: random.flip(),
+            qkv_bias: random.flip(),
             tied: random.flip(),
             precision: Precision::F32,
             lora: random.range(0, 2),

@@ -41,6 +41,10 @@ pub(super) fn check(config: &ModelConfig, block: Block) -> Result<()> {
         let reason = "llama.cpp's bitnet has the embedding for its output head, this model another matrix";
         return refuse(TARGET, reason, hf);
     }
+    if config.sub_norm && config.qkv_bias {
+        let reason = "llama.cpp's bitnet, which has sub-norms, has no biases of queries, keys and values";
+        return refuse(TARGET, reason, hf);
+    }
     match (is_ternary(config), block) {
         (_, Block::F32 | Block::F16) => {}
         (false, Block::Bf16) => {}

@@ -1,5 +1,7 @@
-//! A folder for transformers: `BitNetForCausalLM` for models with sub-norms, `Qwen2ForCausalLM` for those with biases
-//! instead, `LlamaForCausalLM` for those with neither.
+//! A folder for transformers: `BitNetForCausalLM` for models with sub-norms, `LlamaForCausalLM` for those without.
+//! Where both have biases of queries, keys and values (`attention_bias`), they have one of the output of attention,
+//! too, which is zero here. `Qwen2ForCausalLM` has none, but is given a tokenizer that cuts text as Qwen's does,
+//! whatever lies in the folder.
 //!
 //! Source: transformers, `integrations/bitnet.py` (`pack_weights`, `BitLinear`, `AutoBitLinear`, `WeightQuant`).
 //! Ternary matrices are four codes in a byte, of rows a quarter of the matrix apart, with a scale that
@@ -131,10 +133,9 @@ fn number(x: f32) -> Value {
 
 fn config_json(loaded: &Loaded, weights: &Weights, hf: Hf) -> Value {
     let config = &weights.config;
-    let (architecture, kind) = match (config.sub_norm, config.qkv_bias) {
-        (true, _) => ("BitNetForCausalLM", "bitnet"),
-        (false, true) => ("Qwen2ForCausalLM", "qwen2"),
-        (false, false) => ("LlamaForCausalLM", "llama"),
+    let (architecture, kind) = match config.sub_norm {
+        true => ("BitNetForCausalLM", "bitnet"),
+        false => ("LlamaForCausalLM", "llama"),
     };
     let gate = match config.gate {
         Gate::Silu => "silu",
@@ -157,7 +158,7 @@ fn config_json(loaded: &Loaded, weights: &Weights, hf: Hf) -> Value {
         "rope_theta": theta.clone(),
         "rope_parameters": { "rope_theta": theta, "rope_type": "default" },
         "tie_word_embeddings": config.tied,
-        "attention_bias": false,
+        "attention_bias": config.qkv_bias,
         "mlp_bias": false,
         "attention_dropout": 0.0,
         "bos_token_id": eos,
@@ -223,6 +224,11 @@ pub(super) fn write<B: Backend>(
             }
         }
     }
+    let (_, dtype, block) = hf.floats();
+    for name in output_biases(&weights.config) {
+        let zeros = vec![0; block.len(weights.config.dim).unwrap_or_default()];
+        tensors.push((name, dtype, vec![weights.config.dim], zeros));
+    }
     let views = tensors.iter().map(|(name, dtype, shape, data)| TensorView {
         name: Cow::Borrowed(name.as_str()),
         dtype: *dtype,
@@ -263,6 +269,12 @@ pub(super) fn write<B: Backend>(
         write_atomic(storage, &folder.join(name), format!("{json:#}\n").as_bytes())?;
     }
     Ok(())
+}
+
+/// Biases that models have in transformers and here never do: zeros.
+fn output_biases(config: &ModelConfig) -> impl Iterator<Item = String> {
+    let layers = if config.qkv_bias { config.layers } else { 0 };
+    (0..layers).map(|n| format!("model.layers.{n}.self_attn.o_proj.bias"))
 }
 
 /// The tokenizer with text behind an end of text, as documents are in training, unless it has its own idea of what
@@ -343,9 +355,15 @@ impl Folder {
         let pieces = pieces(&weights.config, &weights.layout);
         let scaled = matches!(hf, Hf::Packed(_));
         let tensors = |piece: &Piece| 1 + usize::from(scaled && piece.kind == TensorKind::Matrix);
-        let count: usize = pieces.iter().map(tensors).sum();
+        let count = pieces.iter().map(tensors).sum::<usize>() + output_biases(&weights.config).count();
         if file.names().count() != count {
             return differs(&path, "number of tensors", count.to_string(), file.names().count().to_string());
+        }
+        for name in output_biases(&weights.config) {
+            let bytes = file.typed(&name, hf.floats().1, &[weights.config.dim])?;
+            if bytes.iter().any(|byte| *byte != 0) {
+                return differs(&path, &name, "zeros".into(), "other numbers".into());
+            }
         }
         Ok(Folder { file, hf })
     }

@@ -129,12 +129,9 @@ impl<'s> Folder<'s> {
         if !absent(nested) && nested != "default" {
             return Err(self.refused(format!("its RoPE is of type {nested}; here it is the plain one")));
         }
-        for key in ["attention_bias", "mlp_bias"] {
-            if self.flag(key, false)? {
-                let what =
-                    format!("it has {key}; here queries, keys and values may have biases, nothing else");
-                return Err(self.refused(what));
-            }
+        if self.flag("mlp_bias", false)? {
+            let what = "it has mlp_bias; here queries, keys and values may have biases, nothing else";
+            return Err(self.refused(what));
         }
         for (key, plain) in [("partial_rotary_factor", 1.0), ("pretraining_tp", 1.0)] {
             if !absent(&config[key]) && config[key].as_f64() != Some(plain) {
@@ -326,9 +323,15 @@ impl Origin for Folder<'_> {
                 known.insert(format!("{}.weight_scale", stem(part)));
             }
         }
-        // A tied head may be stored a second time, and old files hold what RoPE computes.
+        // A tied head may be stored a second time, old files hold what RoPE computes, and where queries have biases
+        // the output of attention may have some that are zero.
+        let is_zero = |name: &str| {
+            let values = self.floats(name, &[config.dim]);
+            values.is_ok_and(|values| values.iter().all(|value| *value == 0.0))
+        };
         let known = |name: &&String| {
             known.contains(*name)
+                || (name.ends_with("self_attn.o_proj.bias") && is_zero(name))
                 || name.ends_with("rotary_emb.inv_freq")
                 || (config.tied && name.as_str() == "lm_head.weight")
         };
