@@ -32,13 +32,20 @@ pub struct TensorSpec {
     pub cols: usize,
 }
 
-impl TensorSpec {
-    /// How its numbers are stored: gains and biases as vectors.
-    pub fn shape(&self) -> Vec<usize> {
-        match self.kind {
-            TensorKind::Norm | TensorKind::Bias => vec![self.len()],
-            TensorKind::Embedding | TensorKind::Matrix | TensorKind::Adapter => vec![self.rows, self.cols],
+impl TensorKind {
+    /// How `rows` × `cols` numbers are stored: gains and biases as vectors.
+    pub fn shape(self, rows: usize, cols: usize) -> Vec<usize> {
+        match self {
+            TensorKind::Norm | TensorKind::Bias => vec![rows * cols],
+            TensorKind::Embedding | TensorKind::Matrix | TensorKind::Adapter => vec![rows, cols],
         }
+    }
+}
+
+impl TensorSpec {
+    /// How its numbers are stored.
+    pub fn shape(&self) -> Vec<usize> {
+        self.kind.shape(self.rows, self.cols)
     }
 
     /// Number of elements.

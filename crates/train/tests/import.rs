@@ -326,6 +326,17 @@ fn exports_come_back_as_they_were() {
                 same_in_place(&exported, &back, &text);
             }
         }
+        if kind == "qwen2" {
+            // Read as AutoBitLinear, which multiplies biases and codes by what is stored: 1/0.015625.
+            let (exported, back) = (folder.out("export-0"), folder.out("as-auto"));
+            let config = fs::read_to_string(exported.join("config.json")).unwrap();
+            fs::write(exported.join("config.json"), config.replace("\"bitlinear\"", "\"autobitlinear\""))
+                .unwrap();
+            import(&Disk, &exported, &back, None).unwrap();
+            let (found, _) = tensors(&load(&Disk, &back).unwrap());
+            let expected = biases(&floats).into_iter().map(|of| of.iter().map(|bias| 64.0 * bias).collect());
+            assert!(biases(&found) == expected.collect::<Vec<Vec<f32>>>());
+        }
     }
 }
 

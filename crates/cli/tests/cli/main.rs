@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-const TINY: [&str; 9] = [
+const TINY: [&str; 8] = [
     "model.layers=1",
     "model.ffn=256",
     "model.context=32",

@@ -133,14 +133,9 @@ pub(crate) struct Piece {
 }
 
 impl Piece {
-    /// How other programs store it: gains and biases as vectors.
+    /// How it is stored.
     pub(crate) fn shape(&self) -> Vec<usize> {
-        match self.kind {
-            TensorKind::Norm | TensorKind::Bias => vec![self.rows.len() * self.cols],
-            TensorKind::Embedding | TensorKind::Matrix | TensorKind::Adapter => {
-                vec![self.rows.len(), self.cols]
-            }
-        }
+        self.kind.shape(self.rows.len(), self.cols)
     }
 }
 

@@ -197,6 +197,16 @@ impl<'s> Folder<'s> {
         file.ok_or_else(|| refused(&self.dir, format!("it has no tensor {name}")))
     }
 
+    /// A bias: AutoBitLinear multiplies it by the scale of the packed matrix.
+    fn bias(&self, part: Part, len: usize) -> Result<Vec<f32>> {
+        let mut bias = self.floats(&name(part), &[len])?;
+        if self.quantised == Quantised::Multiplies {
+            let scale = self.floats(&format!("{}.weight_scale", stem(part)), &[1])?;
+            bias.iter_mut().for_each(|bias| *bias *= scale.first().copied().unwrap_or_default());
+        }
+        Ok(bias)
+    }
+
     /// A matrix of a block: a quantised one as codes times the scale.
     fn matrix(&self, stem: &str, [rows, cols]: [usize; 2]) -> Result<Vec<f32>> {
         let name = format!("{stem}.weight");
@@ -308,7 +318,7 @@ impl Origin for Folder<'_> {
     fn read(&self, part: Part, [rows, cols]: [usize; 2]) -> Result<Vec<f32>> {
         match (rows, part) {
             (1, _) => self.floats(&name(part), &[cols]),
-            _ if part.is_bias() => self.floats(&name(part), &[rows]),
+            _ if part.is_bias() => self.bias(part, rows),
             (_, Part::Block(..)) => self.matrix(&stem(part), [rows, cols]),
             _ => self.floats(&name(part), &[rows, cols]),
         }
