@@ -27,9 +27,6 @@ pub struct DataConfig {
     /// Clusters to find; 0 finds none unless the plan needs them, and then 16.
     #[schemars(range(max = 1024))]
     pub clusters_k: u32,
-    /// Times the balanced plan shows the same text in an epoch, at most.
-    #[schemars(range(min = 1, max = 100))]
-    pub repeat: u32,
     /// Leave near-duplicates out of training: documents within a cluster whose vectors have this cosine or more and four fifths of whose 5-word shingles agree; 0 leaves none out, 0.95 is a good start.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub duplicates: f32,
@@ -44,7 +41,7 @@ pub enum PlanKind {
     /// Of every cluster its share.
     #[default]
     Stratified,
-    /// Of every cluster as much, as far as `repeat` allows.
+    /// Of every cluster as much, none of it more than four times an epoch.
     Balanced,
     /// Of one cluster.
     Homogeneous,
@@ -65,7 +62,6 @@ impl Default for DataConfig {
             plan: PlanKind::default(),
             clusters: String::new(),
             clusters_k: 0,
-            repeat: 4,
             duplicates: 0.0,
         }
     }
@@ -106,9 +102,6 @@ impl DataConfig {
         }
         if self.clusters_k > 1024 {
             return fail("clusters_k", self.clusters_k.to_string(), "0 to 1024");
-        }
-        if !(1..=100).contains(&self.repeat) {
-            return fail("repeat", self.repeat.to_string(), "1 to 100");
         }
         if !(0.0..=1.0).contains(&self.duplicates) {
             return fail("duplicates", self.duplicates.to_string(), "a cosine up to 1, or 0");

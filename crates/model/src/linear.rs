@@ -153,9 +153,12 @@ impl<B: Backend> Model<B> {
     ) {
         match x {
             Input::Rows(x) => {
-                self.adapted(backend, id, x, (residual, y), |residual, y| {
+                let product = |residual: Option<&B::Floats>, y: &mut B::Floats| {
                     let product = |w: &B::Ternary| backend.ternary_matmul(x, w, residual, y);
                     self.with_codes(backend, id, Sides::Forward, product).expect(MIXED);
+                };
+                self.adapted(backend, id, x, (residual, y), |residual, y| {
+                    self.rounded(backend, id, x, (residual, y), product);
                 });
                 self.expect_after(backend, id);
             }
@@ -179,6 +182,7 @@ impl<B: Backend> Model<B> {
             (Input::Rows(x), Some(rows)) => {
                 let product = |w: &B::Ternary| backend.ternary_input_gradient(rows, w, dx);
                 self.with_codes(backend, id, Sides::Backward, product).expect(MIXED);
+                self.rounded_backward(backend, id, (&dy.floats, x), dx);
                 self.adapted_backward(backend, id, (&dy.floats, x), dx, sink);
                 if self.layout.trains(id) {
                     backend.ternary_weight_gradient(&dy.floats, x, sink.buffer(backend, id));

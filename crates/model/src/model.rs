@@ -8,6 +8,7 @@ use tritrain_backend::{
 
 use crate::{
     Activations, Layout, ModelConfig, Sink, TensorKind, activations::WITHOUT_GRADIENTS, adapter::Adapting,
+    onset::Onset,
 };
 
 /// How many targets there are: positions with [`NO_TARGET`] are none.
@@ -76,6 +77,9 @@ pub struct Model<B: Backend> {
     pub(crate) head_rows: Option<B::Rows>,
     /// What products with adapters take, one matrix at a time.
     pub(crate) adapting: Mutex<Adapting<B>>,
+    /// The share of codes in what ternary matrices multiply by, and what products with the rest take.
+    pub(crate) rounding: f32,
+    pub(crate) onset: Mutex<Onset<B>>,
     pub(crate) rope: B::Floats,
 }
 
@@ -103,6 +107,8 @@ impl<B: Backend> Model<B> {
             codes: Vec::new(),
             shared: Vec::new(),
             adapting: Mutex::new(Adapting::new(backend)),
+            rounding: 1.0,
+            onset: Mutex::new(Onset::new(backend)),
             table: None,
             head_rows: None,
             rope,

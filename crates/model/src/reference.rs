@@ -460,6 +460,8 @@ pub struct Reference<'a> {
     pub layout: &'a Layout,
     /// Number of tokens in the vocabulary.
     pub vocab: usize,
+    /// Share of the codes in what ternary matrices multiply by, the rest being the weights as they are.
+    pub rounding: f64,
 }
 
 impl Reference<'_> {
@@ -567,6 +569,9 @@ impl Reference<'_> {
     /// `y = x·Wᵀ` with the matrix `id`, and with its adapter `+ (x·Aᵀ)·Bᵀ`.
     fn linear(&self, params: &[Vec<f64>], x: &Rows, id: usize, arithmetic: Arithmetic) -> Vec<f64> {
         let mut y = linear(x, &Matrix::new(&params[id], arithmetic));
+        if self.rounding < 1.0 {
+            blend(&mut y, &linear(x, &Matrix::new(&params[id], Arithmetic::Exact)), self.rounding);
+        }
         if let Some([a, b]) = self.layout.adapters.get(&id) {
             let [a, b] = [a, b].map(|id| Matrix::new(&params[*id], Arithmetic::Exact));
             let low = Rows::plain(&linear(x, &a), x.scales.len());
@@ -586,6 +591,12 @@ impl Reference<'_> {
     ) -> Vec<f64> {
         let matrix = Matrix::new(&params[id], arithmetic);
         let mut dx = linear_backward(dy, x, &matrix, arithmetic, &mut gradients[id]);
+        if self.rounding < 1.0 {
+            // The gradient of the weights is the same, whatever their share.
+            let (latent, mut unused) = (Matrix::new(&params[id], Arithmetic::Exact), params[id].clone());
+            let through = linear_backward(dy, x, &latent, Arithmetic::Exact, &mut unused);
+            blend(&mut dx, &through, self.rounding);
+        }
         if let Some(&[id_a, id_b]) = self.layout.adapters.get(&id) {
             let [a, b] = [id_a, id_b].map(|id| Matrix::new(&params[id], Arithmetic::Exact));
             let low = Rows::plain(&linear(x, &a), x.scales.len());
@@ -691,6 +702,13 @@ impl Reference<'_> {
         let mut dx = norm_backward(&dh, &trace.x, ids.attn_norm, gradients);
         add(&mut dx, &dmiddle);
         dx
+    }
+}
+
+/// `to = share·to + (1 - share)·rest`.
+fn blend(to: &mut [f64], rest: &[f64], share: f64) {
+    for (a, b) in to.iter_mut().zip(rest) {
+        *a = share * *a + (1.0 - share) * b;
     }
 }
 

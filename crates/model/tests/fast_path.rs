@@ -20,6 +20,8 @@ struct Case {
     batch: usize,
     time: usize,
     purpose: Use,
+    /// Share of codes in ternary matrices.
+    rounding: f32,
 }
 
 impl Case {
@@ -45,7 +47,7 @@ impl Case {
         let n = batch * time;
         let (inputs, targets) = ((0..n).map(token).collect(), (n..2 * n).map(token).collect());
         let purpose = if config.lora > 0 { Use::Adapters } else { Use::Training };
-        Case { config, layout, weights, inputs, targets, batch, time, purpose }
+        Case { config, layout, weights, inputs, targets, batch, time, purpose, rounding: 1.0 }
     }
 
     fn fast(&self, backend: &Cpu) -> (Vec<f32>, Vec<Vec<f32>>) {
@@ -55,6 +57,7 @@ impl Case {
     fn keeping(&self, backend: &Cpu, keep: Keep) -> (Vec<f32>, Vec<Vec<f32>>) {
         let mut model =
             Model::new(backend, &self.config, VOCAB, &|id| (&self.weights[id]).into(), self.purpose);
+        model.set_rounding(self.rounding);
         let mut a = Activations::new(backend, &self.config, self.batch, self.time, keep);
         let mut grads: Vec<_> = self.layout.specs.iter().map(|s| backend.floats(s.len())).collect();
         // Twice: whatever a first pass leaves in the buffers must not reach the second.
@@ -73,7 +76,8 @@ impl Case {
     fn reference(&self, arithmetic: Arithmetic) -> (f64, Vec<Vec<f64>>) {
         let wide: Vec<Vec<f64>> =
             self.weights.iter().map(|w| w.iter().map(|v| f64::from(*v)).collect()).collect();
-        let reference = Reference { config: &self.config, layout: &self.layout, vocab: VOCAB };
+        let (config, layout, rounding) = (&self.config, &self.layout, f64::from(self.rounding));
+        let reference = Reference { config, layout, vocab: VOCAB, rounding };
         reference.loss_and_gradients(&wide, &self.inputs, &self.targets, self.batch, self.time, arithmetic)
     }
 
@@ -160,6 +164,32 @@ fn f32_gradients_equal_the_reference() {
 fn ternary_gradients_equal_the_reference_with_the_same_roundings() {
     for case in small(Precision::Ternary) {
         case.check(Arithmetic::TERNARY, 2e-3, 3e-2);
+    }
+}
+
+#[test]
+fn rounding_that_is_turned_on_in_part_equals_the_reference() {
+    let rounded = small(Precision::Ternary).remove(2).fast(&Cpu::new(1).unwrap());
+    for rounding in [0.0, 0.3, 1.0] {
+        for mut case in small(Precision::Ternary) {
+            case.rounding = rounding;
+            case.check(Arithmetic::TERNARY, 2e-3, 3e-2);
+        }
+        let mut case = small(Precision::Ternary).remove(2);
+        case.rounding = rounding;
+        let found = case.fast(&Cpu::new(1).unwrap());
+        assert!((found == rounded) == (rounding == 1.0), "{rounding}");
+        let backend = Cpu::new(3).unwrap();
+        assert!(found == case.fast(&backend) && found == case.keeping(&backend, Keep::Inputs), "{rounding}");
+        // Latent weights that are packed without loss: the same model.
+        case.weights.iter_mut().zip(&case.layout.specs).for_each(|(weights, spec)| {
+            if spec.kind == TensorKind::Matrix {
+                weights.iter_mut().for_each(|w| *w = half::bf16::from_f32(*w).to_f32());
+            }
+        });
+        let plain = case.fast(&backend);
+        case.purpose = Use::Packed(Format::Bf16, 1.0);
+        assert!(plain == case.fast(&backend), "{rounding}");
     }
 }
 

@@ -49,12 +49,16 @@ pub struct ClusterAudit {
     pub windows: u64,
 }
 
+/// Times that the balanced plan shows the same text in an epoch, at most: up to four, text that is repeated teaches
+/// nearly as much as new text (Muennighoff et al. 2023, arXiv:2305.16264).
+const REPEAT: u32 = 4;
+
 /// The plan of a part of a run.
 pub(crate) fn plan_options(config: &Config, part: &Part) -> PlanOptions {
     PlanOptions {
         kind: config.data.plan,
         only: part.cluster,
-        repeat: config.data.repeat,
+        repeat: REPEAT,
         seed: config.run.seed,
         batch: config.run.batch,
         context: config.model.context,

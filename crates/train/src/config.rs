@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use tritrain_data::DataConfig;
-use tritrain_model::ModelConfig;
+use tritrain_model::{ModelConfig, Precision};
 use tritrain_optim::{DirectionKind, GradientKind, OptimConfig, ScheduleKind};
 
 /// Options that do not decide what is learnt: they may change when a run goes on.
@@ -197,6 +197,14 @@ impl Config {
         if self.run.teach > 0.0 && self.run.from.is_empty() {
             let what = format!("run.teach = {}: nobody teaches without run.from", self.run.teach);
             fail("run.teach".into(), what);
+        }
+        if self.run.lambda_warmup > 0.0 && (self.model.precision == Precision::F32 || self.model.lora > 0) {
+            let hint = "it is for ternary matrices that are trained: leave it 0 with model.precision = \"f32\" and \
+                        with adapters";
+            fail(
+                "run.lambda_warmup".into(),
+                format!("run.lambda_warmup = {}: {hint}", self.run.lambda_warmup),
+            );
         }
         if self.model.lora > 0 {
             let matrices = |of: &OptimConfig| {

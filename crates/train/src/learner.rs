@@ -130,6 +130,7 @@ impl<B: Backend> Learner<B> {
         });
         self.gradients.watched = false;
         self.gradients.fault = 1.0;
+        self.model.set_rounding(1.0);
         outcome
     }
 
@@ -208,6 +209,14 @@ impl<B: Backend> Learner<B> {
     /// That step does, where `optim.feedback` is 0: there is no room for it.
     pub fn watch(&mut self) {
         self.gradients.watched = true;
+    }
+
+    /// Lets ternary matrices multiply by their codes in part alone in the next step; see [`Model::set_rounding`].
+    ///
+    /// # Panics
+    /// `lambda` is not from 0 to 1; that step does, where there are no latent weights.
+    pub fn round_by(&mut self, lambda: f32) {
+        self.model.set_rounding(lambda);
     }
 
     /// Multiplies the gradients of the next step, on purpose; NaN breaks them.

@@ -5,7 +5,7 @@
 
 use serde::Serialize;
 use tritrain_backend::{Memory, REPORT, Sizes, Tally, Tier, by_row, digits_room, working_memory};
-use tritrain_model::{Activations, Adapting, Keep, Layout, ModelConfig, TensorKind, TensorSpec};
+use tritrain_model::{Activations, Adapting, Keep, Layout, ModelConfig, Onset, TensorKind, TensorSpec};
 use tritrain_optim::{DigitsKind, DirectionKind, GradientKind, Optimizer};
 
 use crate::{
@@ -116,6 +116,9 @@ impl Ledger {
         Activations::<Tally>::new(&tally, model, config.run.batch / passes, model.context, keep);
         let tokens = config.run.batch / passes * model.context;
         Adapting::grown(&tally, &layout, tokens);
+        if config.run.lambda_warmup > 0.0 {
+            Onset::grown(&tally, &layout, tokens, format.is_some());
+        }
         let activations = tally.take();
         let teaches = teacher.filter(|_| config.run.teach > 0.0);
         teaches.inspect(|teacher| count_teacher(&tally, teacher, vocab, model.context));

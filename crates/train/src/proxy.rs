@@ -65,6 +65,7 @@ impl Proxy<'_> {
             if optim.feedback > 0 && step.is_multiple_of(optim.feedback) {
                 learner.watch();
             }
+            learner.round_by(config.run.lambda(at));
             match learner.step(backend, &inputs, &targets, rates) {
                 Ok(measured) => {
                     guard.taken();

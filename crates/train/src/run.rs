@@ -299,6 +299,7 @@ impl<'a, B: Backend> Run<'a, B> {
         if every > 0 && step.is_multiple_of(every) {
             self.learner.watch();
         }
+        self.learner.round_by(self.workplace.config().run.lambda(at));
         if let Some(teacher) = &mut self.teacher {
             let place = (self.storage, self.workplace.dir());
             self.backend.run(|| teacher.teach(self.backend, place, step, &self.inputs, &mut self.targets))?;

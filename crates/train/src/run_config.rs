@@ -27,6 +27,11 @@ pub struct RunConfig {
     /// Share of the targets that are drawn from what the model in run.from predicts: distillation.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub teach: f32,
+    /// Share of the run over which the rounding of ternary matrices is turned on, for models that were f32: they
+    /// multiply by λ of their codes and 1 - λ of their latent weights, λ from 0 to 1. Such steps are slower; validation,
+    /// samples and checkpoints are of the codes. 0 rounds from the first step on.
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub lambda_warmup: f32,
     /// Experts, one for each cluster of the text, that go on from a shared start; 0 trains one model.
     #[schemars(range(max = 1024))]
     pub experts: usize,
@@ -58,6 +63,12 @@ impl RunConfig {
     pub fn passes(&self) -> usize {
         self.batch.checked_div(self.micro_batch).map_or(1, |passes| passes.max(1))
     }
+
+    /// λ of a step, counted from 0, of some: the share of codes in what ternary matrices multiply by.
+    pub(crate) fn lambda(&self, (step, steps): (u64, u64)) -> f32 {
+        let over = f64::from(self.lambda_warmup) * steps as f64;
+        if step as f64 >= over { 1.0 } else { (step as f64 / over) as f32 }
+    }
 }
 
 impl Default for RunConfig {
@@ -70,6 +81,7 @@ impl Default for RunConfig {
             micro_batch: 0,
             from: String::new(),
             teach: 0.0,
+            lambda_warmup: 0.0,
             experts: 0,
             shared: 0.7,
             threads: 0,

@@ -161,6 +161,11 @@ fn bad_files_say_what_is_wrong_and_where() {
             "[model]\nheads = 2",
             "run.toml: model.kv_heads = 4: must divide model.heads = 2; model.kv_heads has its default",
         ),
+        (
+            "[model]\nprecision = \"f32\"\n[run]\nlambda_warmup = 0.5",
+            "run.toml:4: run.lambda_warmup = 0.5: it is for ternary matrices that are trained: leave it 0 \
+             with model.precision = \"f32\" and with adapters",
+        ),
         ("[run]\nteach = 0.5", "run.toml:2: run.teach = 0.5: nobody teaches without run.from"),
         (
             "[data]\nclusters_k = 3\n[run]\nexperts = 4",
@@ -445,9 +450,13 @@ fn any_config() -> impl Strategy<Value = Config> {
         if config.model.lora % 2 == 0 {
             config.model.lora = 0;
         } else {
+            config.run.lambda_warmup = 0.0;
             config.model.precision = tritrain_model::Precision::Ternary;
             (config.run.from, config.run.experts) = ("a model".into(), 0);
             config.optim = OptimConfig { rate: config.optim.rate, ..OptimConfig::default() };
+        }
+        if config.model.precision == tritrain_model::Precision::F32 {
+            config.run.lambda_warmup = 0.0;
         }
         if config.run.experts > 0 {
             config.data.clusters_k = config.run.experts as u32;

@@ -269,6 +269,29 @@ fn biases_are_learnt_and_resume() {
     }
 }
 
+/// Rounding that is turned on over a third of the run, with latent weights in f32 and in trits.
+#[test]
+fn rounding_is_turned_on_step_by_step() {
+    for latent in [StorageKind::F32, StorageKind::Trits3] {
+        let mut config = config();
+        (config.optim.latent, config.run.recompute) = (latent, latent == StorageKind::Trits3);
+        let at_once = whole_of(config.clone());
+        config.run.lambda_warmup = 0.34;
+        let whole = whole_of(config);
+        check_threads(&whole, "lambda");
+        let backend = Cpu::new(2).unwrap();
+        for k in [5, 30] {
+            check_resuming(&whole, &backend, k);
+        }
+        // The first step is that of latent weights, and its validation that of codes.
+        assert!((whole.losses[0] - at_once.losses[0]).abs() > 1e-4, "{latent:?}");
+        let log = fs::read_to_string(whole.dir.join("metrics.jsonl")).unwrap();
+        let records = log.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        let losses: Vec<f64> = records.filter_map(|r| r["validation_loss"].as_f64()).collect();
+        assert!(losses.len() > 5 && losses.iter().all(|loss| loss.is_finite()), "{losses:?}");
+    }
+}
+
 /// Controllers move rate and radius, and go on where they were: the weights of a network come from the
 /// checkpoint, not from the file, which is gone by then.
 #[test]

@@ -40,7 +40,7 @@ impl Case {
         let weights: Vec<Vec<f64>> =
             self.weights.iter().map(|w| w.iter().map(|v| f64::from(*v)).collect()).collect();
         let vocab = self.tokenizer.vocab_size() as usize;
-        let reference = Reference { config: &self.config, layout: &self.layout, vocab };
+        let reference = Reference { config: &self.config, layout: &self.layout, vocab, rounding: 1.0 };
         let sum = |len: usize| match len {
             0 => 0.0,
             _ => {

@@ -108,7 +108,7 @@ impl Case {
     }
 
     pub(crate) fn reference(&self) -> Reference<'_> {
-        Reference { config: &self.config, layout: &self.layout, vocab: self.vocab }
+        Reference { config: &self.config, layout: &self.layout, vocab: self.vocab, rounding: 1.0 }
     }
 
     pub(crate) fn trace(&self, params: &[Vec<f64>], arithmetic: Arithmetic) -> Trace {
