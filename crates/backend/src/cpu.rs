@@ -10,11 +10,10 @@ use tritrain_kernels::{
     Floats, attention, bias, descent, elementwise, embed, gate, kmeans, loss,
     matmul::{self, View},
     norm, outer,
-    packed::{Codes, Packed},
+    packed::Packed,
     rows, ternary,
     update::{self, Prodigal},
 };
-use tritrain_trit::ternary::scale_from_total;
 
 use crate::{
     Adam, Admission, Apply, Assigned, Average, Backend, Descent, Factored, Gate, Momentum, Prodigy, Products,
@@ -204,24 +203,12 @@ impl Backend for Cpu {
 
     fn ternarize(&self, latent: &Floats, w: &mut TernaryMatrix) {
         let _span = self.span("ternarize");
-        let total = elementwise::sum_abs(&self.cx, latent);
-        w.scale = scale_from_total(total, latent.len()).unwrap_or(f32::NAN);
-        let (outputs, inputs) = (w.forward.outputs(), w.forward.inputs());
-        let weights = ternary::Rows { elements: &latent[..], cols: inputs };
-        let latent = ternary::Latent { weights, scale: w.scale };
-        ternary::pack(&self.cx, latent, (outputs, inputs), Some(&mut w.forward), w.backward.as_mut());
+        w.take(&self.cx, latent);
     }
 
     fn ternarize_packed(&self, latent: &Packed, w: &mut TernaryMatrix, sides: Sides) {
         let _span = self.span("ternarize");
-        let [outputs, inputs] = latent.shape();
-        w.scale = scale_from_total(latent.sums().absolute, outputs * inputs).unwrap_or(f32::NAN);
-        let (forward, backward) = match sides {
-            Sides::Forward => (Some(&mut w.forward), None),
-            Sides::Backward => (None, w.backward.as_mut()),
-        };
-        let codes = Codes { latent, scale: w.scale };
-        ternary::pack(&self.cx, codes, (outputs, inputs), forward, backward);
+        w.take_packed(&self.cx, latent, sides);
     }
 
     fn ternary_matmul(&self, x: &Int8Rows, w: &TernaryMatrix, residual: Option<&Floats>, y: &mut Floats) {
@@ -276,6 +263,19 @@ impl Backend for Cpu {
     ) {
         let _span = self.span("attention_backward");
         attention::backward(&self.cx, qkv, (out, lse), d_out, table, shape, d_qkv);
+    }
+
+    fn relate(
+        &self,
+        qkv: &Floats,
+        of: &Floats,
+        shape: Shape,
+        weight: f32,
+        d_qkv: &mut Floats,
+        (sums, at): (&mut Floats, usize),
+    ) {
+        let _span = self.span("relate");
+        sums[at] += attention::relate(&self.cx, qkv, of, shape, weight, d_qkv) as f32;
     }
 
     fn cache(&self) -> attention::Cache {

@@ -273,6 +273,17 @@ pub trait Backend: Memory {
         shape: Shape,
         d_qkv: &mut Self::Floats,
     );
+    /// Adds `weight` times the gradient of a divergence to `d_qkv`, and the divergence to `sum[at]`: how far relations
+    /// within queries, keys and values of `qkv` are from those of `of`, in the mean; see the kernel `relate`.
+    fn relate(
+        &self,
+        qkv: &Self::Floats,
+        of: &Self::Floats,
+        shape: Shape,
+        weight: f32,
+        d_qkv: &mut Self::Floats,
+        sum: (&mut Self::Floats, usize),
+    );
     /// A cache without positions.
     fn cache(&self) -> Self::Cache;
     /// Forgets all positions.

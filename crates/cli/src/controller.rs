@@ -25,7 +25,7 @@ pub(crate) fn meta_train(args: &MetaTrain) -> Result<ExitCode> {
     for (n, path) in args.data.iter().enumerate() {
         let mut config = Config::default();
         config.data.paths = vec![path.display().to_string()];
-        (config.data.vocab, config.data.tokenizer_sample, config.data.validation) = (VOCAB, 4, 0.05);
+        (config.data.vocab, config.data.validation) = (VOCAB, 0.05);
         config.data.plan = PlanKind::Shuffle;
         corpora.push(corpus(&config, &args.out.join(format!("text-{n}")))?);
     }

@@ -28,7 +28,7 @@ pub(crate) fn run(args: &args::Memory) -> Result<ExitCode> {
 
 /// The ledger of a run with some instructions on some threads.
 pub(crate) fn ledger(config: &Config, vocab: usize, processor: (Tier, usize)) -> Result<Ledger> {
-    let teacher = match config.run.teach > 0.0 {
+    let teacher = match config.run.has_teacher() {
         true => Some(options(&Disk, config.run.from.as_ref())?),
         false => None,
     };

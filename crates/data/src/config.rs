@@ -14,9 +14,6 @@ pub struct DataConfig {
     /// Size of the vocabulary of a trained tokenizer, at most.
     #[schemars(range(min = 257, max = 262144))]
     pub vocab: u32,
-    /// MiB of text a tokenizer is trained on, at most.
-    #[schemars(range(min = 1, max = 1024))]
-    pub tokenizer_sample: u64,
     /// Share of the documents of each domain held out for validation.
     #[schemars(range(min = 0.0001, max = 0.5))]
     pub validation: f32,
@@ -57,7 +54,6 @@ impl Default for DataConfig {
             paths: Vec::new(),
             tokenizer: String::new(),
             vocab: 2048,
-            tokenizer_sample: 32,
             validation: 0.02,
             plan: PlanKind::default(),
             clusters: String::new(),
@@ -94,9 +90,6 @@ impl DataConfig {
             return fail("vocab", self.vocab.to_string(), "257 to 262144");
         }
         // The trainer counts in i32: a pair cannot occur more often than there are bytes.
-        if !(1..=1024).contains(&self.tokenizer_sample) {
-            return fail("tokenizer_sample", self.tokenizer_sample.to_string(), "1 to 1024 (MiB)");
-        }
         if !(0.0001..=0.5).contains(&self.validation) {
             return fail("validation", self.validation.to_string(), "0.0001 to 0.5 (a share, not percent)");
         }

@@ -15,6 +15,8 @@ use crate::source::{Skipped, Source};
 use crate::tokenizer::EOS;
 use crate::{DataConfig, Error, Result, Tokenizer};
 
+/// MiB of text that a tokenizer is trained on, at most: drawn evenly from all of it.
+const SAMPLE: u64 = 32;
 /// What the shards were made from, beside them.
 const RECORD: &str = "source.json";
 
@@ -167,7 +169,7 @@ impl<'a> Preparation<'a> {
         };
         let tokenizer = match &given {
             Some(tokenizer) => format!("file {}", tokenizer.hash()),
-            None => format!("trained, vocab {}, sample {} MiB", config.vocab, config.tokenizer_sample),
+            None => format!("trained, vocab {}, sample {SAMPLE} MiB", config.vocab),
         };
         let template = match &given {
             None => ChatTemplate::plain_with(EOS),
@@ -190,7 +192,7 @@ impl<'a> Preparation<'a> {
         };
         let documents = source.open()?;
         let skipped = documents.skipped();
-        let sample = given.is_none().then(|| Sample::new(config.tokenizer_sample << 20));
+        let sample = given.is_none().then(|| Sample::new(SAMPLE << 20));
         let state = State::Scan(Box::new(Scan::new(documents, sample)));
         let (config, dir) = (config.clone(), dir.to_path_buf());
         let template = Some(template);

@@ -17,11 +17,13 @@
 mod cache;
 mod decode;
 mod pack;
+mod relations;
 mod tile;
 
 pub use cache::Cache;
 pub use decode::{decode, remember};
 use pack::Head;
+pub use relations::relate;
 use tile::{Columns, N, R, Rows, products};
 
 use crate::{

@@ -3,7 +3,7 @@
 use tritrain_backend::{Backend, Memory, Shape};
 
 use crate::{
-    ModelConfig, Precision,
+    ModelConfig, Precision, Relations,
     linear::{Gated, Gradient, Input},
 };
 
@@ -116,6 +116,8 @@ pub struct Activations<B: Memory> {
     pub(crate) hidden: B::Floats,
     pub(crate) losses: B::Floats,
     pub(crate) back: Option<BackwardBuffers<B>>,
+    /// What the queries, keys and values of a block learn besides, if anything.
+    pub relations: Option<Relations<B>>,
 }
 
 impl<B: Memory> Activations<B> {
@@ -148,6 +150,7 @@ impl<B: Memory> Activations<B> {
             hidden: floats(config.dim),
             losses: floats(1),
             back,
+            relations: None,
         }
     }
 

@@ -47,13 +47,8 @@ impl<B: Backend> Model<B> {
         attend: impl FnOnce(&B::Floats, &mut B::Floats, &mut B::Floats),
     ) {
         let ids = &self.layout.blocks[layer];
+        self.block_projections(backend, layer, x, buffers);
         let f = buffers;
-        self.normalise(backend, x, Some(ids.attn_norm), &mut f.attn_in, &mut f.attn_rstd);
-        f.room_for_qkv(backend);
-        self.linear(backend, ids.qkv, &f.attn_in, None, &mut f.qkv);
-        if let Some(id) = ids.qkv_bias {
-            backend.add_bias(self.floats(id), &mut f.qkv);
-        }
         attend(&f.qkv, &mut f.attended, &mut f.lse);
         self.normalise(backend, &f.attended, ids.attn_sub_norm, &mut f.o_in, &mut f.o_rstd);
         self.linear(backend, ids.o, &f.o_in, Some(x), &mut f.mid);
@@ -62,6 +57,23 @@ impl<B: Backend> Model<B> {
         f.room_for_gate_up(backend);
         self.linear(backend, ids.gate_up, &f.ffn_in, None, &mut f.gate_up);
         self.gate(backend, &f.gate_up, ids.ffn_sub_norm, gated, &mut f.down_in, &mut f.down_rstd);
+    }
+
+    /// [`Model::block_forward`] up to queries, keys and values.
+    pub(crate) fn block_projections(
+        &self,
+        backend: &B,
+        layer: usize,
+        x: &B::Floats,
+        buffers: &mut BlockBuffers<B>,
+    ) {
+        let (ids, f) = (&self.layout.blocks[layer], buffers);
+        self.normalise(backend, x, Some(ids.attn_norm), &mut f.attn_in, &mut f.attn_rstd);
+        f.room_for_qkv(backend);
+        self.linear(backend, ids.qkv, &f.attn_in, None, &mut f.qkv);
+        if let Some(id) = ids.qkv_bias {
+            backend.add_bias(self.floats(id), &mut f.qkv);
+        }
     }
 
     /// Root mean squares of what goes into `o` and into `down` of each block, over the tokens of the last batch of an
@@ -135,6 +147,9 @@ impl<B: Backend> Model<B> {
         };
         let results = (&f.attended, &f.lse);
         backend.attention_backward(&f.qkv, results, d_attended, &self.rope, shape, &mut b.d_qkv.floats);
+        if let Some(relations) = &mut a.relations {
+            relations.relate(backend, layer, (&f.qkv, shape), &mut b.d_qkv.floats);
+        }
         if let Some(id) = ids.qkv_bias.filter(|id| self.layout.trains(*id)) {
             backend.bias_gradient(&b.d_qkv.floats, sink.buffer(backend, id));
         }

@@ -11,6 +11,7 @@ mod linear;
 mod model;
 mod onset;
 pub mod reference;
+mod relations;
 mod sample;
 mod sink;
 
@@ -22,5 +23,6 @@ pub use init::{initial_tensor, initial_weights};
 pub use layout::{BlockIds, Layout, TensorKind, TensorSpec};
 pub use model::{Model, Use, counted};
 pub use onset::Onset;
+pub use relations::Relations;
 pub use sample::{Sampling, sample};
 pub use sink::Sink;

@@ -418,16 +418,22 @@ impl<B: Backend> Model<B> {
     fn forward(&self, backend: &B, a: &mut Activations<B>, inputs: &[u32], targets: &[u32]) {
         backend.upload_tokens(inputs, &mut a.inputs);
         backend.upload_tokens(targets, &mut a.targets);
+        self.forward_to(backend, a, self.config.layers);
+        let last = self.config.layers % a.stream.len();
+        self.last_norm(backend, &a.stream[last], &mut a.hidden, &mut a.rstd);
+    }
+
+    /// The embedding of the inputs, which are there, and the first `layers` blocks.
+    pub(crate) fn forward_to(&self, backend: &B, a: &mut Activations<B>, layers: usize) {
         let (places, sets) = (a.stream.len(), a.blocks.len());
         let embedding = self.floats(self.layout.embedding);
         backend.embed(&a.inputs, embedding, self.config.dim, &mut a.stream[0]);
-        for layer in 0..self.config.layers {
+        for layer in 0..layers {
             let pair = [layer % places, (layer + 1) % places];
             let [x, out] = a.stream.get_disjoint_mut(pair).expect("the stream has two places at least");
             let attend = self.attend(backend, a.shape);
             self.block_forward(backend, layer, x, &mut a.blocks[layer % sets], &mut a.gated, attend, out);
         }
-        self.last_norm(backend, &a.stream[self.config.layers % places], &mut a.hidden, &mut a.rstd);
     }
 
     /// The norm behind the last block.

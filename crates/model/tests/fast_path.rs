@@ -2,8 +2,8 @@
 
 use tritrain_backend::{Backend, Cpu, Format, Memory, NO_TARGET, Tier};
 use tritrain_model::{
-    Activations, Gate, Generator, Keep, Layout, Model, ModelConfig, Precision, TensorKind, Use, counted,
-    initial_weights,
+    Activations, Gate, Generator, Keep, Layout, Model, ModelConfig, Precision, Relations, TensorKind, Use,
+    counted, initial_weights,
     reference::{Arithmetic, Reference},
 };
 use tritrain_trit::rng::Stream;
@@ -190,6 +190,59 @@ fn rounding_that_is_turned_on_in_part_equals_the_reference() {
         let plain = case.fast(&backend);
         case.purpose = Use::Packed(Format::Bf16, 1.0);
         assert!(plain == case.fast(&backend), "{rounding}");
+    }
+}
+
+/// Along its gradient, the divergence of relations changes as the gradient says.
+#[test]
+fn relations_have_the_gradient_of_their_divergence() {
+    let backend = Cpu::new(2).unwrap();
+    let base = small(Precision::F32).remove(2).config;
+    for (layer, keep) in [(0, Keep::Everything), (1, Keep::Everything), (1, Keep::Inputs)] {
+        let [mut case, other] = [7, 8].map(|seed| Case::new(base.clone(), 2, 17, seed));
+        let model = |case: &Case| {
+            let weights = |id: usize| (&case.weights[id]).into();
+            Model::<Cpu>::new(&backend, &case.config, VOCAB, &weights, Use::Training)
+        };
+        let relations = |case: &Case, weight: f32| {
+            let mut a = Activations::new(&backend, &case.config, case.batch, case.time, keep);
+            let len = a.tokens() * case.config.qkv_rows();
+            let mut relations = Relations::new(&backend, (layer, weight), (1, len));
+            let mut theirs = Activations::new(&backend, &case.config, case.batch, case.time, Keep::Nothing);
+            for _ in 0..2 {
+                let to = relations.of_pass(0);
+                model(&other).projections(&backend, &mut theirs, &case.inputs, layer, to);
+            }
+            relations.begin(&backend, 0);
+            a.relations = Some(relations);
+            let mut grads: Vec<_> = case.layout.specs.iter().map(|s| backend.floats(s.len())).collect();
+            model(case).gradients(&backend, &mut a, &case.inputs, &case.targets, &mut grads[..]);
+            let sum = f64::from(a.relations.as_ref().unwrap().sum()[0]);
+            (sum, grads.iter().map(|grad| grad.to_vec()).collect::<Vec<_>>())
+        };
+        // Of the loss alone, and with relations: the difference is theirs.
+        let ((before, plain), (_, with)) = (relations(&case, 0.0), relations(&case, 64.0));
+        let gradient: Vec<Vec<f32>> = with
+            .iter()
+            .zip(&plain)
+            .map(|(with, plain)| with.iter().zip(plain).map(|(a, b)| (a - b) / 64.0).collect())
+            .collect();
+        let square: f64 = gradient.iter().flatten().map(|g| f64::from(*g).powi(2)).sum();
+        assert!(before > 0.01 && square > 0.0, "{before} {square}");
+        let behind = case.layout.blocks[layer].o;
+        assert!(gradient[behind].iter().all(|g| *g == 0.0), "the matrix behind it has nothing to do with it");
+        let step = 0.02 * before / square;
+        let weights = case.weights.clone();
+        let [more, less] = [step, -step].map(|step| {
+            for ((to, from), gradient) in case.weights.iter_mut().zip(&weights).zip(&gradient) {
+                for ((to, from), g) in to.iter_mut().zip(from).zip(gradient) {
+                    *to = (f64::from(*from) + step * f64::from(*g)) as f32;
+                }
+            }
+            relations(&case, 0.0).0
+        });
+        let found = (more - less) / (2.0 * step);
+        assert!((found / square - 1.0).abs() < 0.02, "{found} for {square} in block {layer}");
     }
 }
 

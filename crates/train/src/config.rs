@@ -198,6 +198,10 @@ impl Config {
             let what = format!("run.teach = {}: nobody teaches without run.from", self.run.teach);
             fail("run.teach".into(), what);
         }
+        if self.run.relations > 0.0 && (self.run.from.is_empty() || self.optim.feedback > 0) {
+            let hint = "they are those of the model in run.from, and no part of what optim.feedback compares";
+            fail("run.relations".into(), format!("run.relations = {}: {hint}", self.run.relations));
+        }
         if self.run.lambda_warmup > 0.0 && (self.model.precision == Precision::F32 || self.model.lora > 0) {
             let hint = "it is for ternary matrices that are trained: leave it 0 with model.precision = \"f32\" and \
                         with adapters";

@@ -3,7 +3,7 @@
 mod gradients;
 
 use tritrain_backend::{Backend, Values};
-use tritrain_model::{Activations, Keep, Layout, Model, ModelConfig, TensorKind, Use, counted};
+use tritrain_model::{Activations, Keep, Layout, Model, ModelConfig, Relations, TensorKind, Use, counted};
 use tritrain_optim::{GradientKind, OptimConfig, Optimizer, Parameter, Rates, Reduction, Report, Role, Skip};
 
 use gradients::Gathering;
@@ -47,6 +47,8 @@ pub struct Measured {
     pub gradient_norm: f32,
     /// Norm of the direction, all tensors together, before the learning rate.
     pub direction_norm: f32,
+    /// How far relations were from those that are [learnt](Learner::relate), in nats.
+    pub relations: Option<f32>,
     /// What became of the matrices.
     pub report: Report,
     /// What became of the loss, where that was [asked](Learner::watch).
@@ -154,6 +156,9 @@ impl<B: Backend> Learner<B> {
         let counted = counted(targets).max(1) as f32;
         let weight = gradients.passes as f32 / counted;
         for (pass, (inputs, targets)) in passes().enumerate() {
+            if let Some(relations) = &mut activations.relations {
+                relations.begin(backend, pass);
+            }
             let mut gathering =
                 Gathering { gradients: &mut *gradients, optimizer: &mut *optimizer, rates, pass };
             model.head_gradients(backend, activations, inputs, (targets, weight), &mut gathering);
@@ -168,6 +173,9 @@ impl<B: Backend> Learner<B> {
             }
             model.block_gradients(backend, activations, &mut gathering);
             gradients.gather(backend, pass);
+        }
+        if let Some(relations) = &activations.relations {
+            gradients.add_relations(backend, relations.sum());
         }
         self.gradients.finish(backend, &mut self.optimizer, self.model.weights_mut(), rates);
         // Also where the step is left: some matrices may have moved.
@@ -191,8 +199,9 @@ impl<B: Backend> Learner<B> {
             let after = self.gradients.loss() / counted;
             Reduction { predicted, actual: f64::from(loss) - f64::from(after) }
         });
+        let relations = self.activations.relations.is_some().then(|| self.gradients.relations());
         let report = self.optimizer.report();
-        Ok(Measured { loss, gradient_norm, direction_norm, report, reduction, rounded: None })
+        Ok(Measured { loss, gradient_norm, direction_norm, relations, report, reduction, rounded: None })
     }
 
     /// Makes the weights those that are to be used and saved, until the next step.
@@ -217,6 +226,18 @@ impl<B: Backend> Learner<B> {
     /// `lambda` is not from 0 to 1; that step does, where there are no latent weights.
     pub fn round_by(&mut self, lambda: f32) {
         self.model.set_rounding(lambda);
+    }
+
+    /// Lets block `layer` learn relations within queries, keys and values from now on, with some weight in the loss.
+    pub fn relate(&mut self, backend: &B, layer: usize, weight: f32) {
+        let len = self.activations.tokens() * self.model.config().qkv_rows();
+        let passes = self.gradients.passes;
+        self.activations.relations = Some(Relations::new(backend, (layer, weight), (passes, len)));
+    }
+
+    /// Where those that the next step has to learn are written.
+    pub fn relations(&mut self) -> Option<&mut Relations<B>> {
+        self.activations.relations.as_mut()
     }
 
     /// Multiplies the gradients of the next step, on purpose; NaN breaks them.

@@ -120,8 +120,8 @@ impl Ledger {
             Onset::grown(&tally, &layout, tokens, format.is_some());
         }
         let activations = tally.take();
-        let teaches = teacher.filter(|_| config.run.teach > 0.0);
-        teaches.inspect(|teacher| count_teacher(&tally, teacher, vocab, model.context));
+        let teaches = teacher.filter(|_| config.run.has_teacher());
+        teaches.inspect(|teacher| count_teacher(&tally, teacher, vocab, config));
         let taught = tally.take();
         let sizes = Sizes {
             shape: model.attention(config.run.batch / passes, model.context),

@@ -18,9 +18,9 @@ use tritrain_files::{
     tokens::Split,
     write_atomic,
 };
-use tritrain_model::{Activations, Keep, Layout, Model, ModelConfig, Precision, TensorKind};
+use tritrain_model::{Activations, Keep, Layout, Model, ModelConfig, Precision, Relations, TensorKind};
 
-use crate::{Config, Error, Loaded, Result, load};
+use crate::{Config, Error, Learner, Loaded, Result, load};
 
 /// The model that a run begins with, where `run.from` names one.
 ///
@@ -147,6 +147,13 @@ pub(crate) struct Teacher<B: Backend> {
     seed: u64,
     /// Hash of the file.
     name: blake3::Hash,
+    /// Where relations are taught: activations of a pass.
+    related: Option<Activations<B>>,
+}
+
+/// The block whose relations are taught: three quarters up.
+fn related(config: &ModelConfig) -> usize {
+    (3 * config.layers / 4).min(config.layers - 1)
 }
 
 /// Positions whose logits a teacher makes at once: at most 64, a divisor of the context.
@@ -154,8 +161,9 @@ fn part(context: usize) -> usize {
     (1..=context.min(64)).rev().find(|rows| context.is_multiple_of(*rows)).unwrap_or(1)
 }
 
-/// What a teacher takes, counted.
-pub(crate) fn count_teacher(tally: &Tally, config: &ModelConfig, vocab: usize, context: usize) {
+/// What the teacher of a run takes, counted.
+pub(crate) fn count_teacher(tally: &Tally, config: &ModelConfig, vocab: usize, of: &Config) {
+    let context = of.model.context;
     let layout = Layout::new(config, vocab);
     for spec in &layout.specs {
         match layout.ternary && spec.kind == TensorKind::Matrix {
@@ -163,8 +171,14 @@ pub(crate) fn count_teacher(tally: &Tally, config: &ModelConfig, vocab: usize, c
             false => tally.floats(spec.len()),
         }
     }
-    Activations::<Tally>::new(tally, &ModelConfig { context, ..config.clone() }, 1, context, Keep::Nothing);
+    let config = ModelConfig { context, ..config.clone() };
+    Activations::<Tally>::new(tally, &config, 1, context, Keep::Nothing);
     tally.floats(part(context) * (config.dim + vocab));
+    if of.run.relations > 0.0 {
+        let (batch, passes) = (of.run.batch, of.run.passes());
+        Activations::<Tally>::new(tally, &config, batch / passes, context, Keep::Nothing);
+        tally.floats(batch * context * config.qkv_rows());
+    }
 }
 
 /// The most probable tokens of each position of a window, `[time][KEPT]` each.
@@ -174,24 +188,40 @@ struct Prediction {
 }
 
 impl<B: Backend> Teacher<B> {
-    /// The model `from` for windows of `context` tokens; `share` of all targets are to be its own.
+    /// The model `from`, for what it has to teach in a run.
     pub(crate) fn new(
         backend: &B,
         storage: &dyn Storage,
         from: &Loaded,
-        (context, share, seed): (usize, f32, u64),
+        of: &Config,
+        learner: &mut Learner<B>,
     ) -> Result<Teacher<B>> {
+        let context = of.model.context;
         let config = ModelConfig { context, ..from.config.clone() };
         let rows = part(context);
+        let related = (of.run.relations > 0.0).then(|| {
+            learner.relate(backend, related(&config), of.run.relations);
+            Activations::new(backend, &config, of.run.batch / of.run.passes(), context, Keep::Nothing)
+        });
         Ok(Teacher {
             model: from.model(backend)?,
             activations: Activations::new(backend, &config, 1, context, Keep::Nothing),
             part: (backend.floats(rows * config.dim), backend.floats(rows * from.vocab)),
             rows,
-            share,
-            seed,
+            share: of.run.teach,
+            seed: of.run.seed,
+            related,
             name: storage.map(&from.path)?.hash(),
         })
+    }
+
+    /// Writes the queries, keys and values that a step on `inputs` `[batch][context]` has to relate as it does.
+    pub(crate) fn relate(&mut self, backend: &B, inputs: &[u32], relations: &mut Relations<B>) {
+        let Some(activations) = &mut self.related else { return };
+        let layer = related(self.model.config());
+        for (pass, inputs) in inputs.chunks_exact(activations.tokens()).enumerate() {
+            self.model.projections(backend, activations, inputs, layer, relations.of_pass(pass));
+        }
     }
 
     /// Replaces targets of step `step`, `[batch][context]`; predictions are kept in the run's folder `dir`.
@@ -203,6 +233,9 @@ impl<B: Backend> Teacher<B> {
         inputs: &[u32],
         targets: &mut [u32],
     ) -> Result<()> {
+        if self.share == 0.0 {
+            return Ok(());
+        }
         let draws = Stream::new(self.seed, TEACHER, step);
         let time = self.activations.tokens();
         for (window, (inputs, targets)) in

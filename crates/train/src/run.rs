@@ -120,7 +120,7 @@ impl<'a, B: Backend> Run<'a, B> {
         let parent = workplace.checkpoint.as_ref().or(shared);
         let saved = parent.map(|checkpoint| save::restore_model(storage, checkpoint)).transpose()?;
         let (layout, seed) = (Layout::new(&config.model, vocab), config.run.seed);
-        let goes_on = saved.is_some() && config.run.teach == 0.0 && config.model.lora == 0;
+        let goes_on = saved.is_some() && !config.run.has_teacher() && config.model.lora == 0;
         let from = if goes_on { None } else { origin(storage, &config, &identity.tokenizer)? };
         let base = from.as_ref().filter(|_| config.model.lora > 0);
         let base = base.map(|from| Base::of(storage, from)).transpose()?;
@@ -141,8 +141,8 @@ impl<'a, B: Backend> Run<'a, B> {
         let setup = Setup { vocab, batch, passes, recompute, seed };
         let mut learner = Learner::new(backend, &config.model, &config.optim, setup, &weights);
         let teacher = match &from {
-            Some(from) if config.run.teach > 0.0 => {
-                Some(Teacher::new(backend, storage, from, (context, config.run.teach, seed))?)
+            Some(from) if config.run.has_teacher() => {
+                Some(Teacher::new(backend, storage, from, &config, &mut learner)?)
             }
             _ => None,
         };
@@ -302,7 +302,13 @@ impl<'a, B: Backend> Run<'a, B> {
         self.learner.round_by(self.workplace.config().run.lambda(at));
         if let Some(teacher) = &mut self.teacher {
             let place = (self.storage, self.workplace.dir());
-            self.backend.run(|| teacher.teach(self.backend, place, step, &self.inputs, &mut self.targets))?;
+            let relations = self.learner.relations();
+            self.backend.run(|| {
+                if let Some(relations) = relations {
+                    teacher.relate(self.backend, &self.inputs, relations);
+                }
+                teacher.teach(self.backend, place, step, &self.inputs, &mut self.targets)
+            })?;
         }
         let measured = self.learner.step(self.backend, &self.inputs, &self.targets, rates);
         self.state.updates = self.learner.optimizer.updates();
@@ -315,7 +321,8 @@ impl<'a, B: Backend> Run<'a, B> {
             let optim = &self.workplace.config().optim;
             steering::observe(controller, optim, at, slower, rates, &measured, &self.learner.optimizer);
         }
-        let Measured { loss, gradient_norm, direction_norm, report, reduction, rounded } = measured;
+        let Measured { loss, gradient_norm, direction_norm, relations, report, reduction, rounded } =
+            measured;
 
         let tokens = self.state.step * self.inputs.len() as u64;
         let (step, rate) = (self.state.step, rates.matrices);
@@ -338,6 +345,7 @@ impl<'a, B: Backend> Run<'a, B> {
             rate,
             gradient_norm,
             direction_norm,
+            relations,
             log_multiplier: decision.map(|decision| decision.log_multiplier as f32),
             log_radius: decision.map(|decision| decision.log_radius as f32),
             predicted: reduction.map(|reduction| reduction.predicted as f32),

@@ -27,6 +27,10 @@ pub struct RunConfig {
     /// Share of the targets that are drawn from what the model in run.from predicts: distillation.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub teach: f32,
+    /// Weight in the loss of how far relations within queries, keys and values of the block three quarters up are from
+    /// those of the model in run.from, in nats: distillation, too.
+    #[schemars(range(min = 0.0, max = 1000.0))]
+    pub relations: f32,
     /// Share of the run over which the rounding of ternary matrices is turned on, for models that were f32: they
     /// multiply by λ of their codes and 1 - λ of their latent weights, λ from 0 to 1. Such steps are slower; validation,
     /// samples and checkpoints are of the codes. 0 rounds from the first step on.
@@ -64,6 +68,11 @@ impl RunConfig {
         self.batch.checked_div(self.micro_batch).map_or(1, |passes| passes.max(1))
     }
 
+    /// Whether the model in `from` has to predict anything.
+    pub fn has_teacher(&self) -> bool {
+        self.teach > 0.0 || self.relations > 0.0
+    }
+
     /// λ of a step, counted from 0, of some: the share of codes in what ternary matrices multiply by.
     pub(crate) fn lambda(&self, (step, steps): (u64, u64)) -> f32 {
         let over = f64::from(self.lambda_warmup) * steps as f64;
@@ -81,6 +90,7 @@ impl Default for RunConfig {
             micro_batch: 0,
             from: String::new(),
             teach: 0.0,
+            relations: 0.0,
             lambda_warmup: 0.0,
             experts: 0,
             shared: 0.7,

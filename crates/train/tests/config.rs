@@ -166,6 +166,11 @@ fn bad_files_say_what_is_wrong_and_where() {
             "run.toml:4: run.lambda_warmup = 0.5: it is for ternary matrices that are trained: leave it 0 \
              with model.precision = \"f32\" and with adapters",
         ),
+        (
+            "[run]\nrelations = 2.0",
+            "run.toml:2: run.relations = 2: they are those of the model in run.from, and no part of what \
+             optim.feedback compares",
+        ),
         ("[run]\nteach = 0.5", "run.toml:2: run.teach = 0.5: nobody teaches without run.from"),
         (
             "[data]\nclusters_k = 3\n[run]\nexperts = 4",
@@ -445,7 +450,7 @@ fn any_config() -> impl Strategy<Value = Config> {
         config.model.dim = config.model.dim.min(65_536 / config.model.heads / 256 * 256 * config.model.heads);
         config.run.steps = config.run.steps.max(1);
         if config.run.from.is_empty() {
-            config.run.teach = 0.0;
+            (config.run.teach, config.run.relations) = (0.0, 0.0);
         }
         if config.model.lora % 2 == 0 {
             config.model.lora = 0;
@@ -492,6 +497,9 @@ fn any_config() -> impl Strategy<Value = Config> {
         }
         if config.optim.controller == ControllerKind::Off || config.optim.radius <= 0.0 {
             config.optim.feedback = 0;
+        }
+        if config.optim.feedback > 0 {
+            config.run.relations = 0.0;
         }
         if config.optim.controller != ControllerKind::Learned {
             config.optim.controller_weights.clear();

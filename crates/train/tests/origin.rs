@@ -196,6 +196,48 @@ fn a_teacher_gives_targets_and_its_predictions_are_kept() {
     assert_eq!(kept("copied"), before, "nothing was predicted again");
 }
 
+#[test]
+fn relations_of_another_model_are_learnt() {
+    let place = Place::new();
+    let relating = |relations: f32, micro_batch: usize| {
+        let mut config = place.from();
+        (config.model.precision, config.run.relations) = (Precision::Ternary, relations);
+        config.run.micro_batch = micro_batch;
+        config
+    };
+    let divergences = |name: &str| -> Vec<f64> {
+        let log = String::from_utf8(place.metrics(name)).unwrap();
+        let records = log.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        records.filter_map(|record| record["relations"].as_f64()).collect()
+    };
+    for micro_batch in [0, 1] {
+        let [related, hardly] = [("related", 30.0), ("hardly", 1e-6)].map(|(name, weight)| {
+            let name = format!("{name}-{micro_batch}");
+            place.run(&name, relating(weight, micro_batch), None);
+            let of = divergences(&name);
+            assert_eq!(of.len(), STEPS as usize);
+            of
+        });
+        // The same at first, and then less far.
+        assert!(related[0] > 0.0 && (related[0] / hardly[0] - 1.0).abs() < 1e-5, "{related:?} {hardly:?}");
+        let end = |of: &[f64]| of[of.len() - 10..].iter().sum::<f64>() / 10.0;
+        assert!(end(&related) < 0.7 * end(&hardly), "{related:?} {hardly:?}");
+    }
+    assert_eq!(
+        fs::read_dir(place.dir("related-0/teacher")).map_or(0, |files| files.count()),
+        0,
+        "no predictions"
+    );
+    let again = || relating(30.0, 0);
+    place.run("again", again(), Some(25));
+    place.run("again", again(), None);
+    assert!(place.metrics("again") == place.metrics("related-0"));
+    let sizes = options(&Disk, &place.first).unwrap();
+    let bytes = |weight, teacher| Ledger::new(&relating(weight, 0), 280, (Tier::SCALAR, 1), teacher).bytes;
+    let weights = 4 * Layout::new(&sizes, 280).parameters();
+    assert!(bytes(30.0, Some(&sizes)) - bytes(30.0, None) > weights);
+}
+
 /// A ternary model and the configuration of a run that trains adapters beside it.
 fn adapting(place: &Place) -> (PathBuf, Config) {
     let mut config = config();

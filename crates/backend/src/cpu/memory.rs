@@ -1,9 +1,14 @@
 //! Buffers of the CPU: vectors.
 
-use tritrain_kernels::{Floats, packed::Packed, ternary};
+use tritrain_kernels::{
+    Context, Floats, elementwise,
+    packed::{Codes, Packed},
+    ternary,
+};
+use tritrain_trit::ternary::scale_from_total;
 
 use super::Cpu;
-use crate::{Format, Memory};
+use crate::{Format, Memory, Sides};
 
 /// Int8 rows in memory.
 #[derive(Clone, Debug)]
@@ -19,6 +24,29 @@ pub struct TernaryMatrix {
     pub(super) scale: f32,
     pub(super) forward: ternary::Panels,
     pub(super) backward: Option<ternary::Panels>,
+}
+
+impl TernaryMatrix {
+    /// Codes and scale of latent weights.
+    pub(super) fn take(&mut self, cx: &Context, latent: &[f32]) {
+        self.scale = scale_from_total(elementwise::sum_abs(cx, latent), latent.len()).unwrap_or(f32::NAN);
+        let (outputs, inputs) = (self.forward.outputs(), self.forward.inputs());
+        let weights = ternary::Rows { elements: latent, cols: inputs };
+        let latent = ternary::Latent { weights, scale: self.scale };
+        ternary::pack(cx, latent, (outputs, inputs), Some(&mut self.forward), self.backward.as_mut());
+    }
+
+    /// The same of latent weights in few bits, for products of one side.
+    pub(super) fn take_packed(&mut self, cx: &Context, latent: &Packed, sides: Sides) {
+        let [outputs, inputs] = latent.shape();
+        self.scale = scale_from_total(latent.sums().absolute, outputs * inputs).unwrap_or(f32::NAN);
+        let (forward, backward) = match sides {
+            Sides::Forward => (Some(&mut self.forward), None),
+            Sides::Backward => (None, self.backward.as_mut()),
+        };
+        let codes = Codes { latent, scale: self.scale };
+        ternary::pack(cx, codes, (outputs, inputs), forward, backward);
+    }
 }
 
 impl Memory for Cpu {

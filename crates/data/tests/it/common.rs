@@ -88,7 +88,7 @@ pub(crate) fn three_domains() -> Source {
 }
 
 pub(crate) fn small() -> DataConfig {
-    DataConfig { vocab: 400, tokenizer_sample: 1, validation: 0.1, ..DataConfig::default() }
+    DataConfig { vocab: 400, validation: 0.1, ..DataConfig::default() }
 }
 
 pub(crate) fn prepare(source: &Source, config: &DataConfig, dir: &Path) -> tritrain_data::Result<Corpus> {

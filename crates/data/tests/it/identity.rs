@@ -64,11 +64,7 @@ fn what_does_not_agree_is_made_again_or_refused() {
     let (dir, text) = (folder(), folder());
     let source = corpus(text.path());
     prepare(&source, &small(), dir.path()).unwrap();
-    for config in [
-        DataConfig { vocab: 300, ..small() },
-        DataConfig { validation: 0.2, ..small() },
-        DataConfig { tokenizer_sample: 2, ..small() },
-    ] {
+    for config in [DataConfig { vocab: 300, ..small() }, DataConfig { validation: 0.2, ..small() }] {
         let error = resume(&source, &config, dir.path()).unwrap_err();
         assert!(error.to_string().starts_with("the data options of "), "{error}");
         assert_eq!(error.exit_code(), 5);

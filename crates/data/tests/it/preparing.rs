@@ -200,10 +200,6 @@ fn options_out_of_range() {
             "data.validation = NaN: expected 0.0001 to 0.5 (a share, not percent)",
         ),
         (
-            DataConfig { tokenizer_sample: 0, ..small() },
-            "data.tokenizer_sample = 0: expected 1 to 1024 (MiB)",
-        ),
-        (
             DataConfig { paths: vec![" ".into()], ..small() },
             "data.paths = \" \": expected paths of files or folders",
         ),

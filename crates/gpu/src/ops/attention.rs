@@ -6,8 +6,10 @@
 //! a score each, and all of them a share of the columns of a head.
 
 mod decode;
+mod relations;
 
 pub(crate) use decode::{Cache, attention_decode, cache, forget, remember};
+pub(crate) use relations::relate;
 
 use cubecl::prelude::*;
 use tritrain_backend::Shape;

@@ -193,6 +193,18 @@ impl Backend for Gpu {
         attention::attention_backward(self, qkv, results, d_out, table, shape, d_qkv)
     }
 
+    fn relate(
+        &self,
+        qkv: &Floats,
+        of: &Floats,
+        shape: Shape,
+        weight: f32,
+        d_qkv: &mut Floats,
+        sum: (&mut Floats, usize),
+    ) {
+        attention::relate(self, qkv, of, shape, weight, d_qkv, sum)
+    }
+
     fn cache(&self) -> Cache {
         attention::cache(self)
     }

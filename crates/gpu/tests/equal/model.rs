@@ -313,6 +313,34 @@ fn attention_is_the_same() {
     }
 }
 
+/// Relations within queries, keys and values.
+#[derive(Debug)]
+struct Related {
+    shape: Shape,
+    seed: u64,
+}
+
+impl Case for Related {
+    fn run<B: Backend>(&self, b: &B) -> Vec<Found> {
+        let Related { shape, seed } = *self;
+        let (mut random, len) = (Random::new(seed), shape.rows() * shape.qkv_width());
+        let [qkv, of] = [(); 2].map(|()| put(b, &random.normal(len)));
+        let (mut d_qkv, mut sums) = (b.floats(len), put(b, &[0.0, 1.0]));
+        b.relate(&qkv, &of, shape, 3.0, &mut d_qkv, (&mut sums, 1));
+        vec![Found::Close("d_qkv", get(b, &d_qkv)), Found::Close("sums", get(b, &sums))]
+    }
+}
+
+#[test]
+fn relations_are_the_same() {
+    for seed in 0..24 {
+        let mut random = Random::new(seed);
+        let (batch, time, kv_heads) = (random.size(3), random.size(300), random.size(3));
+        let (heads, head_dim) = (kv_heads * random.size(3), 2 * random.size(32));
+        compare(&Related { shape: Shape { batch, time, heads, kv_heads, head_dim }, seed });
+    }
+}
+
 /// Prompts of two sequences into caches, and tokens after them, together.
 #[derive(Debug)]
 struct Decoding {

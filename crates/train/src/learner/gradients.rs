@@ -10,8 +10,10 @@ const DIRECTION: usize = 1;
 /// Products of gradients with weights, before the step and after it.
 const BEFORE: usize = 2;
 const AFTER: usize = 3;
+/// How far relations were from those that are learnt, all passes together.
+const RELATIONS: usize = 4;
 /// The square of the gradient of the first tensor, then of the others.
-const GRADIENTS: usize = 4;
+const GRADIENTS: usize = 5;
 
 /// Gradients until they are applied.
 pub(crate) struct Gradients<B: Memory> {
@@ -140,6 +142,16 @@ impl<B: Backend> Gradients<B> {
     /// Adds the losses of the tokens of a pass to those before.
     pub(super) fn add_losses(&mut self, backend: &B, losses: &B::Floats) {
         backend.add_sum(losses, &mut self.statistics, LOSS);
+    }
+
+    /// Adds the divergences of all passes.
+    pub(super) fn add_relations(&mut self, backend: &B, sum: &B::Floats) {
+        backend.add_sum(sum, &mut self.statistics, RELATIONS);
+    }
+
+    /// Mean divergence over passes, as read.
+    pub(super) fn relations(&self) -> f32 {
+        self.here[RELATIONS] / self.passes as f32
     }
 
     /// `mean += part / passes` for a gradient of pass `pass`.

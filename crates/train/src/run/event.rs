@@ -20,6 +20,9 @@ pub struct StepReport {
     pub gradient_norm: f32,
     /// Norm of the direction, all tensors together, before the learning rate.
     pub direction_norm: f32,
+    /// How far relations were from those of the model that teaches them, in nats, before the step.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub relations: Option<f32>,
     /// Log of what the controller multiplied the scheduled rates by, where there is a controller.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub log_multiplier: Option<f32>,
