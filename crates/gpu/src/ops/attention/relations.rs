@@ -3,6 +3,7 @@
 use cubecl::prelude::*;
 use tritrain_backend::Shape;
 
+use super::super::reduce;
 use crate::{
     Floats, Gpu,
     blocks::{UNITS, cube_max, cube_sum, desk, ordered, unordered, word_desk},
@@ -126,7 +127,7 @@ pub(crate) fn relate(
     let scale = 1.0 / (head_dim as f32).sqrt();
     let differences = gpu.room(rows * time);
     let divergences = Floats { handle: gpu.room(rows), len: rows, room: rows };
-    for sequence in 0..if time > 0 { batch } else { 0 } {
+    for sequence in (0..batch).filter(|_| time > 0) {
         launch!(
             gpu,
             differ,
@@ -158,6 +159,6 @@ pub(crate) fn relate(
             head_dim,
             scale,
         );
-        crate::ops::reduce::add_sum(gpu, &divergences, sums, at);
+        reduce::add_sum(gpu, &divergences, sums, at);
     }
 }
